@@ -1,0 +1,1 @@
+//! The node's pod network: bridge, veth, addresses reserved on disk.

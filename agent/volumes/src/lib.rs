@@ -1,0 +1,1 @@
+//! The agent's own volumes: emptyDir, hostPath, configMap, secret, downwardAPI, projected.

@@ -1,0 +1,26 @@
+//! The API as data: one table of resources, and what each of its rows knows of its objects. Pure: no I/O, no clock.
+//!
+//! Objects are JSON values all the way through; the server is generic over rows and never names a kind.
+//!
+//! ```text
+//!  request body ─ decode::check ─▶ Value ─ Strategy::default ─▶ prepare_* ─▶ validate_* ─▶ store
+//!  store ─▶ Value ─ selector::matches ─▶ JSON | table::row ─▶ response
+//!  the table ─▶ discovery, OpenAPI v2 and v3
+//! ```
+
+pub mod decode;
+pub mod field;
+pub mod meta;
+pub mod openapi;
+pub mod patch;
+pub mod quantity;
+pub mod resource;
+pub mod resources;
+pub mod selector;
+pub mod status;
+pub mod table;
+
+pub use field::FieldError;
+pub use resource::{Resource, Strategy, Subresource, Verb};
+pub use resources::{RESOURCES, find};
+pub use status::Status;

@@ -1,0 +1,136 @@
+//! A row of the table: what the generic verbs need to know of a resource.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::{FieldError, table::Column};
+
+/// What may be done with a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// POST to the collection.
+    Create,
+    /// DELETE of one.
+    Delete,
+    /// DELETE of the collection.
+    DeleteCollection,
+    /// GET of one.
+    Get,
+    /// GET of the collection.
+    List,
+    /// PATCH.
+    Patch,
+    /// PUT.
+    Update,
+    /// GET of the collection with `watch`.
+    Watch,
+}
+
+/// A path below an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subresource {
+    /// `status`, `log`, `binding`, …
+    pub name: &'static str,
+    /// Kind that is sent and answered, as discovery shows it.
+    pub kind: &'static str,
+    /// Verbs, as discovery shows them.
+    pub verbs: &'static [&'static str],
+}
+
+/// A row of the table of resources.
+pub struct Resource {
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// Version, such as `v1`.
+    pub version: &'static str,
+    /// Kind, such as `Pod`.
+    pub kind: &'static str,
+    /// Kind of a collection, such as `PodList`.
+    pub list_kind: &'static str,
+    /// Name in paths, such as `pods`.
+    pub plural: &'static str,
+    /// Name of one, such as `pod`.
+    pub singular: &'static str,
+    /// Short names kubectl takes.
+    pub short_names: &'static [&'static str],
+    /// Categories, such as `all`.
+    pub categories: &'static [&'static str],
+    /// Lives in a namespace.
+    pub namespaced: bool,
+    /// What may be done.
+    pub verbs: &'static [Verb],
+    /// Paths below an object.
+    pub subresources: &'static [Subresource],
+    /// Columns of the server-side table.
+    pub columns: &'static [Column],
+    /// Writes need not reach the disk at once (leases, events).
+    pub lazy: bool,
+    /// Grace period, in seconds, that a deletion without one gets from this object; `None`: deleted at once.
+    /// For pods `spec.terminationGracePeriodSeconds`, 0 where nothing has to be stopped (no node, or finished).
+    pub deletion_grace_seconds: Option<fn(&Value) -> i64>,
+    /// What this resource knows of its objects.
+    pub strategy: &'static dyn Strategy,
+}
+
+impl std::fmt::Debug for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}/{}", self.plural, self.group, self.version)
+    }
+}
+
+impl Resource {
+    /// `v1`, `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The name used in error messages: `pods`, `deployments.apps`.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// Whether writing `status` apart from the rest is possible.
+    pub fn has_status(&self) -> bool {
+        self.subresources.iter().any(|sub| sub.name == "status")
+    }
+}
+
+/// What a resource knows of its objects, after the `rest` strategies of kube-apiserver. Pure.
+///
+/// Objects reach these calls with `apiVersion`, `kind` and well-formed `metadata`; types of all known
+/// fields have been checked by [`crate::decode`].
+pub trait Strategy: Sync + Send {
+    /// Fills in defaults, as kube-apiserver does on reading and writing.
+    fn default(&self, _object: &mut Value) {}
+
+    /// Before creation: drops what a client may not set (status), sets what it cannot.
+    fn prepare_create(&self, _object: &mut Value) {}
+
+    /// Before an update of `""` (the object) or of a subresource such as `status`: keeps from `old` what this
+    /// path may not change. The generic part (metadata, generation) is the server's.
+    fn prepare_update(&self, _subresource: &str, _new: &mut Value, _old: &Value) {}
+
+    /// What is wrong with a new object.
+    fn validate_create(&self, _object: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// What is wrong with a change.
+    fn validate_update(&self, _subresource: &str, _new: &Value, _old: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// Value of a selectable field beyond `metadata.name` and `metadata.namespace`; `None`: no such field
+    /// (Kubernetes: `field label not supported: …`). A field that is selectable but unset is `Some("")`.
+    fn selectable_field(&self, _object: &Value, _field: &str) -> Option<String> {
+        None
+    }
+
+    /// Names of the selectable fields beyond the two of metadata.
+    fn selectable_fields(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Cells for the resource's columns.
+    fn row(&self, object: &Value, now: Timestamp) -> Vec<Value>;
+}

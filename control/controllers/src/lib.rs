@@ -1,0 +1,1 @@
+//! Controllers and the scheduler: plain clients of a Kubernetes API.

@@ -1,0 +1,1 @@
+//! The API server: authentication, admission, the generic verbs, watch.

@@ -1,0 +1,2 @@
+//! The program `wherry`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The content store, and how images get into it: pull, import, unpack.
