@@ -1,0 +1,96 @@
+//! The kubelet's own HTTP: logs, exec, attach, port-forward, stats, metrics and health, so that any
+//! API server can proxy to this node.
+//!
+//! ```text
+//!  API server ── TLS, client certificate ──▶ Server ── who ──▶ router ──▶ one file per endpoint
+//!                                                               │
+//!                          Kubelet (pods with status, runtimes) ◀┘   streams: wherry-streaming
+//! ```
+//!
+//! What an endpoint needs from the agent is the [`Kubelet`] trait and no more: handlers read pods and
+//! ask runtimes, and never change either. Everything but `/healthz` wants a client certificate of the
+//! cluster's CA (401 without one) that belongs to an API server or an administrator (403 otherwise).
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use wherry_runtime_api::{FsUsage, Runtime};
+
+/// What the HTTP endpoints need from the agent.
+///
+/// Answers are the agent's present knowledge, cheap and without a round trip to the API server.
+#[async_trait]
+pub trait Kubelet: Send + Sync + 'static {
+    /// The Node object's name.
+    fn node_name(&self) -> &str;
+
+    /// Every pod of this node, static ones included, with the status the agent last computed (not the
+    /// one last published).
+    fn pods(&self) -> Vec<Arc<Pod>>;
+
+    /// One pod of [`Kubelet::pods`].
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods().into_iter().find(|pod| {
+            pod.metadata.name.as_deref() == Some(name)
+                && pod.metadata.namespace.as_deref() == Some(namespace)
+        })
+    }
+
+    /// The node's runtimes; a container's ID (`oci://…`) names one by its handler.
+    fn runtimes(&self) -> &[Arc<dyn Runtime>];
+
+    /// Where a pod's container logs are, absolute: `<root>/log/pods/<namespace>_<name>_<uid>`. Used for
+    /// containers that the runtime has forgotten.
+    fn log_directory(&self, pod: &Pod) -> PathBuf;
+
+    /// Usage of the image store, for `stats/summary`.
+    async fn image_fs(&self) -> Option<FsUsage>;
+
+    /// The agent's own metrics, in Prometheus' text format.
+    fn metrics(&self) -> String;
+}
+
+/// How the server listens, and whom it lets in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen; port 0 takes any free one. Kubelet's default: `0.0.0.0:10250`.
+    pub listen: SocketAddr,
+    /// The serving certificate and what signed it, PEM.
+    pub certificate_pem: Vec<u8>,
+    /// The serving certificate's key, PEM.
+    pub key_pem: Vec<u8>,
+    /// What client certificates must be signed by, PEM.
+    pub client_ca_pem: Vec<u8>,
+    /// Common names that may use every endpoint.
+    pub allowed_users: BTreeSet<String>,
+    /// Organisations whose members may use every endpoint.
+    pub allowed_groups: BTreeSet<String>,
+    /// Streams without traffic for this long are closed. Kubelet's default: 4 h.
+    pub streaming_connection_idle_timeout: Duration,
+}
+
+impl Config {
+    /// Kubelet's defaults round the given certificates. Let in are the client names that kube-apiserver
+    /// uses in clusters made by `wherry control` and kubeadm.
+    pub fn new(
+        listen: SocketAddr,
+        certificate_pem: impl Into<Vec<u8>>,
+        key_pem: impl Into<Vec<u8>>,
+        client_ca_pem: impl Into<Vec<u8>>,
+    ) -> Self {
+        Self {
+            listen,
+            certificate_pem: certificate_pem.into(),
+            key_pem: key_pem.into(),
+            client_ca_pem: client_ca_pem.into(),
+            allowed_users: ["system:kube-apiserver", "kube-apiserver-kubelet-client"]
+                .map(String::from)
+                .into(),
+            allowed_groups: ["system:masters", "kubeadm:cluster-admins"]
+                .map(String::from)
+                .into(),
+            streaming_connection_idle_timeout: Duration::from_secs(4 * 60 * 60),
+        }
+    }
+}
