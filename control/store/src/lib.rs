@@ -6,10 +6,11 @@
 //!
 //! Absent on purpose: objects, selectors, defaulting, anything of Kubernetes. The server knows those.
 
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod embedded;
-mod history;
 mod memory;
+mod state;
 
 use std::sync::Arc;
 
@@ -66,10 +67,10 @@ pub struct Event {
 pub enum WatchMessage {
     /// Writes of one commit, in order.
     Events(Vec<Event>),
-    /// Everything up to this revision has been delivered (sent when asked, and about once a second
-    /// while other keys change).
+    /// Everything up to this revision has been delivered. Sent about a second after other keys changed.
     Progress(Revision),
-    /// The watch is over: the reader was too slow or the store closes. Start again from a list.
+    /// The watch is over: the reader was too slow or the store closes. Start again from a list. A channel that
+    /// just ends means the same.
     Lost,
 }
 
@@ -128,7 +129,12 @@ pub enum StoreError {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Writes a key that must not be there.
-    async fn create(&self, key: &str, value: Bytes, durability: Durability) -> Result<KeyValue, StoreError>;
+    async fn create(
+        &self,
+        key: &str,
+        value: Bytes,
+        durability: Durability,
+    ) -> Result<KeyValue, StoreError>;
 
     /// Reads a key, and says at which revision that was.
     async fn get(&self, key: &str) -> Result<(Option<KeyValue>, Revision), StoreError>;
@@ -161,7 +167,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Delivers every write after `revision` to keys that start with `prefix` (0: from now on).
     /// The channel is bounded: a reader that falls behind gets [`WatchMessage::Lost`] and the end.
-    async fn watch(&self, prefix: &str, revision: Revision) -> Result<mpsc::Receiver<WatchMessage>, StoreError>;
+    async fn watch(
+        &self,
+        prefix: &str,
+        revision: Revision,
+    ) -> Result<mpsc::Receiver<WatchMessage>, StoreError>;
 
     /// Forgets history up to `revision`: lists and watches from before answer `Compacted`.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;

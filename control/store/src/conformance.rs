@@ -1,0 +1,315 @@
+//! What every back-end must do. A new one starts by passing [`suite`].
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation here is a failed test"
+)]
+
+use std::{future::Future, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::Receiver;
+
+use crate::{Durability::Durable, Event, Store, StoreError, WatchMessage};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs every check, each on a store of its own.
+pub async fn suite<S: Store, F: Future<Output = S>>(mut make: impl FnMut() -> F) {
+    writes_are_ordered_and_checked(make().await).await;
+    a_list_pages_through_a_moment(make().await).await;
+    a_watch_delivers_each_write_once_in_order(make().await).await;
+    compaction_is_said_and_not_guessed(make().await).await;
+    concurrent_compare_and_swap_loses_nothing(make().await).await;
+    a_slow_watcher_is_told(make().await).await;
+}
+
+fn text(value: &str) -> Bytes {
+    Bytes::copy_from_slice(value.as_bytes())
+}
+
+async fn next_events(watch: &mut Receiver<WatchMessage>, count: usize) -> Vec<Event> {
+    let mut events = Vec::new();
+    while events.len() < count {
+        match tokio::time::timeout(PATIENCE, watch.recv())
+            .await
+            .unwrap()
+            .unwrap()
+        {
+            WatchMessage::Events(more) => events.extend(more),
+            WatchMessage::Progress(_) => {}
+            WatchMessage::Lost => panic!("the watch was lost"),
+        }
+    }
+    events
+}
+
+async fn writes_are_ordered_and_checked(store: impl Store) {
+    let start = store.current_revision().await.unwrap();
+    let a = store
+        .create("/registry/x/a", text("1"), Durable)
+        .await
+        .unwrap();
+    assert_eq!((a.create_revision, a.mod_revision), (start + 1, start + 1));
+    assert!(matches!(
+        store.create("/registry/x/a", text("2"), Durable).await,
+        Err(StoreError::Exists(_))
+    ));
+
+    let a2 = store
+        .update("/registry/x/a", text("2"), a.mod_revision, Durable)
+        .await
+        .unwrap();
+    assert_eq!(
+        (a2.create_revision, a2.mod_revision),
+        (start + 1, start + 2)
+    );
+    match store
+        .update("/registry/x/a", text("3"), a.mod_revision, Durable)
+        .await
+    {
+        Err(StoreError::Conflict { current, .. }) => assert_eq!(*current, a2),
+        other => panic!("an update of a stale revision answered {other:?}"),
+    }
+    assert!(matches!(
+        store.delete("/registry/x/a", a.mod_revision).await,
+        Err(StoreError::Conflict { .. })
+    ));
+    assert!(matches!(
+        store.update("/registry/x/b", text(""), 1, Durable).await,
+        Err(StoreError::NotFound(_))
+    ));
+    assert_eq!(
+        store.get("/registry/x/a").await.unwrap(),
+        (Some(a2.clone()), start + 2)
+    );
+
+    let gone = store.delete("/registry/x/a", 0).await.unwrap();
+    assert_eq!((gone.value, gone.mod_revision), (a2.value, start + 3));
+    assert!(matches!(
+        store.delete("/registry/x/a", 0).await,
+        Err(StoreError::NotFound(_))
+    ));
+    assert_eq!(store.get("/registry/x/a").await.unwrap(), (None, start + 3));
+    assert_eq!(store.current_revision().await.unwrap(), start + 3);
+}
+
+async fn a_list_pages_through_a_moment(store: impl Store) {
+    for n in 0..5 {
+        store
+            .create(&format!("/registry/x/{n}"), text("old"), Durable)
+            .await
+            .unwrap();
+    }
+    store
+        .create("/registry/xy/0", text("other"), Durable)
+        .await
+        .unwrap();
+    let first = store.list("/registry/x/", None, 2, 0).await.unwrap();
+    assert_eq!(keys(&first.items), ["/registry/x/0", "/registry/x/1"]);
+    assert!(first.more);
+
+    // What happens between two pages is not seen by the second.
+    store.delete("/registry/x/2", 0).await.unwrap();
+    let three = store.get("/registry/x/3").await.unwrap().0.unwrap();
+    let three = store
+        .update("/registry/x/3", text("new"), three.mod_revision, Durable)
+        .await
+        .unwrap();
+    store
+        .update("/registry/x/3", text("newer"), three.mod_revision, Durable)
+        .await
+        .unwrap();
+    store
+        .create("/registry/x/35", text("late"), Durable)
+        .await
+        .unwrap();
+    let second = store
+        .list("/registry/x/", Some("/registry/x/1"), 0, first.revision)
+        .await
+        .unwrap();
+    assert_eq!(
+        keys(&second.items),
+        ["/registry/x/2", "/registry/x/3", "/registry/x/4"]
+    );
+    assert!(second.items.iter().all(|kv| kv.value == "old"));
+    assert_eq!((second.revision, second.more), (first.revision, false));
+
+    let now = store.list("/registry/x/", None, 0, 0).await.unwrap();
+    assert_eq!(
+        keys(&now.items),
+        [
+            "/registry/x/0",
+            "/registry/x/1",
+            "/registry/x/3",
+            "/registry/x/35",
+            "/registry/x/4"
+        ]
+    );
+    assert_eq!(store.count("/registry/x/").await.unwrap().0, 5);
+    let future = now.revision + 1;
+    assert!(matches!(
+        store.list("/registry/x/", None, 0, future).await,
+        Err(StoreError::Future { .. })
+    ));
+}
+
+fn keys(items: &[crate::KeyValue]) -> Vec<&str> {
+    items.iter().map(|kv| &*kv.key).collect()
+}
+
+async fn a_watch_delivers_each_write_once_in_order(store: impl Store) {
+    let before = store
+        .create("/registry/x/a", text("1"), Durable)
+        .await
+        .unwrap();
+    let a2 = store
+        .update("/registry/x/a", text("2"), before.mod_revision, Durable)
+        .await
+        .unwrap();
+    let mut from_past = store
+        .watch("/registry/x/", before.mod_revision)
+        .await
+        .unwrap();
+    let mut from_now = store.watch("/registry/x/", 0).await.unwrap();
+    store
+        .create("/registry/y/a", text("other"), Durable)
+        .await
+        .unwrap();
+    let b = store
+        .create("/registry/x/b", text("1"), Durable)
+        .await
+        .unwrap();
+    let gone = store
+        .delete("/registry/x/a", a2.mod_revision)
+        .await
+        .unwrap();
+
+    let events = next_events(&mut from_past, 3).await;
+    let told: Vec<_> = events
+        .iter()
+        .map(|e| (e.revision, &*e.kv.key, e.deleted))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (a2.mod_revision, "/registry/x/a", false),
+            (b.mod_revision, "/registry/x/b", false),
+            (gone.mod_revision, "/registry/x/a", true)
+        ]
+    );
+    assert_eq!(events[0].previous.as_ref(), Some(&before));
+    assert_eq!(events[2].kv.value, "2");
+    assert_eq!(next_events(&mut from_now, 2).await, events[1..]);
+
+    // Other keys' writes move the watch on.
+    let elsewhere = store
+        .create("/registry/y/b", text(""), Durable)
+        .await
+        .unwrap();
+    let progress = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let WatchMessage::Progress(revision) = from_now.recv().await.unwrap()
+                && revision >= elsewhere.mod_revision
+            {
+                break;
+            }
+        }
+    });
+    progress.await.unwrap();
+}
+
+async fn compaction_is_said_and_not_guessed(store: impl Store) {
+    let a = store
+        .create("/registry/x/a", text("1"), Durable)
+        .await
+        .unwrap();
+    let b = store
+        .create("/registry/x/b", text("1"), Durable)
+        .await
+        .unwrap();
+    let c = store
+        .create("/registry/x/c", text("1"), Durable)
+        .await
+        .unwrap();
+    store.compact(b.mod_revision).await.unwrap();
+    let compacted = |result| matches!(result, Err(StoreError::Compacted { .. }));
+    assert!(compacted(
+        store
+            .list("/registry/x/", None, 0, a.mod_revision)
+            .await
+            .map(drop)
+    ));
+    assert!(compacted(
+        store.watch("/registry/x/", a.mod_revision).await.map(drop)
+    ));
+    let list = store
+        .list("/registry/x/", None, 0, b.mod_revision)
+        .await
+        .unwrap();
+    assert_eq!(keys(&list.items), ["/registry/x/a", "/registry/x/b"]);
+    let mut watch = store.watch("/registry/x/", b.mod_revision).await.unwrap();
+    assert_eq!(next_events(&mut watch, 1).await[0].kv, c);
+}
+
+async fn concurrent_compare_and_swap_loses_nothing(store: impl Store) {
+    const CLIENTS: usize = 8;
+    const INCREMENTS: usize = 25;
+    store
+        .create("/registry/x/counter", text("0"), Durable)
+        .await
+        .unwrap();
+    let increment = async || {
+        loop {
+            let kv = store.get("/registry/x/counter").await.unwrap().0.unwrap();
+            let count: usize = std::str::from_utf8(&kv.value).unwrap().parse().unwrap();
+            let next = text(&(count + 1).to_string());
+            match store
+                .update("/registry/x/counter", next, kv.mod_revision, Durable)
+                .await
+            {
+                Ok(_) => break,
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let client = async || {
+        for _ in 0..INCREMENTS {
+            increment().await;
+        }
+    };
+    futures::future::join_all((0..CLIENTS).map(|_| client())).await;
+    let counter = store.get("/registry/x/counter").await.unwrap().0.unwrap();
+    assert_eq!(counter.value, (CLIENTS * INCREMENTS).to_string().as_bytes());
+}
+
+async fn a_slow_watcher_is_told(store: impl Store) {
+    // Far more messages than any back-end may queue for one reader; lazy, for they cost no disk.
+    const WRITES: usize = 20_000;
+    let mut slow = store.watch("/registry/x/", 0).await.unwrap();
+    let mut kv = store
+        .create("/registry/x/a", text(""), crate::Durability::Lazy)
+        .await
+        .unwrap();
+    for _ in 0..WRITES {
+        kv = store
+            .update(
+                "/registry/x/a",
+                text(""),
+                kv.mod_revision,
+                crate::Durability::Lazy,
+            )
+            .await
+            .unwrap();
+    }
+    let mut seen = 0;
+    loop {
+        match slow.recv().await {
+            Some(WatchMessage::Events(events)) => seen += events.len(),
+            Some(WatchMessage::Progress(_)) => {}
+            Some(WatchMessage::Lost) | None => break,
+        }
+    }
+    assert!(seen < WRITES, "the queue of a slow watcher has no bound");
+}
