@@ -107,10 +107,15 @@ pub struct EmbeddedStore {
     writer: Option<JoinHandle<()>>,
 }
 
+type Decision = Result<KeyValue, StoreError>;
+
+/// Who waits for a decided write, and what to tell them.
+type Answer = (oneshot::Sender<Decision>, Decision);
+
 struct Request {
     write: Write,
     durability: Durability,
-    answer: oneshot::Sender<Result<KeyValue, StoreError>>,
+    answer: oneshot::Sender<Decision>,
 }
 
 impl EmbeddedStore {
@@ -432,7 +437,7 @@ impl Writer {
             let txn = db.begin_write()?;
             {
                 let mut keys = txn.open_table(KEYS)?;
-                let lazy = self.lazy.iter().map(|(key, kv)| (key, kv));
+                let lazy = self.lazy.iter();
                 for (key, kv) in lazy.chain(changes.iter().map(|(key, kv)| (key, kv))) {
                     match kv {
                         Some(kv) => keys
@@ -501,12 +506,7 @@ fn recv_until(requests: &mut mpsc::Receiver<Request>, due: Instant) -> Result<Re
     }
 }
 
-fn send(
-    answers: Vec<(
-        oneshot::Sender<Result<KeyValue, StoreError>>,
-        Result<KeyValue, StoreError>,
-    )>,
-) {
+fn send(answers: Vec<Answer>) {
     for (to, answer) in answers {
         // A caller that went away does not undo its write.
         let _ = to.send(answer);
