@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{FieldError, table::Column};
+use crate::{FieldError, meta, table::Column};
 
 /// What may be done with a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +89,20 @@ impl Resource {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// What is wrong with a new object, metadata included.
+    pub fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = meta::validate_object_meta(self, object);
+        errors.extend(self.strategy.validate_create(object));
+        errors
+    }
+
+    /// What is wrong with a change, metadata included.
+    pub fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = meta::validate_object_meta_update(new, old);
+        errors.extend(self.strategy.validate_update(subresource, new, old));
+        errors
+    }
+
     /// Whether writing `status` apart from the rest is possible.
     pub fn has_status(&self) -> bool {
         self.subresources.iter().any(|sub| sub.name == "status")
@@ -100,6 +114,11 @@ impl Resource {
 /// Objects reach these calls with `apiVersion`, `kind` and well-formed `metadata`; types of all known
 /// fields have been checked by [`crate::decode`].
 pub trait Strategy: Sync + Send {
+    /// What keeps a text from being a name.
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        meta::dns1123_subdomain(name)
+    }
+
     /// Fills in defaults, as kube-apiserver does on reading and writing.
     fn default(&self, _object: &mut Value) {}
 

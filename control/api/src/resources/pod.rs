@@ -1,0 +1,19 @@
+//! Pod.
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::{Strategy, meta, table::{self, Column}};
+
+pub(super) const COLUMNS: &[Column] = &[Column::name(), Column::age()];
+
+pub(super) struct Pod;
+
+impl Strategy for Pod {
+    fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        vec![meta::name(object).into(), table::age(object, now).into()]
+    }
+}
+
+pub(super) fn deletion_grace_seconds(_object: &Value) -> i64 {
+    0
+}
