@@ -1,1 +1,30 @@
 //! The agent's own volumes: emptyDir, hostPath, configMap, secret, downwardAPI, projected.
+//!
+//! They are the ground that volume plugins stand on. What a volume is to hold is worked out by pure
+//! code (a [`payload::Payload`]: path → bytes and mode); putting it on the node is kept apart.
+//!
+//! ```text
+//!  Pod ─ plan ─▶ fetch (ObjectSource) ─▶ payload, downward (pure) ─▶ atomic::write ─▶ <pods>/<uid>/volumes/…
+//!                                        empty_dir, host_path ──────▶
+//! ```
+//!
+//! Nothing is kept in memory: a new agent finds everything by the directory of the pod. Left to
+//! others: when to mount, when to refresh, and caching of the objects a volume shows.
+
+mod atomic;
+mod empty_dir;
+mod error;
+mod host_path;
+mod manager;
+mod mounts;
+mod ownership;
+mod plan;
+mod source;
+mod token;
+
+pub mod downward;
+pub mod payload;
+
+pub use error::{SetUpError, VolumeError};
+pub use manager::{PodContext, VolumeConfig, VolumeManager};
+pub use source::{ObjectSource, TokenParams};

@@ -1,0 +1,72 @@
+//! What can go wrong with a volume, in the kubelet's words.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+/// Failure of a [`crate::VolumeManager`] call. `Display` is the message of a `FailedMount` event.
+#[derive(Debug, Error)]
+pub enum VolumeError {
+    /// A volume could not be set up. Retry with back-off; [`SetUpError`] says what may help.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")]
+    SetUp {
+        /// The volume's name in the pod.
+        volume: String,
+        /// Why.
+        #[source]
+        cause: SetUpError,
+    },
+    /// A volume could not be taken down. Retry with back-off.
+    #[error("UnmountVolume.TearDown failed for pod \"{pod}\" : {}: {source}", path.display())]
+    TearDown {
+        /// The pod's uid.
+        pod: String,
+        /// What could not be unmounted or removed.
+        path: PathBuf,
+        /// The trouble.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a volume could not be set up.
+#[derive(Debug, Error)]
+pub enum SetUpError {
+    /// An object or key that the volume names is not there. It may come.
+    #[error("{0}")]
+    NotFound(String),
+    /// The API server could not be asked. Retry with back-off.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The volume cannot work as written, or what is on the node does not fit it.
+    #[error("{0}")]
+    Invalid(String),
+    /// No code for this kind of volume.
+    #[error("no volume plugin matched: {0} volumes are not supported on this node")]
+    Unsupported(String),
+    /// The disk or the kernel refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// The thing before the trouble.
+        what: String,
+        /// The trouble.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SetUpError {
+    /// Gives an I/O error its subject.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// Says which volume it was.
+    pub(crate) fn in_volume(self, volume: &str) -> VolumeError {
+        VolumeError::SetUp {
+            volume: volume.to_owned(),
+            cause: self,
+        }
+    }
+}

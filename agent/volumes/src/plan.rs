@@ -1,0 +1,481 @@
+//! What each volume of a pod takes, before anything is fetched or made. Pure.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use k8s_openapi::{
+    api::core::v1::{
+        Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod,
+        ProjectedVolumeSource, Volume,
+    },
+    apimachinery::pkg::api::resource::Quantity,
+};
+use wherry_api::quantity;
+
+use crate::{SetUpError, empty_dir::EmptyDir, payload};
+
+/// Lifetime of a token for which the volume names none, in seconds.
+const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+
+/// What a volume takes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Plan {
+    EmptyDir(EmptyDir),
+    HostPath { path: PathBuf, type_: String },
+    Content(Content),
+}
+
+/// A volume that shows objects of the API.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Content {
+    /// The kubelet's directory for this kind of volume.
+    pub(crate) plugin_dir: &'static str,
+    /// On a tmpfs: what is secret or of the moment is never written to a disk.
+    pub(crate) in_memory: bool,
+    pub(crate) default_mode: u32,
+    pub(crate) fs_group: Option<u32>,
+    pub(crate) projections: Vec<Projection>,
+}
+
+/// One source of a volume's files.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Projection {
+    ConfigMap {
+        name: String,
+        items: Vec<KeyToPath>,
+        optional: bool,
+    },
+    Secret {
+        name: String,
+        items: Vec<KeyToPath>,
+        optional: bool,
+    },
+    DownwardApi {
+        items: Vec<DownwardAPIVolumeFile>,
+    },
+    Token {
+        audience: Option<String>,
+        expiration_seconds: i64,
+        path: String,
+        mode: u32,
+        uid: Option<u32>,
+    },
+}
+
+impl Plan {
+    /// Where the volume is, below `<pod>/volumes`; `None` if it is a place of the node's own.
+    pub(crate) fn plugin_dir(&self) -> Option<&'static str> {
+        match self {
+            Self::EmptyDir(_) => Some("kubernetes.io~empty-dir"),
+            Self::HostPath { .. } => None,
+            Self::Content(content) => Some(content.plugin_dir),
+        }
+    }
+}
+
+/// Reads one volume of a pod.
+///
+/// # Errors
+/// The volume has no source, one this agent has no code for, or one that cannot work.
+pub(crate) fn plan(
+    pod: &Pod,
+    volume: &Volume,
+    allocatable: &BTreeMap<String, Quantity>,
+) -> Result<Plan, SetUpError> {
+    let is_file_name =
+        !matches!(volume.name.as_str(), "" | "." | "..") && !volume.name.contains(['/', '\0']);
+    if !is_file_name {
+        return Err(SetUpError::Invalid(format!(
+            "{:?} cannot be the name of a volume",
+            volume.name
+        )));
+    }
+    let fs_group = fs_group(pod);
+    let content = |plugin_dir, in_memory, default_mode, projection| {
+        let projections = vec![projection];
+        Plan::Content(Content {
+            plugin_dir,
+            in_memory,
+            default_mode: payload::mode(default_mode),
+            fs_group,
+            projections,
+        })
+    };
+    if let Some(source) = &volume.empty_dir {
+        return empty_dir(pod, source, allocatable).map(Plan::EmptyDir);
+    }
+    if let Some(source) = &volume.host_path {
+        let type_ = source.type_.clone().unwrap_or_default();
+        return Ok(Plan::HostPath {
+            path: source.path.clone().into(),
+            type_,
+        });
+    }
+    if let Some(source) = volume.config_map.clone() {
+        let (items, optional) = (
+            source.items.unwrap_or_default(),
+            source.optional.unwrap_or(false),
+        );
+        let projection = Projection::ConfigMap {
+            name: source.name,
+            items,
+            optional,
+        };
+        return Ok(content(
+            "kubernetes.io~configmap",
+            false,
+            source.default_mode,
+            projection,
+        ));
+    }
+    if let Some(source) = volume.secret.clone() {
+        let (items, optional) = (
+            source.items.unwrap_or_default(),
+            source.optional.unwrap_or(false),
+        );
+        let projection = Projection::Secret {
+            name: source.secret_name.unwrap_or_default(),
+            items,
+            optional,
+        };
+        return Ok(content(
+            "kubernetes.io~secret",
+            true,
+            source.default_mode,
+            projection,
+        ));
+    }
+    if let Some(source) = volume.downward_api.clone() {
+        let projection = Projection::DownwardApi {
+            items: source.items.unwrap_or_default(),
+        };
+        return Ok(content(
+            "kubernetes.io~downward-api",
+            true,
+            source.default_mode,
+            projection,
+        ));
+    }
+    if let Some(source) = &volume.projected {
+        return projected(pod, source, fs_group).map(Plan::Content);
+    }
+    Err(SetUpError::Unsupported(
+        unsupported_source(volume).to_owned(),
+    ))
+}
+
+fn empty_dir(
+    pod: &Pod,
+    source: &EmptyDirVolumeSource,
+    allocatable: &BTreeMap<String, Quantity>,
+) -> Result<EmptyDir, SetUpError> {
+    let in_memory = match source.medium.as_deref().unwrap_or_default() {
+        "" => false,
+        "Memory" => true,
+        other => {
+            return Err(SetUpError::Unsupported(format!(
+                "emptyDir of medium {other}"
+            )));
+        }
+    };
+    let limits = [source.size_limit.as_ref(), allocatable.get("memory")];
+    let sizes = limits
+        .into_iter()
+        .flatten()
+        .filter_map(bytes)
+        .chain(pod_memory_limit(pod));
+    let size_bytes = if in_memory {
+        sizes.filter(|size| *size > 0).min()
+    } else {
+        None
+    };
+    Ok(EmptyDir {
+        in_memory,
+        size_bytes,
+        fs_group: fs_group(pod),
+    })
+}
+
+/// The sum of the containers' memory limits, if each has one: more than that cannot be used.
+fn pod_memory_limit(pod: &Pod) -> Option<u64> {
+    let limit = |container: &Container| {
+        bytes(
+            container
+                .resources
+                .as_ref()?
+                .limits
+                .as_ref()?
+                .get("memory")?,
+        )
+    };
+    let spec = pod.spec.as_ref()?;
+    let apps: Option<u64> = spec.containers.iter().map(limit).sum();
+    let init: Option<Vec<u64>> = spec.init_containers.iter().flatten().map(limit).collect();
+    Some(apps?.max(init?.into_iter().sum()))
+}
+
+fn bytes(quantity: &Quantity) -> Option<u64> {
+    u64::try_from(quantity::Quantity::parse(&quantity.0).ok()?.value()).ok()
+}
+
+fn projected(
+    pod: &Pod,
+    source: &ProjectedVolumeSource,
+    fs_group: Option<u32>,
+) -> Result<Content, SetUpError> {
+    let default_mode = payload::mode(source.default_mode);
+    let uid = common_user(pod);
+    // As the kubelet: a token somebody owns is for that somebody.
+    let token_mode = if uid.is_some() || fs_group.is_some() {
+        0o600
+    } else {
+        default_mode
+    };
+    let mut projections = Vec::new();
+    for source in source.sources.iter().flatten() {
+        if let Some(source) = source.config_map.clone() {
+            let (items, optional) = (
+                source.items.unwrap_or_default(),
+                source.optional.unwrap_or(false),
+            );
+            projections.push(Projection::ConfigMap {
+                name: source.name,
+                items,
+                optional,
+            });
+        } else if let Some(source) = source.secret.clone() {
+            let (items, optional) = (
+                source.items.unwrap_or_default(),
+                source.optional.unwrap_or(false),
+            );
+            projections.push(Projection::Secret {
+                name: source.name,
+                items,
+                optional,
+            });
+        } else if let Some(source) = source.downward_api.clone() {
+            projections.push(Projection::DownwardApi {
+                items: source.items.unwrap_or_default(),
+            });
+        } else if let Some(source) = source.service_account_token.clone() {
+            projections.push(Projection::Token {
+                audience: source.audience.filter(|audience| !audience.is_empty()),
+                expiration_seconds: source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT),
+                path: source.path,
+                mode: token_mode,
+                uid,
+            });
+        } else if source.cluster_trust_bundle.is_some() {
+            return Err(SetUpError::Unsupported(
+                "projected clusterTrustBundle".into(),
+            ));
+        } else if source.pod_certificate.is_some() {
+            return Err(SetUpError::Unsupported("projected podCertificate".into()));
+        }
+    }
+    let plugin_dir = "kubernetes.io~projected";
+    Ok(Content {
+        plugin_dir,
+        in_memory: true,
+        default_mode,
+        fs_group,
+        projections,
+    })
+}
+
+fn fs_group(pod: &Pod) -> Option<u32> {
+    u32::try_from(pod.spec.as_ref()?.security_context.as_ref()?.fs_group?).ok()
+}
+
+/// The user all containers of a pod run as, if the manifest says one.
+fn common_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec
+        .security_context
+        .as_ref()
+        .and_then(|context| context.run_as_user);
+    let of = |container: &Container| {
+        container
+            .security_context
+            .as_ref()
+            .and_then(|context| context.run_as_user)
+            .or(of_pod)
+    };
+    let mut users = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .map(of);
+    let first = users.next()??;
+    users
+        .all(|user| user == Some(first))
+        .then(|| u32::try_from(first).ok())
+        .flatten()
+}
+
+/// The API's word for a source this agent has no code for.
+fn unsupported_source(volume: &Volume) -> &'static str {
+    let sources = [
+        (
+            volume.aws_elastic_block_store.is_some(),
+            "awsElasticBlockStore",
+        ),
+        (volume.azure_disk.is_some(), "azureDisk"),
+        (volume.azure_file.is_some(), "azureFile"),
+        (volume.cephfs.is_some(), "cephfs"),
+        (volume.cinder.is_some(), "cinder"),
+        (volume.csi.is_some(), "csi"),
+        (volume.ephemeral.is_some(), "ephemeral"),
+        (volume.fc.is_some(), "fc"),
+        (volume.flex_volume.is_some(), "flexVolume"),
+        (volume.flocker.is_some(), "flocker"),
+        (volume.gce_persistent_disk.is_some(), "gcePersistentDisk"),
+        (volume.git_repo.is_some(), "gitRepo"),
+        (volume.glusterfs.is_some(), "glusterfs"),
+        (volume.image.is_some(), "image"),
+        (volume.iscsi.is_some(), "iscsi"),
+        (volume.nfs.is_some(), "nfs"),
+        (
+            volume.persistent_volume_claim.is_some(),
+            "persistentVolumeClaim",
+        ),
+        (
+            volume.photon_persistent_disk.is_some(),
+            "photonPersistentDisk",
+        ),
+        (volume.portworx_volume.is_some(), "portworxVolume"),
+        (volume.quobyte.is_some(), "quobyte"),
+        (volume.rbd.is_some(), "rbd"),
+        (volume.scale_io.is_some(), "scaleIO"),
+        (volume.storageos.is_some(), "storageos"),
+        (volume.vsphere_volume.is_some(), "vsphereVolume"),
+    ];
+    sources
+        .into_iter()
+        .find(|(is_set, _)| *is_set)
+        .map_or("unnamed", |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({ "metadata": { "name": "p" }, "spec": spec })).unwrap()
+    }
+
+    fn read(spec: Value, volume: Value) -> Result<Plan, String> {
+        let allocatable = [("memory".to_owned(), Quantity("1Gi".to_owned()))].into();
+        let volume = serde_json::from_value(volume).unwrap();
+        plan(&pod(spec), &volume, &allocatable).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_tmpfs_is_no_larger_than_limit_pod_or_node() {
+        let limited = |memory: &str| json!({ "containers": [{ "name": "c", "resources": { "limits": { "memory": memory } } }] });
+        for (spec, source, want) in [
+            (json!({ "containers": [] }), json!({}), None),
+            (
+                json!({ "containers": [{ "name": "c" }] }),
+                json!({ "medium": "Memory" }),
+                Some(1 << 30),
+            ),
+            (
+                json!({ "containers": [{ "name": "c" }] }),
+                json!({ "medium": "Memory", "sizeLimit": "1Mi" }),
+                Some(1 << 20),
+            ),
+            (
+                limited("64Mi"),
+                json!({ "medium": "Memory", "sizeLimit": "1Gi" }),
+                Some(64 << 20),
+            ),
+            (
+                limited("64Mi"),
+                json!({ "medium": "Memory", "sizeLimit": "1Mi" }),
+                Some(1 << 20),
+            ),
+        ] {
+            let in_memory = source.get("medium").is_some();
+            let want = Plan::EmptyDir(EmptyDir {
+                in_memory,
+                size_bytes: want,
+                fs_group: None,
+            });
+            assert_eq!(
+                read(spec, json!({ "name": "v", "emptyDir": source })).unwrap(),
+                want
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_named() {
+        let containers = || json!({ "containers": [] });
+        for (volume, want) in [
+            (
+                json!({ "nfs": { "server": "s", "path": "/" } }),
+                "no volume plugin matched: nfs volumes are not supported on this node",
+            ),
+            (
+                json!({ "emptyDir": { "medium": "HugePages" } }),
+                "no volume plugin matched: emptyDir of medium HugePages volumes are not supported on this node",
+            ),
+            (
+                json!({ "projected": { "sources": [{ "clusterTrustBundle": { "path": "x" } }] } }),
+                "no volume plugin matched: projected clusterTrustBundle volumes are not supported on this node",
+            ),
+        ] {
+            let mut volume = volume;
+            volume["name"] = "v".into();
+            assert_eq!(read(containers(), volume).unwrap_err(), want);
+        }
+        for name in ["", "..", "a/b"] {
+            assert!(read(containers(), json!({ "name": name, "emptyDir": {} })).is_err());
+        }
+    }
+
+    #[test]
+    fn a_token_belongs_to_the_user_all_containers_run_as() {
+        let volume = || json!({ "name": "v", "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } });
+        let container =
+            |user: Option<i64>| json!({ "name": "c", "securityContext": { "runAsUser": user } });
+        for (spec, mode, uid) in [
+            (json!({ "containers": [container(None)] }), 0o644, None),
+            (
+                json!({ "containers": [container(Some(7)), container(Some(7))] }),
+                0o600,
+                Some(7),
+            ),
+            (
+                json!({ "containers": [container(Some(7)), container(Some(8))] }),
+                0o644,
+                None,
+            ),
+            (
+                json!({ "securityContext": { "runAsUser": 7 }, "containers": [container(None)] }),
+                0o600,
+                Some(7),
+            ),
+            (
+                json!({ "securityContext": { "fsGroup": 9 }, "containers": [container(None)] }),
+                0o600,
+                None,
+            ),
+        ] {
+            let Plan::Content(content) = read(spec, volume()).unwrap() else {
+                panic!("not content")
+            };
+            let want = Projection::Token {
+                audience: None,
+                expiration_seconds: 3600,
+                path: "token".into(),
+                mode,
+                uid,
+            };
+            assert_eq!(content.projections, [want]);
+            assert!(content.in_memory);
+        }
+    }
+}
