@@ -1,1 +1,442 @@
-//! The harness and the end-to-end tests.
+//! The harness of the end-to-end tests and of the bench: a node in a network of its own, real `kubectl`, and the
+//! counting of what is left over.
+//!
+//! ```text
+//!  namespace wt<pid>n<k>: wherry up, kubectl, curl ── veth ── namespace …o: "the outside", 10.51.0.2
+//! ```
+//!
+//! Everything runs as root with a temporary root directory. Traffic stays on loopback and in the namespaces made here.
+
+mod leaks;
+mod netns;
+
+use std::{
+    ffi::OsStr,
+    fmt::Write as _,
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+pub use leaks::Leftovers;
+pub use netns::Network;
+
+/// How long anything awaited may take; generous, for two busy cores.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How often a condition that nothing announces is looked at again.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Waits until the closure answers `Some`, and panics with `what` and the last word on it when patience ends.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(why) if start.elapsed() > PATIENCE => {
+                panic!("{what}: not within {PATIENCE:?}: {why}")
+            }
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// The program under test.
+pub fn wherry() -> PathBuf {
+    match std::env::var_os("WHERRY_BIN") {
+        Some(path) => path.into(),
+        // Beside the test binary's directory: target/<profile>/deps/it → target/<profile>/wherry.
+        None => {
+            let mut path = std::env::current_exe().expect("a running program has a path");
+            path.pop();
+            if path.ends_with("deps") {
+                path.pop();
+            }
+            path.join("wherry")
+        }
+    }
+}
+
+/// A file that tests/run.sh made and named in the environment.
+pub fn made_by_run_sh(variable: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(
+        || panic!("{variable} is not set: start the tests with tests/run.sh"),
+        Into::into,
+    )
+}
+
+/// A compiled guest of tests/guests.
+pub fn guest(name: &str) -> PathBuf {
+    made_by_run_sh("WHERRY_GUESTS")
+        .join("wasm32-wasip2/release")
+        .join(format!("{name}.wasm"))
+}
+
+/// A node with its control plane, and its network.
+pub struct Cluster {
+    /// Where it lives.
+    pub network: Network,
+    root: tempfile::TempDir,
+    args: Vec<String>,
+    node: Option<Child>,
+    name: String,
+}
+
+impl Cluster {
+    /// Starts a node and waits until it is Ready.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments for `wherry up`.
+    pub fn start_with(args: &[&str]) -> Self {
+        let mut cluster = Self::prepare(args);
+        cluster.up();
+        cluster
+    }
+
+    /// Everything but the node's process: [`Cluster::up`] starts it.
+    pub fn prepare(args: &[&str]) -> Self {
+        let network = Network::new();
+        let root = tempfile::Builder::new()
+            .prefix("wherry-it-")
+            .tempdir()
+            .expect("a temporary directory");
+        let name = network.name().to_owned();
+        let mut all: Vec<String> = [
+            "--node-ip",
+            Network::NODE_IP,
+            "--hostname-override",
+            "node",
+            "--cgroup-root",
+        ]
+        .map(String::from)
+        .into();
+        all.push(name.clone());
+        all.extend(args.iter().map(ToString::to_string));
+        Self {
+            network,
+            root,
+            args: all,
+            node: None,
+            name,
+        }
+    }
+
+    /// The node's root directory.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.root().join("control/admin.kubeconfig")
+    }
+
+    /// The node's log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.root().join("up.log")).unwrap_or_default()
+    }
+
+    /// The node's process.
+    pub fn pid(&self) -> u32 {
+        self.node.as_ref().expect("the node is up").id()
+    }
+
+    /// Starts `wherry up` and waits until it says that it is ready.
+    pub fn up(&mut self) {
+        let ready = self.spawn();
+        match ready.recv_timeout(PATIENCE) {
+            Ok(line) => assert!(line.starts_with("ready"), "wherry up said: {line}"),
+            Err(error) => {
+                let status = self
+                    .node
+                    .as_mut()
+                    .and_then(|node| node.try_wait().ok().flatten());
+                panic!(
+                    "wherry up is not ready ({error}, exit: {status:?}); its log:\n{}",
+                    tail(&self.log())
+                )
+            }
+        }
+    }
+
+    /// Starts `wherry up`; what it prints arrives on the channel.
+    pub fn spawn(&mut self) -> mpsc::Receiver<String> {
+        assert!(self.node.is_none(), "the node is up already");
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.root().join("up.log"))
+            .expect("a log file");
+        let mut node = self
+            .network
+            .command(wherry())
+            .args(["up", "--root"])
+            .arg(self.root())
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("wherry starts");
+        let stdout = node.stdout.take().expect("stdout is piped");
+        self.node = Some(node);
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        receiver
+    }
+
+    /// Ends the node's process with a signal and waits for it; pods run on.
+    pub fn signal(&mut self, signal: nix::sys::signal::Signal) {
+        let mut node = self.node.take().expect("the node is up");
+        let pid = nix::unistd::Pid::from_raw(node.id() as i32);
+        nix::sys::signal::kill(pid, signal).expect("the node's process is there");
+        node.wait().expect("the node's process can be waited for");
+    }
+
+    /// `kill -9`, then a new process.
+    pub fn kill_and_restart(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGKILL);
+        self.up();
+    }
+
+    /// Runs `wherry` with the node's root.
+    pub fn wherry(&self, args: &[&str]) -> String {
+        let output = self
+            .network
+            .command(wherry())
+            .args(args)
+            .arg("--root")
+            .arg(self.root())
+            .output()
+            .expect("wherry starts");
+        success(&format!("wherry {}", args.join(" ")), output)
+    }
+
+    /// `wherry image import`.
+    pub fn import(&self, path: &Path, name: &str) {
+        self.wherry(&["image", "import", &path.to_string_lossy(), "--name", name]);
+    }
+
+    /// A `kubectl` command against this node.
+    pub fn kubectl_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = self.network.command("kubectl");
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.root())
+            .args(args);
+        command
+    }
+
+    /// Runs kubectl, which has to succeed, and gives what it printed.
+    #[track_caller]
+    pub fn kubectl<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        let output = self.kubectl_command(args).output().expect("kubectl starts");
+        success(&describe(args), output)
+    }
+
+    /// Runs kubectl, which has to fail, and gives what it said on stderr.
+    #[track_caller]
+    pub fn kubectl_fails<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        let output = self.kubectl_command(args).output().expect("kubectl starts");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success(),
+            "{} succeeded: {stdout}",
+            describe(args)
+        );
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Runs kubectl with something on its stdin; gives exit status, stdout and stderr.
+    pub fn kubectl_with_input<S: AsRef<OsStr>>(&self, args: &[S], input: &str) -> Output {
+        let mut child = self
+            .kubectl_command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl starts");
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        let input = input.to_owned();
+        // A kubectl that stops reading early says why on stderr.
+        let feeder = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+        let output = child.wait_with_output().expect("kubectl can be waited for");
+        feeder.join().expect("the feeder does not panic");
+        output
+    }
+
+    /// `kubectl apply -f -`.
+    #[track_caller]
+    pub fn apply(&self, yaml: &str) -> String {
+        success(
+            "kubectl apply",
+            self.kubectl_with_input(&["apply", "-f", "-"], yaml),
+        )
+    }
+
+    /// One field of an object by JSONPath; empty if the object or the field is not there.
+    pub fn field(&self, namespace: &str, object: &str, path: &str) -> String {
+        let output = self
+            .kubectl_command(&[
+                "get",
+                "-n",
+                namespace,
+                object,
+                "-o",
+                &format!("jsonpath={{{path}}}"),
+                "--ignore-not-found",
+            ])
+            .output()
+            .expect("kubectl starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until a field has a value.
+    #[track_caller]
+    pub fn wait_field(&self, namespace: &str, object: &str, path: &str, wanted: &str) {
+        eventually(&format!("{object} {path} = {wanted}"), || {
+            let value = self.field(namespace, object, path);
+            if value == wanted {
+                Ok(())
+            } else {
+                Err(format!("{value:?}\n{}", self.describe(namespace, object)))
+            }
+        });
+    }
+
+    /// `kubectl describe`, for messages.
+    pub fn describe(&self, namespace: &str, object: &str) -> String {
+        let output = self
+            .kubectl_command(&["describe", "-n", namespace, object])
+            .output()
+            .expect("kubectl starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until a pod is Ready.
+    #[track_caller]
+    pub fn wait_ready(&self, namespace: &str, pod: &str) {
+        self.wait_field(
+            namespace,
+            &format!("pod/{pod}"),
+            ".status.conditions[?(@.type==\"Ready\")].status",
+            "True",
+        );
+    }
+
+    /// Waits until an event with this reason speaks of the pod, and gives its message.
+    #[track_caller]
+    pub fn wait_event(&self, namespace: &str, pod: &str, reason: &str) -> String {
+        eventually(&format!("an event {reason} about {pod}"), || {
+            let selector = format!("involvedObject.name={pod},reason={reason}");
+            let output = self
+                .kubectl_command(&[
+                    "get",
+                    "events",
+                    "-n",
+                    namespace,
+                    "--field-selector",
+                    &selector,
+                    "-o",
+                    "jsonpath={.items[*].message}",
+                ])
+                .output()
+                .expect("kubectl starts");
+            let message = String::from_utf8_lossy(&output.stdout).into_owned();
+            if message.is_empty() {
+                Err(self.describe(namespace, &format!("pod/{pod}")))
+            } else {
+                Ok(message)
+            }
+        })
+    }
+
+    /// Fetches a URL from the node.
+    pub fn curl(&self, url: &str) -> Result<String, String> {
+        let output = self
+            .network
+            .command("curl")
+            .args(["-sS", "--max-time", "10", url])
+            .output()
+            .expect("curl starts");
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// What exists on this machine because of this node.
+    pub fn leftovers(&self) -> Leftovers {
+        Leftovers::count(self.root(), &self.name, &self.network)
+    }
+
+    /// `wherry down`; gives what it said.
+    pub fn down(&mut self) -> String {
+        let said = self.wherry(&["down"]);
+        if let Some(mut node) = self.node.take() {
+            node.wait().expect("the node's process can be waited for");
+        }
+        said
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Also after a failed test; what cannot be ended now is said and left for a person.
+        let output = self
+            .network
+            .command(wherry())
+            .args(["down", "--root"])
+            .arg(self.root())
+            .output();
+        if let Some(node) = &mut self.node {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+        match output {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => eprintln!("wherry down: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => eprintln!("wherry down: {error}"),
+        }
+        if std::thread::panicking() {
+            eprintln!("the node's log ends with:\n{}", tail(&self.log()));
+        }
+    }
+}
+
+fn describe<S: AsRef<OsStr>>(args: &[S]) -> String {
+    args.iter().fold("kubectl".to_owned(), |mut line, arg| {
+        let _ = write!(line, " {}", arg.as_ref().to_string_lossy());
+        line
+    })
+}
+
+#[track_caller]
+fn success(what: &str, output: Output) -> String {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{what}: {}\n{stdout}{stderr}",
+        output.status
+    );
+    stdout
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}

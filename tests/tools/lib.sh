@@ -21,7 +21,6 @@ need_packages() {
   [ ${#missing[@]} -gt 0 ] || return 0
   say "installing ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  # Services that a package starts at once would take ports of this machine.
   apt-get install -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" >"$WHERRY_CACHE/apt.log" 2>&1 ||
     { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}" >"$WHERRY_CACHE/apt.log" 2>&1; } ||
     { tail -n 20 "$WHERRY_CACHE/apt.log" >&2; die "apt-get could not install ${missing[*]}; the full log is $WHERRY_CACHE/apt.log"; }

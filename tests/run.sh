@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them: lints, unit and conformance tests, and the end-to-end tests with
+# real kubectl, registry, images and guests. Nothing skips: what is missing is installed or is a failure.
+#
+#   tests/run.sh                 everything
+#   tests/run.sh FILTER…         only the end-to-end tests whose names contain FILTER
+here=$(cd "$(dirname "$0")/.." && pwd)
+. "$here/tests/tools/lib.sh"
+cd "$here"
+
+need_rust
+need_packages build-essential pkg-config iproute2 nftables busybox-static curl openssl docker-registry apache2-utils
+need_kubectl
+only_one tests
+
+# Kept outside the work tree: without it the run only takes longer.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$WHERRY_CACHE/target}
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+
+say "guests: compiling the Wasm programs that tests and the example run"
+toolchain=$(tests/tools/guest-toolchain.sh)
+(. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip2)
+(. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip1 -p exit-code)
+(. "$toolchain" && cd docs/examples/mixed-pod/writer && CARGO_TARGET_DIR="$WHERRY_CACHE/example" cargo build --quiet --release --target wasm32-wasip2)
+export WHERRY_GUESTS=$WHERRY_CACHE/guests
+export WHERRY_EXAMPLE_WRITER=$WHERRY_CACHE/example/wasm32-wasip2/release/writer.wasm
+for image in nginx redis busybox; do
+  layout=$(tests/tools/debian-image.sh "$image")
+  export "WHERRY_IMAGE_${image^^}=$layout"
+done
+
+if [ $# = 0 ]; then
+  say "format and lints"
+  cargo fmt --all --check
+  cargo clippy --quiet --workspace --all-targets -- -D warnings
+fi
+say "building"
+cargo build --quiet --workspace
+cargo test --quiet --workspace --no-run
+export WHERRY_BIN=$CARGO_TARGET_DIR/debug/wherry
+
+if [ $# = 0 ]; then
+  say "unit, property and conformance tests"
+  cargo test --workspace --exclude wherry-tests
+fi
+say "end-to-end tests"
+cargo test -p wherry-tests -- "$@"

@@ -1,0 +1,119 @@
+//! What a node has made on this machine, counted from the kernel's side.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::Network;
+
+/// Things found, by kind. Two counts can be compared for what one has more than the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Processes that name the root on their command line, in their environment's place or by their cgroup.
+    pub processes: BTreeSet<String>,
+    /// Mount points below the root, or mounted from it.
+    pub mounts: BTreeSet<String>,
+    /// Cgroups below the node's.
+    pub cgroups: BTreeSet<PathBuf>,
+    /// Interfaces in the node's network besides `lo` and `eth0`.
+    pub interfaces: BTreeSet<String>,
+    /// nftables tables in the node's network.
+    pub tables: BTreeSet<String>,
+}
+
+impl Leftovers {
+    pub(crate) fn count(root: &Path, cgroup_root: &str, network: &Network) -> Self {
+        let root = root.to_string_lossy().into_owned();
+        Self {
+            processes: processes(&root, cgroup_root),
+            mounts: mounts(&root),
+            cgroups: cgroups(cgroup_root),
+            interfaces: interfaces(network),
+            tables: lines(network, "nft", &["list", "tables"]),
+        }
+    }
+
+    /// Nothing at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn processes(root: &str, cgroup_root: &str) -> BTreeSet<String> {
+    let Ok(proc) = fs::read_dir("/proc") else {
+        return BTreeSet::new();
+    };
+    let me = std::process::id().to_string();
+    proc.flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().into_string().ok()?;
+            if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == me {
+                return None;
+            }
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            let ours = command.contains(root) || cgroup.contains(&format!("/{cgroup_root}/"));
+            ours.then(|| format!("{pid} {}", command.trim()))
+        })
+        .collect()
+}
+
+fn mounts(root: &str) -> BTreeSet<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts
+        .lines()
+        .filter(|line| line.contains(root))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn cgroups(cgroup_root: &str) -> BTreeSet<PathBuf> {
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else {
+        return BTreeSet::new();
+    };
+    let mut found = BTreeSet::new();
+    let mut look = vec![PathBuf::from("/sys/fs/cgroup").join(cgroup_root)];
+    look.extend(
+        hierarchies
+            .flatten()
+            .map(|entry| entry.path().join(cgroup_root)),
+    );
+    while let Some(dir) = look.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else {
+            continue;
+        };
+        look.extend(
+            entries
+                .flatten()
+                .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                .map(|e| e.path()),
+        );
+        found.insert(dir);
+    }
+    found
+}
+
+fn interfaces(network: &Network) -> BTreeSet<String> {
+    lines(network, "ip", &["-brief", "link"])
+        .into_iter()
+        .filter_map(|line| {
+            let name = line.split([' ', '@']).next()?.to_owned();
+            (name != "lo" && name != "eth0").then_some(name)
+        })
+        .collect()
+}
+
+fn lines(network: &Network, program: &str, args: &[&str]) -> BTreeSet<String> {
+    let output = network
+        .command(program)
+        .args(args)
+        .output()
+        .expect("the program starts");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
