@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Builds a release, makes images and guests, measures a fresh node and prints the tables of README.md.
+here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$here/tests/tools/lib.sh"
+cd "$here"
+need_rust
+need_packages build-essential pkg-config iproute2 nftables busybox-static curl
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$WHERRY_CACHE/target}
+toolchain=$(tests/tools/guest-toolchain.sh)
+(. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip2)
+export WHERRY_GUESTS=$WHERRY_CACHE/guests
+WHERRY_IMAGE_BUSYBOX=$(tests/tools/debian-image.sh busybox)
+export WHERRY_IMAGE_BUSYBOX
+cargo build --release -p wherry
+cargo build --release -p wherry-tests --bin bench
+export WHERRY_BIN=$CARGO_TARGET_DIR/release/wherry
+exec "$CARGO_TARGET_DIR/release/bench"
