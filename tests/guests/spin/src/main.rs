@@ -1,0 +1,9 @@
+//! Computes for ever and asks the host for nothing.
+
+fn main() {
+    println!("spinning");
+    let mut n = 0u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
+    }
+}

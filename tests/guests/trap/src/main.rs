@@ -1,0 +1,6 @@
+//! Traps after it has printed a line.
+
+fn main() {
+    println!("about to trap");
+    std::process::abort();
+}
