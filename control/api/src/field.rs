@@ -227,6 +227,20 @@ impl<'a> Path<'a> {
     pub fn key<'b>(&'b self, key: &'b str) -> Path<'b> {
         Path { parent: Some(self), part: Part::Key(key) }
     }
+
+    /// The names of the fields alone, without indexes and keys.
+    pub(crate) fn fields(&self) -> String {
+        let mut names = Vec::new();
+        let mut at = Some(self);
+        while let Some(path) = at {
+            if let Part::Field(name) = path.part {
+                names.push(name);
+            }
+            at = path.parent;
+        }
+        names.reverse();
+        names.join(".")
+    }
 }
 
 impl fmt::Display for Path<'_> {

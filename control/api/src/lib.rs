@@ -16,6 +16,7 @@ pub mod patch;
 pub mod quantity;
 pub mod resource;
 pub mod resources;
+mod schema;
 pub mod selector;
 pub mod status;
 pub mod table;

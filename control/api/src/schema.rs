@@ -1,0 +1,337 @@
+//! Types of all fields of all kinds, from the schemas that k8s-openapi carries, without their descriptions.
+//!
+//! Made once, when first needed. `openapi` makes the schemas with descriptions anew for each answer, since they are
+//! large and seldom asked for.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::OnceLock};
+
+use k8s_openapi::{
+    Resource as Kind,
+    api::{
+        authentication::v1 as authentication, authorization::v1 as authorization, coordination::v1 as coordination,
+        core::v1 as core, node::v1 as node, policy::v1 as policy,
+    },
+    apimachinery::pkg::apis::meta::v1 as meta,
+    schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings},
+};
+use serde_json::{Map, Value};
+
+/// A kind that has a schema.
+pub(crate) struct KindSchema {
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) definition: fn() -> Cow<'static, str>,
+    add: fn(&mut SchemaGenerator),
+}
+
+const fn kind<T: Kind + JsonSchema>() -> KindSchema {
+    KindSchema {
+        group: T::GROUP,
+        version: T::VERSION,
+        kind: T::KIND,
+        definition: T::schema_name,
+        add: |generator| {
+            generator.subschema_for::<T>();
+        },
+    }
+}
+
+/// Kinds that are stored, and those that are only sent.
+pub(crate) const KINDS: &[KindSchema] = &[
+    kind::<core::ConfigMap>(),
+    kind::<core::Endpoints>(),
+    kind::<core::Event>(),
+    kind::<core::Namespace>(),
+    kind::<core::Node>(),
+    kind::<core::Pod>(),
+    kind::<core::Secret>(),
+    kind::<core::Service>(),
+    kind::<core::ServiceAccount>(),
+    kind::<core::Binding>(),
+    kind::<coordination::Lease>(),
+    kind::<node::RuntimeClass>(),
+    kind::<policy::Eviction>(),
+    kind::<authentication::TokenRequest>(),
+    kind::<authentication::TokenReview>(),
+    kind::<authentication::SelfSubjectReview>(),
+    kind::<authorization::SubjectAccessReview>(),
+    kind::<authorization::LocalSubjectAccessReview>(),
+    kind::<authorization::SelfSubjectAccessReview>(),
+    kind::<authorization::SelfSubjectRulesReview>(),
+];
+
+/// Definitions of all kinds, by their OpenAPI names and with descriptions; references begin with `prefix`.
+pub(crate) fn definitions(prefix: &'static str) -> Map<String, Value> {
+    let settings = SchemaSettings::openapi3().with(|settings| {
+        settings.definitions_path = prefix.into();
+        settings.meta_schema = None;
+        settings.transforms.clear();
+    });
+    let mut generator = settings.into_generator();
+    for kind in KINDS {
+        (kind.add)(&mut generator);
+    }
+    generator.subschema_for::<meta::DeleteOptions>();
+    generator.subschema_for::<meta::Status>();
+    generator.subschema_for::<meta::ListMeta>();
+    generator.subschema_for::<meta::WatchEvent<k8s_openapi::apimachinery::pkg::runtime::RawExtension>>();
+    generator.take_definitions(false)
+}
+
+/// Type of a field.
+#[derive(Debug)]
+pub(crate) enum Type {
+    Text,
+    /// Base64.
+    Bytes,
+    Time,
+    MicroTime,
+    Quantity,
+    IntOrString,
+    Int32,
+    Int64,
+    Number,
+    Bool,
+    /// Anything.
+    Any,
+    List(Box<Type>),
+    Map(Box<Type>),
+    /// Index into [`Schema::objects`].
+    Object(usize),
+}
+
+/// A type with named fields.
+#[derive(Debug)]
+pub(crate) struct Object {
+    /// Such as `io.k8s.api.core.v1.PodSpec`.
+    pub(crate) name: Box<str>,
+    /// By name.
+    fields: Vec<Field>,
+}
+
+impl Object {
+    /// Such as `PodSpec`.
+    pub(crate) fn short_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+
+    pub(crate) fn field(&self, name: &str) -> Option<&Field> {
+        self.fields.binary_search_by(|field| (*field.name).cmp(name)).ok().map(|i| &self.fields[i])
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Field {
+    name: Box<str>,
+    pub(crate) type_: Type,
+    pub(crate) patch: Option<&'static PatchRule>,
+}
+
+/// How a strategic merge patch treats a field that it would otherwise replace.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PatchRule {
+    object: &'static str,
+    field: &'static str,
+    /// Field that tells items apart; empty for lists of plain values.
+    pub(crate) merge_key: &'static str,
+    /// `$retainKeys` is understood in items: they are unions.
+    pub(crate) retain_keys: bool,
+}
+
+impl PatchRule {
+    /// As in `x-kubernetes-patch-strategy`.
+    pub(crate) fn strategy(&self) -> &'static str {
+        if self.retain_keys { "merge,retainKeys" } else { "merge" }
+    }
+}
+
+const fn rule(object: &'static str, field: &'static str, merge_key: &'static str) -> PatchRule {
+    PatchRule { object, field, merge_key, retain_keys: false }
+}
+
+const fn union(object: &'static str, field: &'static str, merge_key: &'static str) -> PatchRule {
+    PatchRule { object, field, merge_key, retain_keys: true }
+}
+
+/// `patchStrategy` and `patchMergeKey` of Kubernetes' types; every other list is replaced.
+static PATCH_RULES: &[PatchRule] = &[
+    rule("Container", "env", "name"),
+    rule("Container", "ports", "containerPort"),
+    rule("Container", "volumeDevices", "devicePath"),
+    rule("Container", "volumeMounts", "mountPath"),
+    rule("EphemeralContainer", "env", "name"),
+    rule("EphemeralContainer", "ports", "containerPort"),
+    rule("EphemeralContainer", "volumeDevices", "devicePath"),
+    rule("EphemeralContainer", "volumeMounts", "mountPath"),
+    rule("ContainerStatus", "volumeMounts", "mountPath"),
+    rule("NamespaceStatus", "conditions", "type"),
+    rule("NodeSpec", "podCIDRs", ""),
+    rule("NodeStatus", "addresses", "type"),
+    rule("NodeStatus", "conditions", "type"),
+    rule("ObjectMeta", "finalizers", ""),
+    rule("ObjectMeta", "ownerReferences", "uid"),
+    rule("PodSpec", "containers", "name"),
+    rule("PodSpec", "ephemeralContainers", "name"),
+    rule("PodSpec", "hostAliases", "ip"),
+    rule("PodSpec", "imagePullSecrets", "name"),
+    rule("PodSpec", "initContainers", "name"),
+    union("PodSpec", "resourceClaims", "name"),
+    rule("PodSpec", "schedulingGates", "name"),
+    rule("PodSpec", "topologySpreadConstraints", "topologyKey"),
+    union("PodSpec", "volumes", "name"),
+    rule("PodStatus", "conditions", "type"),
+    rule("PodStatus", "hostIPs", "ip"),
+    rule("PodStatus", "podIPs", "ip"),
+    union("PodStatus", "resourceClaimStatuses", "name"),
+    rule("ServiceAccount", "secrets", "name"),
+    rule("ServiceSpec", "ports", "port"),
+    rule("ServiceStatus", "conditions", "type"),
+];
+
+/// The rule of a field of an object, by the short name of the object's type.
+pub(crate) fn patch_rule(object: &str, field: &str) -> Option<&'static PatchRule> {
+    PATCH_RULES.iter().find(|rule| rule.object == object && rule.field == field)
+}
+
+/// Types of all objects.
+#[derive(Debug)]
+pub(crate) struct Schema {
+    objects: Vec<Object>,
+    index: BTreeMap<Box<str>, usize>,
+}
+
+impl Schema {
+    /// The one schema of this build.
+    pub(crate) fn get() -> &'static Self {
+        static SCHEMA: OnceLock<Schema> = OnceLock::new();
+        SCHEMA.get_or_init(Self::build)
+    }
+
+    fn build() -> Self {
+        let definitions = definitions("");
+        let is_object = |definition: &Value| definition.get("properties").is_some();
+        let index: BTreeMap<Box<str>, usize> = definitions
+            .iter()
+            .filter(|(_, definition)| is_object(definition))
+            .enumerate()
+            .map(|(i, (name, _))| (name.as_str().into(), i))
+            .collect();
+        let mut objects: Vec<Object> = Vec::with_capacity(index.len());
+        for (name, definition) in definitions.iter().filter(|(_, definition)| is_object(definition)) {
+            let mut object = Object { name: name.as_str().into(), fields: Vec::new() };
+            for (field, property) in definition["properties"].as_object().into_iter().flatten() {
+                let patch = patch_rule(object.short_name(), field);
+                let type_ = type_of(property, &index);
+                object.fields.push(Field { name: field.as_str().into(), type_, patch });
+            }
+            object.fields.sort_by(|a, b| a.name.cmp(&b.name));
+            object.fields.shrink_to_fit();
+            objects.push(object);
+        }
+        Self { objects, index }
+    }
+
+    /// The type of a kind.
+    pub(crate) fn kind(&self, group: &str, version: &str, kind: &str) -> Option<usize> {
+        let found = KINDS.iter().find(|row| row.kind == kind && row.version == version && row.group == group);
+        match found {
+            Some(found) => self.index.get(&*(found.definition)()).copied(),
+            None if kind == "DeleteOptions" => self.index.get(&*meta::DeleteOptions::schema_name()).copied(),
+            None => None,
+        }
+    }
+
+    pub(crate) fn object(&self, id: usize) -> &Object {
+        &self.objects[id]
+    }
+
+    /// The type as Go would print it.
+    pub(crate) fn go_name(&self, type_: &Type) -> String {
+        match type_ {
+            Type::Text | Type::IntOrString => "string".to_owned(),
+            Type::Bytes => "[]uint8".to_owned(),
+            Type::Time => "time.Time".to_owned(),
+            Type::MicroTime => "time.MicroTime".to_owned(),
+            Type::Quantity => "resource.Quantity".to_owned(),
+            Type::Int32 => "int32".to_owned(),
+            Type::Int64 => "int64".to_owned(),
+            Type::Number => "float64".to_owned(),
+            Type::Bool => "bool".to_owned(),
+            Type::Any => "interface {}".to_owned(),
+            Type::List(item) => format!("[]{}", self.go_name(item)),
+            Type::Map(value) if matches!(**value, Type::Quantity) => "v1.ResourceList".to_owned(),
+            Type::Map(value) => format!("map[string]{}", self.go_name(value)),
+            Type::Object(id) => format!("v1.{}", self.object(*id).short_name()),
+        }
+    }
+}
+
+fn type_of(property: &Value, index: &BTreeMap<Box<str>, usize>) -> Type {
+    if let Some(reference) = property.get("$ref").and_then(Value::as_str) {
+        let name = reference.rsplit('/').next().unwrap_or_default();
+        return match name.rsplit('.').next().unwrap_or_default() {
+            "Time" => Type::Time,
+            "MicroTime" => Type::MicroTime,
+            "Quantity" => Type::Quantity,
+            "IntOrString" => Type::IntOrString,
+            _ => index.get(name).map_or(Type::Any, |id| Type::Object(*id)),
+        };
+    }
+    let text = |field: &str| property.get(field).and_then(Value::as_str).unwrap_or_default();
+    match (text("type"), text("format")) {
+        ("string", "byte") => Type::Bytes,
+        ("string", _) => Type::Text,
+        ("integer", "int64") => Type::Int64,
+        ("integer", _) => Type::Int32,
+        ("number", _) => Type::Number,
+        ("boolean", _) => Type::Bool,
+        ("array", _) => Type::List(Box::new(type_of(&property["items"], index))),
+        ("object", _) => match property.get("additionalProperties") {
+            Some(value) => Type::Map(Box::new(type_of(value, index))),
+            None => Type::Any,
+        },
+        _ => Type::Any,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_table_has_a_schema() {
+        for row in crate::RESOURCES {
+            assert!(Schema::get().kind(row.group, row.version, row.kind).is_some(), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn every_patch_rule_names_a_list_that_exists_and_a_key_of_its_items() {
+        let schema = Schema::get();
+        for rule in PATCH_RULES {
+            let object = schema.objects.iter().find(|object| object.short_name() == rule.object).expect(rule.object);
+            let field = object.field(rule.field).expect(rule.field);
+            assert_eq!(field.patch, Some(rule));
+            match &field.type_ {
+                Type::List(item) => match (&**item, rule.merge_key) {
+                    (Type::Object(id), key) => assert!(schema.object(*id).field(key).is_some(), "{rule:?}"),
+                    (_, key) => assert_eq!(key, "", "{rule:?}"),
+                },
+                other => panic!("{rule:?} is of type {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_free_form_fields_are_of_any_type() {
+        let mut any: Vec<String> = Vec::new();
+        for object in &Schema::get().objects {
+            for field in object.fields.iter().filter(|field| matches!(field.type_, Type::Any)) {
+                any.push(format!("{}.{}", object.short_name(), field.name));
+            }
+        }
+        any.sort();
+        assert_eq!(any, ["ManagedFieldsEntry.fieldsV1", "WatchEvent.object"]);
+    }
+}
