@@ -1,1 +1,29 @@
 //! The node's pod network: bridge, veth, addresses reserved on disk.
+//!
+//! ```text
+//!            pod with a namespace              pod without (confined)
+//!          ┌──────────────────────┐          ┌───────────────────────┐
+//!          │ eth0 10.88.0.2/16    │          │ sockets of the worker │
+//!          └──────────┬───────────┘          └───────────┬───────────┘
+//!                     │ veth                             │ bind
+//!   ──── wherry0 ─────┴────── 10.88.0.1/16, 10.88.0.3/32 ┴──────────
+//!                     │ forward, masquerade (nftables, a table of our own)
+//!                   outside
+//! ```
+//!
+//! Nothing but addresses is remembered, and those by the names of files: whatever a killed agent
+//! left half done is found in the kernel and finished or undone by the next call. Left to others:
+//! making namespaces, confining sockets, reaching other nodes, Services.
+
+mod addresses;
+mod bridge;
+mod cidr;
+mod error;
+mod firewall;
+mod netlink;
+mod pod_network;
+mod veth;
+
+pub use cidr::Cidr;
+pub use error::NetworkError;
+pub use pod_network::{Attach, NetworkConfig, PodNetwork};

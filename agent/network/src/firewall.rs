@@ -1,0 +1,265 @@
+//! The way outside, in an nftables table of our own: masquerade, and leave to forward.
+//!
+//! A verdict of ours cannot overrule another table that drops what it does not know, as Docker's
+//! does by policy. There, and only there, two rules marked with our name are put in front, and
+//! [`remove`] takes them back by that mark.
+
+use std::{io, process::Stdio};
+
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
+use tracing::info;
+
+use crate::{NetworkConfig, NetworkError};
+
+/// A base chain of somebody else's that drops by policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Chain {
+    family: String,
+    table: String,
+    name: String,
+}
+
+/// Puts the table in place, whatever it was, in one transaction.
+pub(crate) async fn ensure(config: &NetworkConfig) -> Result<(), NetworkError> {
+    nft(&[], Some(&ruleset(config))).await?;
+    for chain in dropping_chains(&list(&["chains"]).await?, &table(config)) {
+        let Chain {
+            family,
+            table,
+            name,
+        } = &chain;
+        if marked_rules(&list(&["chain", family, table, name]).await?, &mark(config)).is_empty() {
+            info!(%family, %table, chain = %name, "Pods' packets are let through a chain that drops by policy");
+            let (bridge, mark) = (&config.bridge, mark(config));
+            let rules = format!(
+                "insert rule {family} {table} {name} iifname \"{bridge}\" accept comment \"{mark}\"\n\
+                 insert rule {family} {table} {name} oifname \"{bridge}\" accept comment \"{mark}\"\n"
+            );
+            nft(&[], Some(&rules)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the table away and the rules in front of others. Gone already: `Ok`.
+pub(crate) async fn remove(config: &NetworkConfig) -> Result<(), NetworkError> {
+    let mut script = format!("add table inet {0}\ndelete table inet {0}\n", table(config));
+    for Chain {
+        family,
+        table,
+        name,
+    } in dropping_chains(&list(&["chains"]).await?, &table(config))
+    {
+        for handle in marked_rules(
+            &list(&["chain", &family, &table, &name]).await?,
+            &mark(config),
+        ) {
+            script.push_str(&format!(
+                "delete rule {family} {table} {name} handle {handle}\n"
+            ));
+        }
+    }
+    nft(&[], Some(&script)).await.map(drop)
+}
+
+fn table(config: &NetworkConfig) -> String {
+    // A table's name may hold letters, digits, slashes, dots and underscores.
+    let name = config.bridge.chars().map(|char| {
+        if char.is_ascii_alphanumeric() {
+            char
+        } else {
+            '_'
+        }
+    });
+    format!("wherry_{}", name.collect::<String>())
+}
+
+fn mark(config: &NetworkConfig) -> String {
+    format!("wherry:{}", config.bridge)
+}
+
+/// The whole table. Deleting what has just been added is how "replace it" is said.
+fn ruleset(config: &NetworkConfig) -> String {
+    let (table, bridge) = (table(config), &config.bridge);
+    let mut masquerade = String::new();
+    for cidr in config.cidrs() {
+        let family = if cidr.network().is_ipv6() {
+            "ip6"
+        } else {
+            "ip"
+        };
+        let inside = config
+            .no_masquerade
+            .iter()
+            .filter(|other| other.network().is_ipv6() == cidr.network().is_ipv6());
+        for other in std::iter::once(&cidr).chain(inside) {
+            masquerade.push_str(&format!(
+                "    {family} saddr {cidr} {family} daddr {other} return\n"
+            ));
+        }
+        masquerade.push_str(&format!(
+            "    {family} saddr {cidr} oifname != \"{bridge}\" masquerade\n"
+        ));
+    }
+    format!(
+        "add table inet {table}\n\
+         delete table inet {table}\n\
+         table inet {table} {{\n  \
+           chain postrouting {{\n    \
+             type nat hook postrouting priority srcnat; policy accept;\n\
+             {masquerade}  }}\n  \
+           chain forward {{\n    \
+             type filter hook forward priority filter; policy accept;\n    \
+             iifname \"{bridge}\" accept\n    \
+             oifname \"{bridge}\" accept\n  }}\n\
+         }}\n"
+    )
+}
+
+/// Base chains on the way through the node, of other tables, that drop by policy.
+fn dropping_chains(listing: &Value, own_table: &str) -> Vec<Chain> {
+    let chains = listing["nftables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|item| &item["chain"]);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    chains
+        .filter(|chain| {
+            chain["hook"] == "forward" && chain["policy"] == "drop" && chain["table"] != own_table
+        })
+        .filter(|chain| matches!(chain["family"].as_str(), Some("ip" | "ip6" | "inet")))
+        .map(|chain| Chain {
+            family: text(&chain["family"]),
+            table: text(&chain["table"]),
+            name: text(&chain["name"]),
+        })
+        .collect()
+}
+
+/// Handles of the rules that carry our mark.
+fn marked_rules(listing: &Value, mark: &str) -> Vec<u64> {
+    let rules = listing["nftables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|item| &item["rule"]);
+    rules
+        .filter(|rule| rule["comment"] == mark)
+        .filter_map(|rule| rule["handle"].as_u64())
+        .collect()
+}
+
+async fn list(what: &[&str]) -> Result<Value, NetworkError> {
+    let output = nft(&[&["-j", "-a", "list"], what].concat(), None).await?;
+    serde_json::from_str(&output)
+        .map_err(|error| NetworkError::Nft(format!("list {}: {error}", what.join(" "))))
+}
+
+/// Runs `nft`, with a script to its standard input if there is one.
+async fn nft(args: &[&str], script: Option<&str>) -> Result<String, NetworkError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            NetworkError::Nft("not found; install the package nftables".into())
+        }
+        _ => NetworkError::Nft(error.to_string()),
+    };
+    let mut command = Command::new("nft");
+    // Debian keeps it where the PATH of a plain user does not look.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    if script.is_some() {
+        command.args(["-f", "-"]);
+    }
+    command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin
+            .write_all(script.unwrap_or_default().as_bytes())
+            .await
+            .map_err(failed)?;
+    }
+    let output = child.wait_with_output().await.map_err(failed)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(NetworkError::Nft(
+        stderr
+            .trim()
+            .lines()
+            .next()
+            .unwrap_or("failed without a word")
+            .to_owned(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config() -> NetworkConfig {
+        NetworkConfig {
+            bridge: "wherry-1".into(),
+            pod_cidr_v6: Some("fd00::/64".parse().unwrap()),
+            no_masquerade: vec!["10.0.0.0/8".parse().unwrap()],
+            ..NetworkConfig::new(PathBuf::new(), "10.88.0.0/16".parse().unwrap())
+        }
+    }
+
+    #[test]
+    fn the_table_masquerades_what_leaves_the_pod_network() {
+        let ruleset = ruleset(&config());
+        let lines: Vec<_> = ruleset.lines().map(str::trim).collect();
+        for want in [
+            "delete table inet wherry_wherry_1",
+            "ip saddr 10.88.0.0/16 ip daddr 10.88.0.0/16 return",
+            "ip saddr 10.88.0.0/16 ip daddr 10.0.0.0/8 return",
+            "ip saddr 10.88.0.0/16 oifname != \"wherry-1\" masquerade",
+            "ip6 saddr fd00::/64 ip6 daddr fd00::/64 return",
+            "ip6 saddr fd00::/64 oifname != \"wherry-1\" masquerade",
+        ] {
+            assert!(lines.contains(&want), "{want} is not in\n{ruleset}");
+        }
+    }
+
+    #[test]
+    fn only_others_chains_that_drop_forwarded_packets_matter() {
+        let chain = |family: &str, table: &str, name: &str, hook: &str, policy: &str| json!({ "chain": { "family": family, "table": table, "name": name, "hook": hook, "policy": policy } });
+        let listing = json!({ "nftables": [
+            { "metainfo": {} },
+            chain("ip", "filter", "FORWARD", "forward", "drop"),
+            chain("ip", "filter", "INPUT", "input", "drop"),
+            chain("ip6", "filter", "FORWARD", "forward", "accept"),
+            chain("inet", "own", "forward", "forward", "drop"),
+            chain("bridge", "filter", "FORWARD", "forward", "drop"),
+            { "chain": { "family": "ip", "table": "filter", "name": "DOCKER-USER" } },
+        ] });
+        let want = Chain {
+            family: "ip".into(),
+            table: "filter".into(),
+            name: "FORWARD".into(),
+        };
+        assert_eq!(dropping_chains(&listing, "own"), [want]);
+    }
+
+    #[test]
+    fn our_rules_are_known_by_their_mark() {
+        let listing = json!({ "nftables": [
+            { "rule": { "handle": 3, "comment": "wherry:wherry0" } },
+            { "rule": { "handle": 4, "comment": "somebody's" } },
+            { "rule": { "handle": 5 } },
+        ] });
+        assert_eq!(marked_rules(&listing, "wherry:wherry0"), [3]);
+    }
+}
