@@ -1,0 +1,915 @@
+//! Every verb of kubectl that a newcomer uses, with the output people know.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::Stdio,
+    sync::Arc,
+};
+
+use libtest_mimic::Trial;
+use wherry_tests::{Cluster, eventually};
+
+use crate::{Shared, trials};
+
+pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
+    trials![shared;
+        apply_creates_then_changes_then_says_unchanged,
+        create_refuses_what_is_there,
+        get_prints_tables_and_every_other_form,
+        get_watches,
+        get_selects_by_label_and_field,
+        describe_shows_a_pod_and_the_node,
+        logs_shows_what_was_asked_for,
+        exec_runs_commands_and_keeps_exit_codes,
+        exec_gives_a_terminal_that_follows_the_window,
+        attach_joins_the_running_program,
+        cp_copies_both_ways,
+        port_forward_reaches_the_pod,
+        delete_waits_for_the_grace_period_or_forces,
+        label_annotate_and_patch_change_a_pod,
+        edit_changes_what_the_editor_changed,
+        replace_swaps_the_object,
+        explain_knows_the_fields,
+        api_resources_versions_and_cluster_info,
+        wait_waits_for_conditions_and_deletion,
+        events_are_listed,
+        run_starts_a_pod,
+        dry_run_changes_nothing,
+        anonymous_requests_get_401,
+    ]
+}
+
+/// A pod of one busybox container that runs a shell script.
+pub(crate) fn shell_pod(name: &str, script: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: test/busybox:1
+    imagePullPolicy: Never
+    command: [sh, -c, {script:?}]
+"
+    )
+}
+
+fn apply_in(cluster: &Cluster, ns: &str, yaml: &str) -> String {
+    let output = cluster.kubectl_with_input(&["apply", "-n", ns, "-f", "-"], yaml);
+    assert!(
+        output.status.success(),
+        "kubectl apply: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Applies a shell pod and waits until it is Ready.
+pub(crate) fn ready_shell_pod(cluster: &Cluster, ns: &str, name: &str, script: &str) {
+    apply_in(cluster, ns, &shell_pod(name, script));
+    cluster.wait_ready(ns, name);
+}
+
+const CONFIG_MAP: &str =
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: red}\n";
+
+fn apply_creates_then_changes_then_says_unchanged(cluster: &Cluster, ns: &str) {
+    assert_eq!(
+        apply_in(cluster, ns, CONFIG_MAP),
+        "configmap/settings created\n"
+    );
+    assert_eq!(
+        apply_in(cluster, ns, CONFIG_MAP),
+        "configmap/settings unchanged\n"
+    );
+    let changed = CONFIG_MAP.replace("red", "blue");
+    assert_eq!(
+        apply_in(cluster, ns, &changed),
+        "configmap/settings configured\n"
+    );
+    assert_eq!(
+        cluster.field(ns, "configmap/settings", ".data.colour"),
+        "blue"
+    );
+    // A key that was applied before and is not any more goes.
+    let other = CONFIG_MAP.replace("colour: red", "shape: round");
+    apply_in(cluster, ns, &other);
+    assert_eq!(
+        cluster.field(ns, "configmap/settings", ".data"),
+        r#"{"shape":"round"}"#
+    );
+}
+
+fn create_refuses_what_is_there(cluster: &Cluster, ns: &str) {
+    let create = |input| cluster.kubectl_with_input(&["create", "-n", ns, "-f", "-"], input);
+    assert_eq!(
+        String::from_utf8_lossy(&create(CONFIG_MAP).stdout),
+        "configmap/settings created\n"
+    );
+    let again = create(CONFIG_MAP);
+    assert_eq!(
+        String::from_utf8_lossy(&again.stderr),
+        "Error from server (AlreadyExists): error when creating \"STDIN\": configmaps \"settings\" already exists\n"
+    );
+    cluster.kubectl(&[
+        "create",
+        "configmap",
+        "-n",
+        ns,
+        "literal",
+        "--from-literal=a=b",
+    ]);
+    cluster.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "-n",
+        ns,
+        "hidden",
+        "--from-literal=a=b",
+    ]);
+    assert_eq!(cluster.field(ns, "secret/hidden", ".data.a"), "Yg==");
+}
+
+fn get_prints_tables_and_every_other_form(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "web", "sleep 1000");
+    let table = cluster.kubectl(&["get", "pods", "-n", ns]);
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0], ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]);
+    assert_eq!(lines[1][..4], ["web", "1/1", "Running", "0"]);
+
+    let wide = cluster.kubectl(&["get", "pods", "-n", ns, "-o", "wide"]);
+    assert!(wide.starts_with("NAME"), "{wide}");
+    assert!(
+        wide.contains("IP") && wide.contains("NODE") && wide.contains("NOMINATED NODE"),
+        "{wide}"
+    );
+    let ip = cluster.field(ns, "pod/web", ".status.podIP");
+    assert!(
+        !ip.is_empty() && wide.contains(&ip) && wide.contains(" node "),
+        "{wide}"
+    );
+
+    let yaml = cluster.kubectl(&["get", "pod", "web", "-n", ns, "-o", "yaml"]);
+    assert!(
+        yaml.contains("kind: Pod\n") && yaml.contains("  phase: Running\n"),
+        "{yaml}"
+    );
+    let json = cluster.kubectl(&["get", "pod", "web", "-n", ns, "-o", "json"]);
+    let pod: serde_json::Value = serde_json::from_str(&json).expect("-o json prints JSON");
+    assert_eq!(pod["status"]["qosClass"], "BestEffort");
+    assert_eq!(
+        cluster.kubectl(&["get", "pods", "-n", ns, "-o", "name"]),
+        "pod/web\n"
+    );
+    let path = "jsonpath={.items[*].spec.containers[*].image}";
+    assert_eq!(
+        cluster.kubectl(&["get", "pods", "-n", ns, "-o", path]),
+        "test/busybox:1"
+    );
+    let columns = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-n",
+        ns,
+        "-o",
+        "custom-columns=N:.metadata.name",
+    ]);
+    assert_eq!(columns, "N\nweb\n");
+
+    let everywhere = cluster.kubectl(&["get", "pods", "-A"]);
+    assert!(everywhere.starts_with("NAMESPACE"), "{everywhere}");
+    assert!(
+        everywhere
+            .lines()
+            .any(|line| line.starts_with(ns) && line.contains("web")),
+        "{everywhere}"
+    );
+    let missing = cluster.kubectl_fails(&["get", "pod", "absent", "-n", ns]);
+    assert_eq!(
+        missing,
+        "Error from server (NotFound): pods \"absent\" not found\n"
+    );
+    let unknown = cluster.kubectl_fails(&["get", "boats"]);
+    assert_eq!(
+        unknown,
+        "error: the server doesn't have a resource type \"boats\"\n"
+    );
+    let nodes = cluster.kubectl(&["get", "nodes"]);
+    assert!(
+        nodes
+            .lines()
+            .any(|line| line.starts_with("node ") && line.contains("Ready")),
+        "{nodes}"
+    );
+    let services = cluster.kubectl(&["get", "services", "-n", "default"]);
+    assert!(
+        services
+            .lines()
+            .any(|line| line.starts_with("kubernetes ") && line.contains("443/TCP")),
+        "{services}"
+    );
+    for resource in [
+        "namespaces",
+        "endpoints",
+        "secrets",
+        "serviceaccounts",
+        "leases",
+        "runtimeclasses",
+        "configmaps",
+    ] {
+        cluster.kubectl(&["get", resource, "-A"]);
+    }
+}
+
+fn get_watches(cluster: &Cluster, ns: &str) {
+    let mut watch = cluster
+        .kubectl_command(&[
+            "get",
+            "configmaps",
+            "-n",
+            ns,
+            "--watch-only",
+            "-o",
+            "name",
+            "--output-watch-events",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    let mut lines = BufReader::new(watch.stdout.take().expect("stdout is piped"))
+        .lines()
+        .map_while(Result::ok);
+    // The watch says nothing when it has begun; each try makes an event that it could see.
+    let mut tries = 0;
+    let (sender, seen) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in lines.by_ref() {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    eventually("the watch sees a new object", || {
+        tries += 1;
+        cluster.kubectl(&["create", "configmap", "-n", ns, &format!("watched-{tries}")]);
+        match seen.recv_timeout(std::time::Duration::from_millis(500)) {
+            Ok(line) if line.starts_with("ADDED") && line.contains("configmap/") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    cluster.kubectl(&["delete", "configmap", "-n", ns, &format!("watched-{tries}")]);
+    eventually("the watch sees a deletion", || {
+        match seen.recv_timeout(std::time::Duration::from_millis(500)) {
+            Ok(line) if line.starts_with("DELETED") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    watch.kill().expect("kubectl runs until it is killed");
+    watch.wait().expect("kubectl can be waited for");
+    reader.join().expect("the reader does not panic");
+}
+
+fn get_selects_by_label_and_field(cluster: &Cluster, ns: &str) {
+    for (name, labels) in [
+        ("a", "tier=front,canary=yes"),
+        ("b", "tier=front"),
+        ("c", "tier=back"),
+    ] {
+        cluster.kubectl(&["create", "configmap", "-n", ns, name]);
+        let mut args = vec!["label", "configmap", name, "-n", ns];
+        args.extend(labels.split(','));
+        cluster.kubectl(&args);
+    }
+    let get = |flags: &[&str]| {
+        let mut args = vec!["get", "configmaps", "-n", ns, "-o", "name"];
+        args.extend(flags);
+        cluster
+            .kubectl(&args)
+            .replace("configmap/", "")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    for (selector, names) in [
+        ("tier=front", "a b"),
+        ("tier==front,canary", "a"),
+        ("tier in (front, back),!canary", "b c"),
+        ("tier,tier notin (front)", "c"),
+        ("tier,tier!=front", "c"),
+    ] {
+        assert_eq!(get(&["-l", selector]), names, "-l {selector}");
+    }
+    assert_eq!(get(&["--field-selector", "metadata.name=b"]), "b");
+    assert_eq!(
+        get(&["-l", "tier", "--field-selector", "metadata.name!=b"]),
+        "a c"
+    );
+    let refused = cluster.kubectl_fails(&[
+        "get",
+        "configmaps",
+        "-n",
+        ns,
+        "--field-selector",
+        "data.x=y",
+    ]);
+    assert!(refused.contains("field label not supported"), "{refused}");
+    assert_eq!(get(&["-l", "tier", "--chunk-size", "1"]), "a b c");
+    cluster.kubectl(&["delete", "configmaps", "-n", ns, "-l", "tier=front"]);
+    assert_eq!(get(&["-l", "tier"]), "c");
+}
+
+fn describe_shows_a_pod_and_the_node(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "shown", "sleep 1000");
+    cluster.wait_event(ns, "shown", "Started");
+    let pod = cluster.describe(ns, "pod/shown");
+    for part in [
+        "Status:",
+        "Running",
+        "Container ID:",
+        "oci://",
+        "Ready:",
+        "QoS Class:",
+        "Started container main",
+        "Successfully assigned",
+    ] {
+        assert!(pod.contains(part), "no {part:?} in\n{pod}");
+    }
+    let node = cluster.describe("default", "node/node");
+    for part in [
+        "Conditions:",
+        "KubeletReady",
+        "Capacity:",
+        "Allocatable:",
+        "Container Runtime Version:",
+        "Non-terminated Pods:",
+    ] {
+        assert!(node.contains(part), "no {part:?} in\n{node}");
+    }
+}
+
+fn logs_shows_what_was_asked_for(cluster: &Cluster, ns: &str) {
+    let script = "for n in 1 2 3 4 5; do echo line $n; done; echo oops >&2; sleep 1000";
+    ready_shell_pod(cluster, ns, "talker", script);
+    let logs = |flags: &[&str]| {
+        let mut args = vec!["logs", "-n", ns, "talker"];
+        args.extend(flags);
+        cluster.kubectl(&args)
+    };
+    eventually("all lines are in the log", || {
+        let all = logs(&[]);
+        let whole = (1..=5).all(|n| all.contains(&format!("line {n}\n"))) && all.contains("oops\n");
+        if whole { Ok(()) } else { Err(all) }
+    });
+    assert_eq!(logs(&["--tail=2"]).lines().count(), 2);
+    assert_eq!(logs(&["--since=1h"]).lines().count(), 6);
+    assert_eq!(logs(&["--since-time=2099-01-01T00:00:00Z"]), "");
+    assert_eq!(logs(&["-c", "main", "--limit-bytes=6"]), "line 1");
+    let stamped = logs(&["--timestamps", "--tail=1"]);
+    assert!(
+        stamped.starts_with("20") && stamped.contains("Z "),
+        "{stamped}"
+    );
+    let unknown = cluster.kubectl_fails(&["logs", "-n", ns, "talker", "-c", "nobody"]);
+    assert!(
+        unknown.contains("container nobody is not valid for pod talker"),
+        "{unknown}"
+    );
+
+    apply_in(
+        cluster,
+        ns,
+        &shell_pod("counter", "echo run $HOSTNAME; [ -e /tmp/x ] || exit 3"),
+    );
+    eventually("the earlier run's log", || {
+        let args = ["logs", "-n", ns, "counter", "--previous"];
+        let output = cluster
+            .kubectl_command(&args)
+            .output()
+            .expect("kubectl starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if said == "run counter\n" {
+            Ok(())
+        } else {
+            Err(format!("{said}{}", String::from_utf8_lossy(&output.stderr)))
+        }
+    });
+
+    let script = "n=0; while [ $n -lt 40 ]; do n=$((n+1)); echo tick $n; sleep 0.05; done";
+    apply_in(
+        cluster,
+        ns,
+        &shell_pod("follow", script).replace("spec:", "spec:\n  restartPolicy: Never"),
+    );
+    eventually("the pod has started", || {
+        let phase = cluster.field(ns, "pod/follow", ".status.phase");
+        if phase == "Pending" || phase.is_empty() {
+            Err(phase)
+        } else {
+            Ok(())
+        }
+    });
+    let followed = cluster.kubectl(&["logs", "-n", ns, "follow", "-f"]);
+    let expected: String = (1..=40).map(|n| format!("tick {n}\n")).collect();
+    assert_eq!(
+        followed, expected,
+        "a followed log loses nothing and ends with the container"
+    );
+}
+
+fn exec_runs_commands_and_keeps_exit_codes(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "box", "sleep 1000");
+    assert_eq!(
+        cluster.kubectl(&["exec", "-n", ns, "box", "--", "echo", "hello", "there"]),
+        "hello there\n"
+    );
+    let output = cluster.kubectl_with_input(
+        &[
+            "exec",
+            "-i",
+            "-n",
+            ns,
+            "box",
+            "--",
+            "sh",
+            "-c",
+            "cat; echo err >&2; exit 7",
+        ],
+        "input",
+    );
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "input");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.starts_with("err\n") && stderr.contains("command terminated with exit code 7"),
+        "{stderr}"
+    );
+    let missing = cluster.kubectl_fails(&["exec", "-n", ns, "box", "--", "no-such-program"]);
+    assert!(missing.contains("no-such-program"), "{missing}");
+    // A large output arrives whole.
+    let big = cluster.kubectl(&[
+        "exec",
+        "-n",
+        ns,
+        "box",
+        "--",
+        "sh",
+        "-c",
+        "head -c 5000000 /dev/zero | tr '\\0' x",
+    ]);
+    assert_eq!(big.len(), 5_000_000);
+}
+
+fn exec_gives_a_terminal_that_follows_the_window(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "term", "sleep 1000");
+    // `script` gives kubectl a terminal, and `stty` there sets the size that kubectl must pass on.
+    let kubectl = format!(
+        "stty rows 33 cols 99; kubectl exec -it -n {ns} term -- sh -c 'sleep 0.5; stty size; tty; echo $TERM'"
+    );
+    let output = cluster
+        .network
+        .command("script")
+        .args(["-qec", &kubectl, "/dev/null"])
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .env("HOME", cluster.root())
+        .stdin(Stdio::piped())
+        .output()
+        .expect("script starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("33 99"), "{said}");
+    assert!(said.contains("/dev/pts/"), "{said}");
+    assert!(said.contains("xterm"), "{said}");
+}
+
+fn attach_joins_the_running_program(cluster: &Cluster, ns: &str) {
+    let pod = shell_pod(
+        "echoer",
+        "while read line; do echo got $line; [ $line = end ] && exit 0; done",
+    )
+    .replace("    image:", "    stdin: true\n    image:")
+    .replace("spec:", "spec:\n  restartPolicy: Never");
+    apply_in(cluster, ns, &pod);
+    cluster.wait_ready(ns, "echoer");
+    let output = cluster.kubectl_with_input(&["attach", "-i", "-n", ns, "echoer"], "one\nend\n");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("got one\n") && said.contains("got end\n"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    cluster.wait_field(ns, "pod/echoer", ".status.phase", "Succeeded");
+}
+
+fn cp_copies_both_ways(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "files", "sleep 1000");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let here = dir.path().join("here");
+    let content: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(&here, &content).expect("a file can be written");
+    cluster.kubectl(&["cp", "-n", ns, &here.to_string_lossy(), "files:/tmp/there"]);
+    let back = dir.path().join("back");
+    cluster.kubectl(&["cp", "-n", ns, "files:/tmp/there", &back.to_string_lossy()]);
+    assert!(
+        std::fs::read(back).expect("the copy is there") == content,
+        "the copy differs"
+    );
+}
+
+fn port_forward_reaches_the_pod(cluster: &Cluster, ns: &str) {
+    let nginx = shell_pod("site", "").replace("test/busybox:1", "test/nginx:1");
+    let nginx = &nginx[..nginx.find("    command:").expect("the pod has a command")];
+    apply_in(cluster, ns, nginx);
+    cluster.wait_ready(ns, "site");
+    let mut forward = cluster
+        .kubectl_command(&["port-forward", "-n", ns, "pod/site", ":80"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    let mut first = String::new();
+    BufReader::new(forward.stdout.as_mut().expect("stdout is piped"))
+        .read_line(&mut first)
+        .expect("kubectl says where");
+    let port = first
+        .split(" -> ")
+        .next()
+        .and_then(|part| part.rsplit(':').next())
+        .expect("127.0.0.1:PORT -> 80");
+    for _ in 0..3 {
+        let page = cluster
+            .curl(&format!("http://127.0.0.1:{port}/"))
+            .expect("the page is served");
+        assert!(page.contains("nginx"), "{page}");
+    }
+    forward.kill().expect("kubectl runs until it is killed");
+    forward.wait().expect("kubectl can be waited for");
+}
+
+fn delete_waits_for_the_grace_period_or_forces(cluster: &Cluster, ns: &str) {
+    // A shell that ignores the request to end is killed when the grace period is over.
+    ready_shell_pod(
+        cluster,
+        ns,
+        "stubborn",
+        "trap '' TERM; while :; do sleep 1; done",
+    );
+    assert_eq!(
+        cluster.kubectl(&["delete", "pod", "stubborn", "-n", ns, "--grace-period=1"]),
+        format!("pod \"stubborn\" deleted\n")
+    );
+    cluster.kubectl_fails(&["get", "pod", "stubborn", "-n", ns]);
+    // One that listens has time to finish.
+    ready_shell_pod(
+        cluster,
+        ns,
+        "polite",
+        "trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done",
+    );
+    let mut follow = cluster
+        .kubectl_command(&["logs", "-f", "-n", ns, "polite"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    cluster.kubectl(&["delete", "pod", "polite", "-n", ns, "--grace-period=30"]);
+    let mut log = String::new();
+    follow
+        .stdout
+        .take()
+        .expect("stdout is piped")
+        .read_to_string(&mut log)
+        .expect("the log can be read");
+    follow.wait().expect("kubectl can be waited for");
+    assert_eq!(log, "bye\n");
+    ready_shell_pod(
+        cluster,
+        ns,
+        "gone",
+        "trap '' TERM; while :; do sleep 1; done",
+    );
+    cluster.kubectl(&[
+        "delete",
+        "pod",
+        "gone",
+        "-n",
+        ns,
+        "--force",
+        "--grace-period=0",
+    ]);
+    cluster.kubectl_fails(&["get", "pod", "gone", "-n", ns]);
+}
+
+fn label_annotate_and_patch_change_a_pod(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "changed", "sleep 1000");
+    assert_eq!(
+        cluster.kubectl(&["label", "pod", "changed", "-n", ns, "colour=red"]),
+        "pod/changed labeled\n"
+    );
+    let refused = cluster.kubectl_fails(&["label", "pod", "changed", "-n", ns, "colour=blue"]);
+    assert!(refused.contains("--overwrite"), "{refused}");
+    cluster.kubectl(&[
+        "label",
+        "pod",
+        "changed",
+        "-n",
+        ns,
+        "colour=blue",
+        "--overwrite",
+    ]);
+    cluster.kubectl(&["label", "pod", "changed", "-n", ns, "app-"]);
+    assert_eq!(
+        cluster.field(ns, "pod/changed", ".metadata.labels"),
+        r#"{"colour":"blue"}"#
+    );
+    assert_eq!(
+        cluster.kubectl(&["annotate", "pod", "changed", "-n", ns, "note=text"]),
+        "pod/changed annotated\n"
+    );
+    assert_eq!(
+        cluster.field(ns, "pod/changed", ".metadata.annotations.note"),
+        "text"
+    );
+
+    for (kind, patch) in [
+        ("strategic", r#"{"metadata":{"labels":{"strategic":"1"}}}"#),
+        (
+            "merge",
+            r#"{"metadata":{"labels":{"merge":"1","strategic":null}}}"#,
+        ),
+        (
+            "json",
+            r#"[{"op":"add","path":"/metadata/labels/json","value":"1"}]"#,
+        ),
+    ] {
+        let said = cluster.kubectl(&[
+            "patch", "pod", "changed", "-n", ns, "--type", kind, "-p", patch,
+        ]);
+        assert_eq!(said, "pod/changed patched\n");
+    }
+    let labels = cluster.field(ns, "pod/changed", ".metadata.labels");
+    assert!(
+        labels.contains("merge") && labels.contains("json") && !labels.contains("strategic"),
+        "{labels}"
+    );
+    let patch = r#"{"spec":{"containers":[{"name":"main","command":["other"]}]}}"#;
+    let refused = cluster.kubectl_fails(&["patch", "pod", "changed", "-n", ns, "-p", patch]);
+    assert!(
+        refused.contains("pod updates may not change fields other than"),
+        "{refused}"
+    );
+}
+
+fn edit_changes_what_the_editor_changed(cluster: &Cluster, ns: &str) {
+    apply_in(cluster, ns, CONFIG_MAP);
+    let output = cluster
+        .kubectl_command(&["edit", "configmap", "settings", "-n", ns])
+        .env("KUBE_EDITOR", "sed -i s/red/green/")
+        .output()
+        .expect("kubectl starts");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "configmap/settings edited\n"
+    );
+    assert_eq!(
+        cluster.field(ns, "configmap/settings", ".data.colour"),
+        "green"
+    );
+}
+
+fn replace_swaps_the_object(cluster: &Cluster, ns: &str) {
+    apply_in(cluster, ns, CONFIG_MAP);
+    let other = CONFIG_MAP.replace("colour: red", "shape: round");
+    let output = cluster.kubectl_with_input(&["replace", "-n", ns, "-f", "-"], &other);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "configmap/settings replaced\n"
+    );
+    assert_eq!(
+        cluster.field(ns, "configmap/settings", ".data"),
+        r#"{"shape":"round"}"#
+    );
+    let absent = cluster.kubectl_with_input(
+        &["replace", "-n", ns, "-f", "-"],
+        &other.replace("settings", "absent"),
+    );
+    assert!(String::from_utf8_lossy(&absent.stderr).contains("NotFound"));
+    // With --force the pod is deleted and made anew.
+    ready_shell_pod(cluster, ns, "pod", "sleep 1000");
+    let uid = cluster.field(ns, "pod/pod", ".metadata.uid");
+    let output = cluster.kubectl_with_input(
+        &["replace", "--force", "-n", ns, "-f", "-"],
+        &shell_pod("pod", "sleep 2000"),
+    );
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_ne!(cluster.field(ns, "pod/pod", ".metadata.uid"), uid);
+}
+
+fn explain_knows_the_fields(cluster: &Cluster, _: &str) {
+    let said = cluster.kubectl(&["explain", "pod.spec.containers.image"]);
+    assert!(
+        said.contains("KIND:       Pod")
+            && said.contains("<string>")
+            && said.contains("Container image name"),
+        "{said}"
+    );
+    let said = cluster.kubectl(&["explain", "configmap"]);
+    assert!(said.contains("binaryData"), "{said}");
+    let said = cluster.kubectl(&["explain", "lease.spec", "--recursive"]);
+    assert!(said.contains("renewTime"), "{said}");
+    cluster.kubectl_fails(&["explain", "pod.spec.boats"]);
+}
+
+fn api_resources_versions_and_cluster_info(cluster: &Cluster, _: &str) {
+    let resources = cluster.kubectl(&["api-resources"]);
+    let pods = resources
+        .lines()
+        .find(|line| line.starts_with("pods "))
+        .expect("pods are listed");
+    assert_eq!(
+        pods.split_whitespace().collect::<Vec<_>>(),
+        ["pods", "po", "v1", "true", "Pod"]
+    );
+    let versions = cluster.kubectl(&["api-versions"]);
+    for version in ["v1", "coordination.k8s.io/v1", "node.k8s.io/v1"] {
+        assert!(versions.lines().any(|line| line == version), "{versions}");
+    }
+    let info = cluster.kubectl(&["cluster-info"]);
+    assert!(info.contains("is running at"), "{info}");
+    let output = cluster
+        .kubectl_command(&["version"])
+        .output()
+        .expect("kubectl starts");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Server Version: v1."));
+    assert!(
+        !String::from_utf8_lossy(&output.stderr).contains("WARNING"),
+        "kubectl sees a version skew"
+    );
+    assert_eq!(cluster.kubectl(&["get", "--raw", "/readyz"]), "ok");
+}
+
+fn wait_waits_for_conditions_and_deletion(cluster: &Cluster, ns: &str) {
+    apply_in(cluster, ns, &shell_pod("waited", "sleep 1000"));
+    let said = cluster.kubectl(&[
+        "wait",
+        "-n",
+        ns,
+        "pod/waited",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ]);
+    assert_eq!(said, "pod/waited condition met\n");
+    cluster.kubectl(&[
+        "wait",
+        "-n",
+        ns,
+        "pod/waited",
+        "--for=jsonpath={.status.phase}=Running",
+        "--timeout=60s",
+    ]);
+    cluster.kubectl(&["delete", "pod", "waited", "-n", ns, "--wait=false"]);
+    cluster.kubectl(&[
+        "wait",
+        "-n",
+        ns,
+        "pod/waited",
+        "--for=delete",
+        "--timeout=60s",
+    ]);
+    apply_in(cluster, ns, CONFIG_MAP);
+    let late = cluster.kubectl_fails(&[
+        "wait",
+        "-n",
+        ns,
+        "configmap/settings",
+        "--for=jsonpath={.data.colour}=blue",
+        "--timeout=1s",
+    ]);
+    assert!(late.contains("timed out waiting"), "{late}");
+}
+
+fn events_are_listed(cluster: &Cluster, ns: &str) {
+    ready_shell_pod(cluster, ns, "eventful", "sleep 1000");
+    for (reason, message) in [
+        ("Scheduled", "Successfully assigned"),
+        (
+            "Pulled",
+            "Container image \"test/busybox:1\" already present on machine",
+        ),
+        ("Created", "Created container"),
+        ("Started", "Started container main"),
+    ] {
+        let said = cluster.wait_event(ns, "eventful", reason);
+        assert!(said.contains(message), "{reason}: {said}");
+    }
+    let table = cluster.kubectl(&["get", "events", "-n", ns]);
+    assert!(
+        table.starts_with("LAST SEEN") && table.contains("pod/eventful"),
+        "{table}"
+    );
+    let table = cluster.kubectl(&["events", "-n", ns, "--for", "pod/eventful"]);
+    assert!(
+        table.starts_with("LAST SEEN") && table.contains("Started"),
+        "{table}"
+    );
+}
+
+fn run_starts_a_pod(cluster: &Cluster, ns: &str) {
+    let image = ["--image=test/busybox:1", "--image-pull-policy=Never"];
+    let mut args = vec!["run", "ran", "-n", ns];
+    args.extend(image);
+    args.extend(["--command", "--", "sleep", "1000"]);
+    assert_eq!(cluster.kubectl(&args), "pod/ran created\n");
+    cluster.wait_ready(ns, "ran");
+    // Attached, with the pod removed at the end.
+    let mut args = vec!["run", "once", "-n", ns, "-i", "--rm", "--restart=Never"];
+    args.extend(image);
+    args.extend(["--command", "--", "cat"]);
+    let output = cluster.kubectl_with_input(&args, "through the pod\n");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("through the pod"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(said.contains("pod \"once\" deleted"), "{said}");
+}
+
+fn dry_run_changes_nothing(cluster: &Cluster, ns: &str) {
+    let output = cluster.kubectl_with_input(
+        &[
+            "create",
+            "-n",
+            ns,
+            "--dry-run=server",
+            "-o",
+            "yaml",
+            "-f",
+            "-",
+        ],
+        CONFIG_MAP,
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("uid:") && said.contains("colour: red"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    cluster.kubectl_fails(&["get", "configmap", "settings", "-n", ns]);
+    apply_in(cluster, ns, CONFIG_MAP);
+    cluster.kubectl(&[
+        "delete",
+        "configmap",
+        "settings",
+        "-n",
+        ns,
+        "--dry-run=server",
+    ]);
+    cluster.kubectl(&["get", "configmap", "settings", "-n", ns]);
+}
+
+fn anonymous_requests_get_401(cluster: &Cluster, _: &str) {
+    let config = std::fs::read_to_string(cluster.kubeconfig()).expect("the kubeconfig is there");
+    let server = config
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("server: "))
+        .expect("it names the server");
+    let args = [
+        "-sk",
+        "-o",
+        "/dev/stdout",
+        "-w",
+        "\n%{http_code}",
+        &format!("{server}/api/v1/pods"),
+    ];
+    let output = cluster
+        .network
+        .command("curl")
+        .args(args)
+        .output()
+        .expect("curl starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with("\n401"), "{said}");
+    assert!(
+        said.contains("\"message\": \"Unauthorized\"")
+            || said.contains("\"message\":\"Unauthorized\""),
+        "{said}"
+    );
+    let mut bad = cluster.kubectl_command(&["get", "pods", "--token=nonsense"]);
+    bad.env("KUBECONFIG", "/dev/null")
+        .args(["--server", server, "--insecure-skip-tls-verify"])
+        .stdin(Stdio::null());
+    let output = bad.output().expect("kubectl starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("Unauthorized") || said.contains("logged in"),
+        "{said}"
+    );
+}

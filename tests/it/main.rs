@@ -1,0 +1,132 @@
+//! The end-to-end tests: real kubectl against a real node, on the real kernel.
+//!
+//! Most tests share one node, each in a Kubernetes namespace of its own; tests that kill, fill or end a node start
+//! their own. Started by tests/run.sh, which makes the images and guests.
+
+mod bad_input;
+mod images;
+mod kubectl;
+mod lifecycle;
+mod network;
+mod pods;
+mod restarts;
+mod wasm;
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU32, Ordering},
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use wherry_tests::{Cluster, guest, made_by_run_sh};
+
+/// The node that most tests share, started by the first that needs it.
+struct Shared {
+    cluster: OnceLock<Cluster>,
+    namespaces: AtomicU32,
+}
+
+/// A test on the shared node, given a namespace of its own.
+type SharedTest = fn(&Cluster, &str);
+
+impl Shared {
+    fn cluster(&self) -> &Cluster {
+        self.cluster.get_or_init(|| {
+            let manifests = tempfile::tempdir().expect("a temporary directory").keep();
+            let cluster =
+                Cluster::start_with(&["--pod-manifest-path", &manifests.to_string_lossy()]);
+            import_all(&cluster);
+            cluster
+        })
+    }
+
+    fn run(&self, test: SharedTest) {
+        let cluster = self.cluster();
+        let namespace = format!("t{}", self.namespaces.fetch_add(1, Ordering::Relaxed));
+        cluster.kubectl(&["create", "namespace", &namespace]);
+        test(cluster, &namespace);
+        cluster.kubectl(&["delete", "namespace", &namespace, "--wait=false"]);
+    }
+}
+
+/// Imports the images and guests that tests name `test/<name>:1`.
+pub(crate) fn import_all(cluster: &Cluster) {
+    for image in ["nginx", "redis", "busybox"] {
+        cluster.import(
+            &made_by_run_sh(&format!("WHERRY_IMAGE_{}", image.to_uppercase())),
+            &format!("test/{image}:1"),
+        );
+    }
+    for name in [
+        "hello",
+        "exit-code",
+        "sleeper",
+        "ticker",
+        "spin",
+        "eat-memory",
+        "trap",
+        "cat",
+        "files",
+        "tcp",
+        "http_hello",
+    ] {
+        cluster.import(&guest(name), &format!("test/{}:1", name.replace('_', "-")));
+    }
+    cluster.import(&made_by_run_sh("WHERRY_EXAMPLE_WRITER"), "example/writer:1");
+    cluster.import(&made_by_run_sh("WHERRY_IMAGE_NGINX"), "example/nginx:1");
+}
+
+/// Makes a trial of each function, named after it.
+#[macro_export]
+macro_rules! trials {
+    ($shared:expr; $($test:path),+ $(,)?) => {
+        vec![$($crate::shared_trial($shared, stringify!($test), $test)),+]
+    };
+}
+
+/// The same for tests that start nodes of their own.
+#[macro_export]
+macro_rules! own_trials {
+    ($($test:path),+ $(,)?) => {
+        vec![$($crate::own_trial(stringify!($test), $test)),+]
+    };
+}
+
+fn shared_trial(shared: &Arc<Shared>, name: &str, test: SharedTest) -> Trial {
+    let shared = shared.clone();
+    Trial::test(name, move || {
+        shared.run(test);
+        Ok::<(), Failed>(())
+    })
+}
+
+fn own_trial(name: &str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok::<(), Failed>(())
+    })
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Most of a test is waiting; more at once would only make the waits longer on two cores.
+    arguments.test_threads.get_or_insert(4);
+    let shared = Arc::new(Shared {
+        cluster: OnceLock::new(),
+        namespaces: AtomicU32::new(0),
+    });
+    let trials = [
+        kubectl::trials(&shared),
+        pods::trials(&shared),
+        wasm::trials(&shared),
+        network::trials(&shared),
+        bad_input::trials(&shared),
+        images::trials(),
+        lifecycle::trials(),
+        restarts::trials(),
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
+    // The trials and their hold on the node are gone; this ends it.
+    drop(shared);
+    conclusion.exit();
+}
