@@ -1,0 +1,126 @@
+//! Who is asking: a client certificate, a ServiceAccount token, or a part of this process.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use http::{Extensions, HeaderMap, header};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use wherry_api::{Status, meta};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{
+    App, UserInfo, stored,
+    token::{Claims, ISSUER},
+};
+
+/// Tokens whose signature has been checked and need no second look, at most; a node has one per pod.
+const CHECKED_MAX: usize = 4_096;
+
+/// The user a connection's client certificate stands for; in the extensions of each of its requests.
+#[derive(Clone, Debug)]
+pub(crate) struct CertificateUser(pub(crate) UserInfo);
+
+/// Reads the user from a certificate that rustls has verified.
+pub(crate) fn certificate_user(der: &[u8]) -> Option<UserInfo> {
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    let subject = cert.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?;
+    let groups: Vec<&str> = subject.iter_organization().filter_map(|group| group.as_str().ok()).collect();
+    Some(UserInfo::new(name, &groups))
+}
+
+/// Claims by the token's hash; the signature is what costs, and it does not change.
+#[derive(Default)]
+pub(crate) struct CheckedTokens(Mutex<HashMap<[u8; 32], Claims>>);
+
+impl CheckedTokens {
+    fn get(&self, token: &str, now: Timestamp) -> Option<Claims> {
+        let mut checked = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let hash: [u8; 32] = Sha256::digest(token).into();
+        let claims = checked.get(&hash)?;
+        if claims.exp <= now.as_second() {
+            checked.remove(&hash);
+            return None;
+        }
+        Some(claims.clone())
+    }
+
+    fn put(&self, token: &str, claims: Claims) {
+        let mut checked = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if checked.len() >= CHECKED_MAX {
+            checked.clear();
+        }
+        checked.insert(Sha256::digest(token).into(), claims);
+    }
+}
+
+/// Finds the user of a request. `Ok(None)`: nobody says who they are.
+pub(crate) async fn authenticate(
+    app: &App,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<Option<UserInfo>, Status> {
+    if let Some(user) = extensions.get::<UserInfo>() {
+        return Ok(Some(user.clone()));
+    }
+    if let Some(CertificateUser(user)) = extensions.get() {
+        return Ok(Some(user.clone()));
+    }
+    let Some(header) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let token = header
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim())
+        .ok_or_else(Status::unauthorized)?;
+    match token_user(app, token, &[ISSUER.to_owned()]).await {
+        Ok((user, _)) => Ok(Some(user)),
+        Err(reason) => {
+            tracing::debug!(%reason, "Unable to authenticate the request");
+            Err(Status::unauthorized())
+        }
+    }
+}
+
+/// Finds the user of a token, and which of the audiences it is for; what it is bound to must still be there.
+pub(crate) async fn token_user(app: &App, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+    let now = Timestamp::now();
+    let claims = match app.checked_tokens.get(token, now) {
+        Some(claims) if claims.aud.iter().any(|audience| audiences.contains(audience)) => claims,
+        _ => {
+            let claims = app.tokens.verify(token, audiences).map_err(|error| error.to_string())?;
+            app.checked_tokens.put(token, claims.clone());
+            claims
+        }
+    };
+    let claim = &claims.kubernetes;
+    let mut bound = vec![("serviceaccounts", &claim.serviceaccount, claim.namespace.as_str())];
+    bound.extend(claim.pod.as_ref().map(|pod| ("pods", pod, claim.namespace.as_str())));
+    bound.extend(claim.secret.as_ref().map(|secret| ("secrets", secret, claim.namespace.as_str())));
+    for (plural, object, namespace) in bound {
+        let resource = wherry_api::find("", "v1", plural).ok_or("the resource is not served")?;
+        let key = stored::key(resource, namespace, &object.name);
+        let (found, _) = app.store.get(&key).await.map_err(|error| error.to_string())?;
+        let found = found.map(|kv| stored::decode(&kv));
+        if found.as_ref().map(meta::uid) != Some(object.uid.as_str()) {
+            return Err(format!("{plural} {}/{} is not the one the token is bound to", namespace, object.name));
+        }
+    }
+    let mut user =
+        UserInfo::service_account(&claim.namespace, &claim.serviceaccount.name, &claim.serviceaccount.uid);
+    let mut extra = |key: &str, value: String| {
+        user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+    };
+    extra("credential-id", format!("JTI={}", claims.jti));
+    if let Some(pod) = &claim.pod {
+        extra("pod-name", pod.name.clone());
+        extra("pod-uid", pod.uid.clone());
+    }
+    if let Some(node) = &claim.node {
+        extra("node-name", node.name.clone());
+        extra("node-uid", node.uid.clone());
+    }
+    let matching = claims.aud.into_iter().filter(|audience| audiences.contains(audience)).collect();
+    Ok((user, matching))
+}

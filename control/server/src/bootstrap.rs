@@ -1,0 +1,87 @@
+//! What a cluster begins with: four namespaces, and the Service that is the server itself.
+
+use std::net::IpAddr;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::client::ClientService;
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// A first object could not be made.
+#[derive(Debug, Error)]
+#[error("bootstrap {path}: {message}")]
+pub struct BootstrapError {
+    /// The object's path.
+    pub path: String,
+    /// What the server said.
+    pub message: String,
+}
+
+/// Where the server is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) service_ip: IpAddr,
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+}
+
+/// Makes what is not there. Repeatable.
+pub(crate) async fn bootstrap(client: &ClientService, endpoint: Endpoint) -> Result<(), BootstrapError> {
+    for name in NAMESPACES {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        create(client, "/api/v1/namespaces", &namespace).await?;
+    }
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {
+            "clusterIP": endpoint.service_ip.to_string(),
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": endpoint.port}],
+            "sessionAffinity": "None",
+            "type": "ClusterIP",
+        },
+    });
+    create(client, "/api/v1/namespaces/default/services", &service).await?;
+    if endpoint.address.is_loopback() || endpoint.address.is_unspecified() {
+        tracing::warn!(address = %endpoint.address, "Service kubernetes has no endpoint: pods cannot reach this address");
+        return Ok(());
+    }
+    let subsets = json!([{
+        "addresses": [{"ip": endpoint.address.to_string()}],
+        "ports": [{"name": "https", "port": endpoint.port, "protocol": "TCP"}],
+    }]);
+    let path = "/api/v1/namespaces/default/endpoints/kubernetes";
+    let (code, found) = client.request(Method::GET, path, &Value::Null).await;
+    if code == StatusCode::OK && found["subsets"] == subsets {
+        return Ok(());
+    }
+    let endpoints = json!({
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": subsets,
+    });
+    let (code, answer) = client.request(Method::PUT, path, &endpoints).await;
+    check(path, code, &answer)
+}
+
+async fn create(client: &ClientService, path: &str, object: &Value) -> Result<(), BootstrapError> {
+    let (code, answer) = client.request(Method::POST, path, object).await;
+    if code == StatusCode::CONFLICT {
+        return Ok(());
+    }
+    check(path, code, &answer)
+}
+
+fn check(path: &str, code: StatusCode, answer: &Value) -> Result<(), BootstrapError> {
+    if code.is_success() {
+        return Ok(());
+    }
+    let message = answer["message"].as_str().unwrap_or_default().to_owned();
+    Err(BootstrapError { path: path.to_owned(), message })
+}

@@ -1,0 +1,171 @@
+//! A request to a resource, with who asks and how they want the answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use serde_json::Value;
+use wherry_api::{FieldError, Resource, Status, decode, field::Path, table::IncludeObject};
+
+use crate::{
+    App, UserInfo,
+    request::{Accept, Query, ResourcePath},
+};
+
+/// Largest body that is read; kube-apiserver's limit.
+pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// Media types of bodies.
+const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
+
+/// A request to a resource.
+pub(crate) struct Call {
+    pub(crate) app: Arc<App>,
+    pub(crate) user: UserInfo,
+    pub(crate) resource: &'static Resource,
+    pub(crate) path: ResourcePath,
+    pub(crate) query: Query,
+    pub(crate) accept: Accept,
+    /// Sent back in `Warning` headers.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What becomes of fields that do not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl Call {
+    pub(crate) fn namespace(&self) -> &str {
+        &self.path.namespace
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.path.name
+    }
+
+    /// Whether nothing is to be written.
+    pub(crate) fn is_dry_run(&self) -> Result<bool, Status> {
+        check_dry_run(self.query.all("dryRun"), "CreateOptions")
+    }
+
+    pub(crate) fn include(&self) -> Result<IncludeObject, Status> {
+        self.query.get("includeObject").parse().map_err(Status::bad_request)
+    }
+
+    fn field_validation(&self) -> Result<FieldValidation, Status> {
+        match self.query.get("fieldValidation") {
+            "" | "Warn" => Ok(FieldValidation::Warn),
+            "Strict" => Ok(FieldValidation::Strict),
+            "Ignore" => Ok(FieldValidation::Ignore),
+            other => Err(Status::invalid_kind(
+                "meta.k8s.io",
+                "CreateOptions",
+                "",
+                vec![FieldError::not_supported(&Path::new("fieldValidation"), other, &["Ignore", "Warn", "Strict"])],
+            )),
+        }
+    }
+
+    /// The object in a body, its known fields checked.
+    pub(crate) fn read_object(&mut self, headers: &HeaderMap, body: &Bytes) -> Result<Value, Status> {
+        let (mut object, raw) = read_value(headers, body)?;
+        let resource = self.resource;
+        self.check_type(&mut object)?;
+        let decoded = decode::check(resource, &mut object, &raw).map_err(Status::bad_request)?;
+        self.apply_field_validation(&decoded)?;
+        Ok(object)
+    }
+
+    /// The types of an object that a patch made.
+    pub(crate) fn check_patched(&mut self, object: &mut Value, is_first: bool) -> Result<(), Status> {
+        let resource = self.resource;
+        let decoded = decode::check(resource, object, &[]).map_err(Status::bad_request)?;
+        if is_first { self.apply_field_validation(&decoded) } else { Ok(()) }
+    }
+
+    fn apply_field_validation(&mut self, decoded: &decode::Decoded) -> Result<(), Status> {
+        match self.field_validation()? {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => self.warnings.extend(decoded.warnings()),
+            FieldValidation::Strict => {
+                if let Some(error) = decoded.strict_error(self.resource) {
+                    return Err(Status::bad_request(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a body is of the path's kind; a kind left out is the path's.
+    fn check_type(&self, object: &mut Value) -> Result<(), Status> {
+        let resource = self.resource;
+        let Some(members) = object.as_object_mut() else {
+            return Err(Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: json: cannot unmarshal into Go value of type v1.{}",
+                resource.kind, resource.version, resource.kind, resource.kind
+            )));
+        };
+        let (api_version, kind) = (resource.api_version(), resource.kind);
+        let found = |members: &serde_json::Map<String, Value>, field: &str| {
+            members.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let (found_version, found_kind) = (found(members, "apiVersion"), found(members, "kind"));
+        if !found_kind.is_empty() && found_kind != kind {
+            return Err(Status::bad_request(format!(
+                "{found_kind} in version {found_version:?} cannot be handled as a {kind}: the object provided is \
+                 unrecognized (must be of type {kind})"
+            )));
+        }
+        if !found_version.is_empty() && found_version != api_version {
+            return Err(Status::bad_request(format!(
+                "the API version in the data ({found_version}) does not match the expected API version ({api_version})"
+            )));
+        }
+        members.insert("apiVersion".into(), api_version.into());
+        members.insert("kind".into(), kind.into());
+        Ok(())
+    }
+}
+
+/// Reads `dryRun`, of which there is one kind.
+pub(crate) fn check_dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool, Status> {
+    let mut is_dry_run = false;
+    for value in values {
+        if value != "All" {
+            return Err(Status::invalid_kind(
+                "meta.k8s.io",
+                kind,
+                "",
+                vec![FieldError::not_supported(&Path::new("dryRun"), value, &["All"])],
+            ));
+        }
+        is_dry_run = true;
+    }
+    Ok(is_dry_run)
+}
+
+/// A body as a value, and as JSON text (empty when it was YAML).
+pub(crate) fn read_value(headers: &HeaderMap, body: &Bytes) -> Result<(Value, Bytes), Status> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of the kind of this path): couldn't get version/kind; json \
+             parse error: {error}"
+        ))
+    };
+    match content_type.split(';').next().unwrap_or_default().trim() {
+        "" | "application/json" => {
+            let value = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+            Ok((value, body.clone()))
+        }
+        "application/yaml" => {
+            let value = serde_saphyr::from_slice(body).map_err(|error| unreadable(&error))?;
+            Ok((value, Bytes::new()))
+        }
+        _ => Err(Status::unsupported_media_type(BODY_TYPES)),
+    }
+}
