@@ -235,17 +235,19 @@ const RESIZE_BYTES_MAX: usize = 1024;
 fn take_sizes(buffer: &mut Vec<u8>) -> Vec<TerminalSize> {
     let mut sizes = serde_json::Deserializer::from_slice(buffer).into_iter::<WireSize>();
     let mut taken = Vec::new();
-    let mut is_rubbish = false;
-    for size in sizes.by_ref() {
-        match size {
-            Ok(WireSize { width, height }) if width > 0 && height > 0 => {
-                taken.push(TerminalSize { width, height })
+    // Asked before each step, because a failed one moves it to the end.
+    let mut consumed = 0;
+    let is_rubbish = loop {
+        match sizes.next() {
+            Some(Ok(WireSize { width, height })) if width > 0 && height > 0 => {
+                taken.push(TerminalSize { width, height });
             }
-            Ok(_) => {}
-            Err(error) => is_rubbish = !error.is_eof(),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break !error.is_eof(),
+            None => break false,
         }
-    }
-    let consumed = sizes.byte_offset();
+        consumed = sizes.byte_offset();
+    };
     if is_rubbish || buffer.len() - consumed > RESIZE_BYTES_MAX {
         buffer.clear();
     } else {

@@ -217,6 +217,7 @@ fn exec_path(command: &[&str], streams: &str) -> String {
                 "command={}&",
                 word.replace(' ', "%20")
                     .replace(';', "%3B")
+                    .replace('>', "%3E")
                     .replace('&', "%26")
             )
         })

@@ -446,6 +446,7 @@ pub(crate) mod tests {
         pub(crate) async fn control(&mut self, control: Control) {
             let bytes = control.encode(&mut self.deflater);
             self.io.write_all(&bytes).await.expect("server reads");
+            self.io.flush().await.expect("server reads");
         }
 
         pub(crate) async fn open(&mut self, stream_id: u32, headers: &[(&str, &str)]) {
@@ -467,6 +468,7 @@ pub(crate) mod tests {
                 .await
                 .expect("server reads");
             self.io.write_all(bytes).await.expect("server reads");
+            self.io.flush().await.expect("server reads");
         }
 
         pub(crate) async fn receive(&mut self) -> Option<Received> {
