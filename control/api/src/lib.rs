@@ -17,6 +17,7 @@ pub mod quantity;
 pub mod resource;
 pub mod resources;
 mod schema;
+mod value;
 pub mod selector;
 pub mod status;
 pub mod table;

@@ -14,6 +14,8 @@ mod secret;
 mod service;
 mod serviceaccount;
 
+pub use pod::qos_class;
+
 use Verb::{Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch};
 
 /// Every verb.
