@@ -180,37 +180,27 @@ impl Inner {
         let plain_bytes_max = RATIO_FREE_BYTES
             .max(layer.size.saturating_mul(budget.limits().ratio_max))
             .max(layer.size);
-        let (unpacked, diff_id) = {
-            let plain = Hashing::new(
-                decompress(&mut compressed).map_err(source)?,
-                plain_bytes_max,
-            );
-            let mut tarball = Tarball::new(plain);
-            let unpacked = unpack::unpack(&mut tarball, &root, budget);
-            // A stream that is damaged is first of all not what its digest says.
-            if let Err(Failure::Corrupt(_)) = &unpacked
-                && let Some(expected) = &layer.digest
+        let unpacked = (|| {
+            let plain = decompress(&mut compressed).map_err(Failure::from_source)?;
+            let mut tarball = Tarball::new(Hashing::new(plain, plain_bytes_max));
+            let unpacked = unpack::unpack(&mut tarball, &root, budget)?;
+            let diff_id = tarball
+                .into_inner()
+                .finish()
+                .map_err(Failure::from_source)?;
+            Ok((unpacked, diff_id))
+        })();
+        // A stream that is damaged is first of all not what its digest says.
+        if matches!(unpacked, Ok(_) | Err(Failure::Corrupt(_))) {
+            io::copy(&mut compressed, &mut io::sink()).map_err(source)?;
+            let digest = compressed.into_inner().finish().map_err(source)?;
+            if let Some(expected) = &layer.digest
+                && digest != *expected
             {
-                drop(tarball);
-                let got = compressed.into_inner().finish().map_err(source)?;
-                return Err(if got == *expected {
-                    failed(unpacked.expect_err("matched above"))
-                } else {
-                    mismatch("layer", expected, &got)
-                });
+                return Err(mismatch("layer", expected, &digest));
             }
-            (
-                unpacked.map_err(failed)?,
-                tarball.into_inner().finish().map_err(source)?,
-            )
-        };
-        io::copy(&mut compressed, &mut io::sink()).map_err(source)?;
-        let digest = compressed.into_inner().finish().map_err(source)?;
-        if let Some(expected) = &layer.digest
-            && digest != *expected
-        {
-            return Err(mismatch("layer", expected, &digest));
         }
+        let (unpacked, diff_id) = unpacked.map_err(failed)?;
         if diff_id != layer.diff_id {
             return Err(mismatch("unpacked layer", &layer.diff_id, &diff_id));
         }

@@ -120,7 +120,7 @@ impl<R: Read> Tarball<R> {
             let header = Header::from_byte_slice(&block);
             check_sum(&block, header)?;
             let kind = header.entry_type();
-            self.set_data(header.entry_size()?)?;
+            self.set_data(or_blank(&block[124..136], header.entry_size())?)?;
             match kind.as_byte() {
                 b'x' => extension = parse_extension(&self.read_small()?)?,
                 b'g' => drop(self.read_small()?),
@@ -206,13 +206,18 @@ impl<R: Read> Tarball<R> {
         Ok(Entry {
             path,
             kind,
-            mode: header.mode()?,
-            uid: extension.uid.map_or_else(|| header.uid(), Ok)?,
-            gid: extension.gid.map_or_else(|| header.gid(), Ok)?,
+            mode: or_blank(&block[100..108], header.mode())?,
+            uid: extension
+                .uid
+                .map_or_else(|| or_blank(&block[108..116], header.uid()), Ok)?,
+            gid: extension
+                .gid
+                .map_or_else(|| or_blank(&block[116..124], header.gid()), Ok)?,
             mtime: match extension.mtime {
                 Some(mtime) => mtime,
                 None => (
-                    i64::try_from(header.mtime()?).map_err(|_| corrupt("time out of range"))?,
+                    i64::try_from(or_blank(&block[136..148], header.mtime())?)
+                        .map_err(|_| corrupt("time out of range"))?,
                     0,
                 ),
             },
@@ -352,6 +357,15 @@ impl<R: Read> Read for Tarball<R> {
     }
 }
 
+/// A number that was left out is 0, as other readers have it.
+fn or_blank<T: Default>(field: &[u8], number: io::Result<T>) -> io::Result<T> {
+    if number.is_err() && field.iter().all(|b| matches!(b, 0 | b' ')) {
+        Ok(T::default())
+    } else {
+        number
+    }
+}
+
 fn check_sum(block: &[u8; BLOCK], header: &Header) -> io::Result<()> {
     let sum: u32 = block
         .iter()
@@ -364,12 +378,11 @@ fn check_sum(block: &[u8; BLOCK], header: &Header) -> io::Result<()> {
             }
         })
         .sum();
-    if header.cksum()? == sum {
-        Ok(())
-    } else {
-        Err(corrupt(
+    match header.cksum() {
+        Ok(found) if found == sum => Ok(()),
+        _ => Err(corrupt(
             "not a tar archive, or a damaged one (header checksum)",
-        ))
+        )),
     }
 }
 
