@@ -26,7 +26,10 @@ use crate::{
 };
 
 /// Entries of an archive. Two per layer and image; this is for thousands of them.
-const ARCHIVE_ENTRIES_MAX: usize = 100_000;
+const ARCHIVE_ENTRIES_MAX: usize = 20_000;
+
+/// Bytes of a name in an archive. Digests make them 80 long or so.
+const NAME_BYTES_MAX: usize = 1024;
 
 /// Links followed inside an archive.
 const LINKS_MAX: usize = 8;
@@ -213,6 +216,15 @@ impl Import<'_> {
             .next()
             .map_err(|e| self.failed(Failure::from_source(e)))?
         {
+            let target_bytes = match &entry.kind {
+                Kind::Link(target) | Kind::Symlink(target) => target.len(),
+                _ => 0,
+            };
+            if entry.path.len().max(target_bytes) > NAME_BYTES_MAX {
+                return Err(self.corrupt(format!(
+                    "name longer than {NAME_BYTES_MAX} bytes in the archive"
+                )));
+            }
             let Some(name) = std::str::from_utf8(&entry.path)
                 .ok()
                 .and_then(|name| plain_name("", name))

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
+    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
@@ -173,6 +174,8 @@ impl Inner {
         let made = workspace.path().join("layer");
         let root = made.join("fs");
         fs::create_dir_all(&root).map_err(disk::at(&root))?;
+        // Archives may leave the root out; the container's users must get through whatever our umask.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).map_err(disk::at(&root))?;
 
         let mut compressed =
             BufReader::with_capacity(64 * 1024, Hashing::new(layer.source, u64::MAX));

@@ -131,6 +131,8 @@ impl Store {
             .map_err(Trouble::Unavailable)?;
         let mut worst: Option<Trouble> = None;
         for host in http.hosts(parsed) {
+            // What a mirror said matters no more once the next is asked.
+            worst = None;
             let credentials = auth
                 .iter()
                 .filter(|_| host.mirrored.is_none())

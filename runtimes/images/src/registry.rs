@@ -4,7 +4,12 @@
 //! Credentials go to the registry they are for and to the token server it names, never to mirrors
 //! or to where a registry redirects.
 
-use std::{fs, net::IpAddr, sync::Mutex, time::Duration};
+use std::{
+    fs,
+    net::IpAddr,
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::StreamExt;
@@ -58,42 +63,62 @@ impl Trouble {
     }
 }
 
-/// The HTTP clients. One each for the outside, perhaps through a proxy, and for this machine.
+/// The HTTP clients, each made when first needed: one for the outside, perhaps through a proxy, and
+/// one for this machine.
 pub(crate) struct Http {
-    outside: Client,
-    loopback: Client,
+    outside: OnceLock<Client>,
+    loopback: OnceLock<Client>,
+    authorities: Vec<reqwest::Certificate>,
     config: RegistryConfig,
 }
 
 impl Http {
     pub(crate) fn build(config: &RegistryConfig) -> Result<Self, String> {
-        // Whoever comes first decides for the process; the program has only this one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut authorities = Vec::new();
         for path in &config.ca_files {
             let named = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
             let pem = fs::read(path).map_err(|e| named(&e))?;
             authorities.extend(reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| named(&e))?);
         }
-        let builder = || {
-            Client::builder()
-                .user_agent(concat!("wherry/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(config.connect_timeout)
-                .read_timeout(config.read_timeout)
-        };
-        let build = |make: &dyn Fn() -> reqwest::ClientBuilder| {
-            // A machine without a certificate bundle can still use plain registries and named CAs.
-            make()
-                .tls_certs_merge(authorities.clone())
-                .build()
-                .or_else(|_| make().tls_certs_only(authorities.clone()).build())
-                .map_err(|e| chain(&e))
-        };
         Ok(Self {
-            outside: build(&builder)?,
-            loopback: build(&|| builder().no_proxy())?,
+            outside: OnceLock::new(),
+            loopback: OnceLock::new(),
+            authorities,
             config: config.clone(),
         })
+    }
+
+    fn client(&self, is_loopback: bool) -> Result<&Client, Trouble> {
+        let kept = if is_loopback {
+            &self.loopback
+        } else {
+            &self.outside
+        };
+        if let Some(client) = kept.get() {
+            return Ok(client);
+        }
+        // Whoever comes first decides for the process; the program has only this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = || {
+            let builder = Client::builder()
+                .user_agent(concat!("wherry/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(self.config.connect_timeout)
+                .read_timeout(self.config.read_timeout)
+                // Pulls come in bursts; between them a node keeps no connection.
+                .pool_idle_timeout(Duration::from_secs(10));
+            if is_loopback {
+                builder.no_proxy()
+            } else {
+                builder
+            }
+        };
+        // A machine without a certificate bundle can still use plain registries and named CAs.
+        let client = builder()
+            .tls_certs_merge(self.authorities.clone())
+            .build()
+            .or_else(|_| builder().tls_certs_only(self.authorities.clone()).build())
+            .map_err(|e| Trouble::Unavailable(chain(&e)))?;
+        Ok(kept.get_or_init(|| client))
     }
 
     /// Where an image may be read from: mirrors first.
@@ -131,15 +156,11 @@ impl Http {
         credential: Option<RegistryAuth>,
     ) -> Result<Repository, Trouble> {
         let is_loopback = is_loopback(&host.address);
-        let client = if is_loopback {
-            &self.loopback
-        } else {
-            &self.outside
-        };
+        let client = self.client(is_loopback)?;
         let scheme = if self.config.insecure.contains(&host.address) {
             "http"
         } else if is_loopback {
-            self.scheme_of_loopback(&host.address).await?
+            Self::scheme_of_loopback(client, &host.address).await?
         } else {
             "https"
         };
@@ -158,22 +179,12 @@ impl Http {
         })
     }
 
-    async fn scheme_of_loopback(&self, address: &str) -> Result<&'static str, Trouble> {
-        let Err(tls) = self
-            .loopback
-            .get(format!("https://{address}/v2/"))
-            .send()
-            .await
-        else {
+    async fn scheme_of_loopback(client: &Client, address: &str) -> Result<&'static str, Trouble> {
+        let Err(tls) = client.get(format!("https://{address}/v2/")).send().await else {
             return Ok("https");
         };
         // A TLS server answers plain HTTP with 400: then the trouble is what TLS said.
-        match self
-            .loopback
-            .get(format!("http://{address}/v2/"))
-            .send()
-            .await
-        {
+        match client.get(format!("http://{address}/v2/")).send().await {
             Ok(plain) if plain.status() != StatusCode::BAD_REQUEST => Ok("http"),
             _ => Err(Trouble::Unavailable(chain(&tls))),
         }

@@ -345,46 +345,53 @@ impl Inner {
     /// Makes an image present, once all it names is. Names that it takes over leave the image that
     /// had them.
     pub(crate) fn put(&self, mut record: ImageRecord) -> Result<Image, ImageError> {
-        if self.config.is_durable {
+        let path = self.record_path(&record.id)?;
+        let read = || record::read::<ImageRecord>(&path).unwrap_or_default();
+        let is_synced = read()
+            .is_some_and(|b| (b.layers, b.wasm) == (record.layers.clone(), record.wasm.clone()));
+        if self.config.is_durable && !is_synced {
             disk::sync_file_system(&self.root)?;
         }
         let _index = self.lock_index()?;
-        let path = self.record_path(&record.id)?;
-        let before: Option<ImageRecord> = record::read(&path).unwrap_or_default();
+        let before = read();
         if let Some(before) = &before {
-            for (all, more) in [
-                (&mut record.tags, &before.tags),
-                (&mut record.digests, &before.digests),
-            ] {
-                let missing: Vec<String> = more
-                    .iter()
-                    .filter(|name| !all.contains(name))
-                    .cloned()
-                    .collect();
-                all.extend(missing);
-            }
+            let keep = |all: &mut Vec<String>, more: &[String]| {
+                all.extend(
+                    more.iter()
+                        .filter(|name| !all.contains(name))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
+            };
+            keep(&mut record.tags, &before.tags);
+            keep(&mut record.digests, &before.digests);
         }
+        let losers: Vec<ImageRecord> = self
+            .records()?
+            .into_iter()
+            .filter(|other| record::tags_lost(other, &record))
+            .collect();
+        // No change, no write.
         let is_known = before.is_some_and(|before| {
-            let ImageRecord { added_at, .. } = before;
-            before
-                == ImageRecord {
-                    added_at,
-                    ..record.clone()
-                }
+            let mut same = record.clone();
+            same.added_at = before.added_at;
+            let sorted = |mut record: ImageRecord| {
+                record.tags.sort();
+                record.digests.sort();
+                record
+            };
+            sorted(before) == sorted(same)
         });
-        let others = self.records()?;
-        if !is_known || others.iter().any(|other| record::tags_lost(other, &record)) {
+        if !is_known || !losers.is_empty() {
             record::write(&path, &record, self.config.is_durable)?;
         }
-        for mut other in others {
-            if record::tags_lost(&other, &record) {
-                other.tags.retain(|tag| !record.tags.contains(tag));
-                record::write(
-                    &self.record_path(&other.id)?,
-                    &other,
-                    self.config.is_durable,
-                )?;
-            }
+        for mut loser in losers {
+            loser.tags.retain(|tag| !record.tags.contains(tag));
+            record::write(
+                &self.record_path(&loser.id)?,
+                &loser,
+                self.config.is_durable,
+            )?;
         }
         Ok(record.to_image())
     }

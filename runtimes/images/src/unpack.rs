@@ -37,6 +37,10 @@ use crate::{
 /// Zeros of this length, aligned to it, become a hole. A block of the usual file systems.
 const HOLE: usize = 4096;
 
+/// Bytes of directory names remembered until the end. Enough for a million directories, and little
+/// enough for a hostile layer of nothing but long names.
+const DIRECTORY_NAMES_BYTES_MAX: usize = 64 << 20;
+
 /// Why a layer was given up.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -141,6 +145,7 @@ pub(crate) fn unpack<R: Read>(
         root: root_fd,
         parent: None,
         directories: Vec::new(),
+        directory_names_bytes: 0,
         done: Unpacked::default(),
         budget,
     };
@@ -156,6 +161,7 @@ struct Layer<'a> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories' times are set at the end, since every entry changes its directory's.
     directories: Vec<(Vec<u8>, (i64, u32))>,
+    directory_names_bytes: usize,
     done: Unpacked,
     budget: &'a Budget,
 }
@@ -440,6 +446,11 @@ impl Layer<'_> {
         fchmod(fd, mode(entry)).map_err(io)?;
         for (name, value) in kept_xattrs(entry) {
             ignore_unsupported(fsetxattr(fd, name, value, XattrFlags::empty())).map_err(io)?;
+        }
+        self.directory_names_bytes += path.len();
+        if self.directory_names_bytes > DIRECTORY_NAMES_BYTES_MAX {
+            let why = format!("directory names of more than {DIRECTORY_NAMES_BYTES_MAX} bytes");
+            return Err(Failure::TooLarge(why));
         }
         self.directories.push((path, entry.mtime));
         Ok(())

@@ -408,7 +408,7 @@ fn everything_a_file_has_is_kept() {
     );
     assert_eq!((f.mtime(), f.mtime_nsec()), (1_500_000_000, 250_000_000));
     let xattr = |name: &str| {
-        let mut value = vec![0; 100];
+        let mut value = [0; 100];
         rustix::fs::lgetxattr(root.join("d/f"), name, &mut value[..]).map(|n| value[..n].to_vec())
     };
     assert_eq!(xattr("user.note").unwrap(), b"kept");

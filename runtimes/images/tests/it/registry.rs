@@ -81,7 +81,7 @@ async fn debians_registry_with_tls_and_users_is_pulled_from() {
     let missing = store
         .pull_image(
             &format!("{}/team/none:1", registry.address),
-            &[alice.clone()],
+            std::slice::from_ref(&alice),
             None,
         )
         .await;

@@ -438,7 +438,7 @@ async fn a_full_disk_is_told_and_cleared() {
         .write_layout(&at("big"), "localhost/big");
     Made::of(&[layer("a", 300 << 10)], json!({})).write_layout(&at("small"), "localhost/small");
     let root = disk.path().join("store");
-    let store = open(&root);
+    let store = Store::open(&root, StoreConfig::default()).unwrap();
     match store.import(&at("big"), &[]).await {
         Err(ImageError::NoSpace { reference, path }) => {
             assert!(reference.ends_with("/big"));
