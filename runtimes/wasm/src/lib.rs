@@ -1,1 +1,92 @@
 //! The Wasm runtime as the agent sees it: workers, their protocol and their records.
+//!
+//! ```text
+//!  agent ── WasmRuntime ──┬── wasm-compile   one short-lived child per module to compile
+//!                         ├── wasm-worker    a tenant's pods on the node's network
+//!                         └── wasm-worker    one pod: isolated, or beside OCI containers in their
+//!                                            network namespace
+//! ```
+//!
+//! How CRI's words map:
+//!
+//! | CRI | here |
+//! |---|---|
+//! | sandbox | a record; a pod of Wasm containers alone has no namespace, its sockets are confined |
+//! | container | an instance in a worker; of an HTTP component, a port and an instance per request |
+//! | command, args | WASI arguments; the first is the program's name |
+//! | exec | the module run again with other arguments ([`exec_args`]) |
+//! | mounts | a tree of detached mounts, the guest's `/` (`mounts.rs`) |
+//! | stop signal | WASI has none: a component is ended with 143, see the engine's `container.rs` |
+//!
+//! Nothing here runs or compiles Wasm, and nothing here links an engine: that is in the crate
+//! `wherry-wasm-engine`, reached only through [`protocol`].
+//!
+//! The agent may die at any point. Records are written before the worker is asked, so what a worker
+//! holds and nobody has a record of was being removed, and what has a record and no worker knows of
+//! was being made: [`WasmRuntime::open`] finishes either.
+
+mod aot;
+mod cgroup;
+mod child;
+mod client;
+mod mounts;
+pub mod protocol;
+mod record;
+mod runtime;
+mod stream;
+mod userns;
+pub mod wire;
+mod worker;
+
+use std::path::PathBuf;
+
+pub use runtime::{WasmRuntime, exec_args};
+
+/// Makes `wasm-worker` hold a user namespace instead of containers.
+pub const USER_NAMESPACE_ARGUMENT: &str = "user-namespace";
+
+/// Annotation of a container: the port on which its HTTP component is served.
+pub const HTTP_PORT_ANNOTATION: &str = "wherry.dev/http-port";
+
+/// What the runtime needs to know.
+#[derive(Clone)]
+pub struct Config {
+    /// What survives a reboot: `<root>/wasm` is ours.
+    pub root: PathBuf,
+    /// What does not: `<run>/wasm` is ours.
+    pub run: PathBuf,
+    /// The program to start for workers and compilers, which has the modes `wasm-worker` and
+    /// `wasm-compile`; normally `/proc/self/exe`.
+    pub exe: PathBuf,
+    /// Where images are.
+    pub images: wherry_images::Store,
+    /// Cgroup below which workers get theirs, relative to each hierarchy (`wherry`).
+    pub cgroup_root: String,
+    /// User that workers become. Should own nothing.
+    pub worker_uid: u32,
+    /// Group that workers become.
+    pub worker_gid: u32,
+    /// Instances in one worker before another is started. An instance takes four mappings, and a
+    /// process with 65,530 (`vm.max_map_count`) gets no more memory at all.
+    pub instances_per_worker_max: u32,
+    /// How long a tenant's worker without containers waits for the next one.
+    pub worker_idle_max: std::time::Duration,
+}
+
+impl Config {
+    /// Defaults for everything but the paths and the store.
+    pub fn new(root: PathBuf, run: PathBuf, exe: PathBuf, images: wherry_images::Store) -> Self {
+        Self {
+            root,
+            run,
+            exe,
+            images,
+            cgroup_root: "wherry".into(),
+            // "nonroot" of distroless images: no account of Debian's has it.
+            worker_uid: 65_532,
+            worker_gid: 65_532,
+            instances_per_worker_max: 4_000,
+            worker_idle_max: std::time::Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! HTTP, both ways: serving a component that exports `wasi:http/incoming-handler`, with an instance
+//! for each request, and sending what a guest asks to send, from the pod's address.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, uri::Scheme};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+};
+use wasmtime_wasi_http::{
+    Error, RequestOptions, WasiBody, WasiHttpHooks, WasiHttpView,
+    p2::bindings::http::types::Scheme as WasiScheme, p2::body::HyperOutgoingBody,
+};
+
+use crate::{
+    container::{Container, End},
+    engine::Loaded,
+    limits::Limiter,
+    network::Network,
+    serve::Worker,
+    state::component_store,
+};
+
+/// Connections of one container at once; more wait in the backlog.
+const CONNECTIONS_MAX: usize = 512;
+const BACKLOG: u32 = 1024;
+/// Where a guest gives no time-out of its own.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+/// After a failed accept (no descriptors left): how long until the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Opens the container's port on the pod's address.
+pub(crate) async fn listen(network: &Network, port: u16) -> Result<TcpListener, String> {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let ip = match network {
+        Network::Open => any,
+        Network::Confined { v4, v6 } => match (v4, v6) {
+            (Some(ip), _) => IpAddr::V4(*ip),
+            (None, Some(ip)) => IpAddr::V6(*ip),
+            (None, None) => return Err("listen: the pod has no address".into()),
+        },
+    };
+    let address = SocketAddr::new(ip, port);
+    let open = || -> std::io::Result<TcpListener> {
+        let socket = if ip.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().map_err(|error| format!("listen {address}: {error}"))
+}
+
+/// Serves requests until the container is stopped or ended.
+pub(crate) async fn serve(
+    container: Arc<Container>,
+    worker: Arc<Worker>,
+    listener: TcpListener,
+) -> End {
+    let mut connections = JoinSet::new();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accept = async {
+            // The semaphore is never closed.
+            let permit = permits.clone().acquire_owned().await.ok();
+            (listener.accept().await, permit)
+        };
+        tokio::select! {
+            biased;
+            () = container.end.cancelled() => return End::Killed,
+            () = container.drain.cancelled() => break,
+            (accepted, permit) = accept => match accepted {
+                Ok((stream, _)) => {
+                    let connection = serve_connection(container.clone(), worker.clone(), stream);
+                    connections.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            },
+        }
+    }
+    drop(listener);
+    tokio::select! {
+        () = container.end.cancelled() => End::Killed,
+        () = async { while connections.join_next().await.is_some() {} } => End::Exit(0),
+    }
+}
+
+async fn serve_connection(container: Arc<Container>, worker: Arc<Worker>, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let (drain, end) = (container.drain.clone(), container.end.clone());
+    let service = hyper::service::service_fn(move |request| {
+        let (container, worker) = (container.clone(), worker.clone());
+        async move { Ok::<_, Infallible>(answer(container, worker, request).await) }
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut is_draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = end.cancelled() => return,
+            () = drain.cancelled(), if !is_draining => {
+                is_draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            // A broken connection is the client's affair.
+            _ = connection.as_mut() => return,
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<HyperOutgoingBody> {
+    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+/// Has a fresh instance answer one request.
+async fn answer(
+    container: Arc<Container>,
+    worker: Arc<Worker>,
+    request: Request<Incoming>,
+) -> Response<HyperOutgoingBody> {
+    let Ok(permit) = worker.http_instances.clone().acquire_owned().await else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "the worker is ending\n");
+    };
+    let (sender, receiver) = oneshot::channel();
+    let guest = container.clone();
+    let ran = worker.pool.spawn(container.cpu.clone(), {
+        let worker = worker.clone();
+        async move {
+            let _permit = permit;
+            let Some(output) = guest.output() else { return };
+            let end = guest.end.clone();
+            let handle = handle(&guest, request, sender);
+            let result = tokio::select! {
+                biased;
+                () = end.cancelled() => return,
+                result = handle => result,
+            };
+            if guest.end_of(result.map(|()| 0), &output).await == End::Oom {
+                guest.end(&worker, End::Oom).await;
+            }
+        }
+    });
+    match receiver.await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => plain(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the component answered with an error\n",
+        ),
+        Err(_) => {
+            let _ = ran.await;
+            plain(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the component ended without an answer\n",
+            )
+        }
+    }
+}
+
+async fn handle(
+    container: &Container,
+    request: Request<Incoming>,
+    sender: oneshot::Sender<
+        Result<
+            Response<HyperOutgoingBody>,
+            wasmtime_wasi_http::p2::bindings::http::types::ErrorCode,
+        >,
+    >,
+) -> wasmtime::Result<()> {
+    let Loaded::Http(pre) = &*container.loaded else {
+        wasmtime::bail!("not an HTTP component")
+    };
+    let Some(output) = container.output() else {
+        wasmtime::bail!("the container is ending")
+    };
+    let wasi = container.wasi(&container.spec.args, output, false)?.build();
+    let limiter = Limiter::new(container.memory.clone());
+    let mut store = component_store(pre.engine(), wasi, container.network.clone(), limiter);
+    let request = store
+        .data_mut()
+        .http()
+        .new_incoming_request(WasiScheme::Http, request)?;
+    let response = store.data_mut().http().new_response_outparam(sender)?;
+    let proxy = pre.instantiate_async(&mut store).await?;
+    proxy
+        .wasi_http_incoming_handler()
+        .call_handle(&mut store, request, response)
+        .await
+}
+
+/// Sends what guests ask to send.
+pub(crate) struct Outgoing(Arc<Network>);
+
+impl Outgoing {
+    pub(crate) fn new(network: Arc<Network>) -> Self {
+        Self(network)
+    }
+}
+
+type SendFuture<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
+
+impl WasiHttpHooks for Outgoing {
+    fn is_supported_scheme(&mut self, scheme: &Scheme) -> bool {
+        *scheme == Scheme::HTTP
+    }
+
+    fn default_scheme(&mut self) -> Option<Scheme> {
+        Some(Scheme::HTTP)
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _sent: SendFuture<()>,
+    ) -> SendFuture<(Response<WasiBody>, SendFuture<()>)> {
+        Box::new(send(self.0.clone(), request, options.unwrap_or_default()))
+    }
+}
+
+async fn send(
+    network: Arc<Network>,
+    mut request: Request<WasiBody>,
+    options: RequestOptions,
+) -> Result<(Response<WasiBody>, SendFuture<()>), Error> {
+    let authority = request
+        .uri()
+        .authority()
+        .ok_or(Error::HttpRequestUriInvalid)?;
+    let host = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    let port = authority.port_u16().unwrap_or(80);
+    let connect = tokio::time::timeout(options.connect_timeout.unwrap_or(TIMEOUT_DEFAULT), async {
+        let stream = connect(&network, &host, port).await?;
+        Ok::<_, Error>(hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?)
+    });
+    let (mut sender, connection) = connect.await.map_err(|_| Error::ConnectionTimeout)??;
+    // A request to the server itself names only the path; the host is in its header.
+    *request.uri_mut() = http::Uri::builder()
+        .path_and_query(
+            request
+                .uri()
+                .path_and_query()
+                .map_or("/", |path| path.as_str()),
+        )
+        .build()
+        .map_err(|_| Error::HttpRequestUriInvalid)?;
+    let connection = tokio::spawn(connection);
+    let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT_DEFAULT);
+    let response = tokio::time::timeout(first_byte, sender.send_request(request))
+        .await
+        .map_err(|_| Error::ConnectionReadTimeout)??;
+    let aborts = AbortOnDrop(connection);
+    let io: SendFuture<()> = Box::new(async move {
+        let mut aborts = aborts;
+        match (&mut aborts.0).await {
+            Ok(result) => result.map_err(Error::from),
+            Err(_) => Err(Error::ConnectionTerminated),
+        }
+    });
+    Ok((
+        response.map(|body| body.map_err(Error::from).boxed_unsync()),
+        io,
+    ))
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tries each address of the host in turn.
+async fn connect(network: &Network, host: &str, port: u16) -> Result<TcpStream, Error> {
+    let unresolved = |error: std::io::Error| Error::DnsError {
+        rcode: Some(error.to_string()),
+        info_code: None,
+    };
+    let addresses = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(unresolved)?;
+    let mut last = Error::DestinationNotFound;
+    for address in addresses {
+        match network.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Error::Connect(error),
+        }
+    }
+    Err(last)
+}

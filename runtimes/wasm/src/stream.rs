@@ -1,0 +1,152 @@
+//! Exec and attach: sockets between the agent and a worker, and who ends what.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::UnixStream,
+    sync::mpsc,
+};
+use wherry_runtime_api::{
+    EXEC_SYNC_OUTPUT_BYTES_MAX, ExecSyncResponse, RuntimeError, StreamSession,
+};
+
+use crate::{client::Client, protocol::RequestBody};
+
+/// Terminal sizes that nobody looks at: a component cannot be told.
+const SIZES_MAX: usize = 4;
+
+/// The two ends of the streams that were asked for.
+pub(crate) struct Streams {
+    stdin: Option<UnixStream>,
+    stdout: Option<UnixStream>,
+    stderr: Option<UnixStream>,
+    theirs: Vec<OwnedFd>,
+}
+
+impl Streams {
+    pub(crate) fn open(stdin: bool, stdout: bool, stderr: bool) -> Result<Self, RuntimeError> {
+        let mut theirs = Vec::new();
+        let mut open = |is_asked: bool| -> io::Result<Option<UnixStream>> {
+            if !is_asked {
+                return Ok(None);
+            }
+            let (ours, other) = StdUnixStream::pair()?;
+            ours.set_nonblocking(true)?;
+            theirs.push(other.into());
+            UnixStream::from_std(ours).map(Some)
+        };
+        let failed = || RuntimeError::io("streams");
+        let stdin = open(stdin).map_err(failed())?;
+        let stdout = open(stdout).map_err(failed())?;
+        let stderr = open(stderr).map_err(failed())?;
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr,
+            theirs,
+        })
+    }
+
+    pub(crate) fn theirs(&self) -> Vec<BorrowedFd<'_>> {
+        self.theirs.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// The session, once the worker has its ends.
+    pub(crate) fn into_session(
+        self,
+        tty: bool,
+        exit: impl Future<Output = Result<i32, RuntimeError>> + Send + 'static,
+    ) -> StreamSession {
+        let resize = tty.then(|| {
+            let (sender, mut sizes) = mpsc::channel(SIZES_MAX);
+            tokio::spawn(async move { while sizes.recv().await.is_some() {} });
+            sender
+        });
+        StreamSession {
+            stdin: self.stdin.map(|stream| Box::new(stream) as _),
+            stdout: self.stdout.map(|stream| Box::new(stream) as _),
+            stderr: self.stderr.map(|stream| Box::new(stream) as _),
+            resize,
+            exit: Box::pin(exit),
+        }
+    }
+}
+
+/// Kills an exec when dropped before its exit was seen.
+pub(crate) struct KillOnDrop {
+    client: Arc<Client>,
+    exec: Option<u64>,
+}
+
+impl KillOnDrop {
+    pub(crate) fn new(client: Arc<Client>, exec: u64) -> Self {
+        Self {
+            client,
+            exec: Some(exec),
+        }
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        self.exec = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let (Some(exec), Ok(runtime)) = (self.exec, tokio::runtime::Handle::try_current()) {
+            let client = self.client.clone();
+            runtime.spawn(async move {
+                let _ = client.ask(RequestBody::KillExec { exec }, &[]).await;
+            });
+        }
+    }
+}
+
+/// Collects the output of a session until its end.
+pub(crate) async fn collect(
+    what: &str,
+    mut session: StreamSession,
+    timeout: Duration,
+) -> Result<ExecSyncResponse, RuntimeError> {
+    let run = async {
+        let (stdout, stderr, exit) = tokio::join!(
+            read(session.stdout.take()),
+            read(session.stderr.take()),
+            &mut session.exit
+        );
+        Ok(ExecSyncResponse {
+            stdout,
+            stderr,
+            exit_code: exit?,
+        })
+    };
+    match tokio::time::timeout(timeout, run).await {
+        Ok(result) => result,
+        Err(_) => Err(RuntimeError::DeadlineExceeded {
+            what: what.to_owned(),
+            after: timeout,
+        }),
+    }
+}
+
+async fn read(stream: Option<Box<dyn AsyncRead + Send + Unpin>>) -> Vec<u8> {
+    let mut output = Vec::new();
+    let Some(mut stream) = stream else {
+        return output;
+    };
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+        let room = EXEC_SYNC_OUTPUT_BYTES_MAX - output.len();
+        output.extend_from_slice(&buffer[..n.min(room)]);
+    }
+    output
+}
