@@ -8,7 +8,7 @@ use serde_json::Value;
 use wherry_api::{FieldError, Resource, Status, decode, field::Path, table::IncludeObject};
 
 use crate::{
-    App, UserInfo,
+    App, UserInfo, protobuf,
     request::{Accept, Query, ResourcePath},
 };
 
@@ -16,7 +16,7 @@ use crate::{
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// Media types of bodies.
-const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
+const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 /// A request to a resource.
 pub(crate) struct Call {
@@ -148,7 +148,7 @@ pub(crate) fn check_dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &st
     Ok(is_dry_run)
 }
 
-/// A body as a value, and as JSON text (empty when it was YAML).
+/// A body as a value, and as JSON text (empty when it was in another form).
 pub(crate) fn read_value(headers: &HeaderMap, body: &Bytes) -> Result<(Value, Bytes), Status> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let unreadable = |error: &dyn std::fmt::Display| {
@@ -164,6 +164,10 @@ pub(crate) fn read_value(headers: &HeaderMap, body: &Bytes) -> Result<(Value, By
         }
         "application/yaml" => {
             let value = serde_saphyr::from_slice(body).map_err(|error| unreadable(&error))?;
+            Ok((value, Bytes::new()))
+        }
+        "application/vnd.kubernetes.protobuf" => {
+            let value = protobuf::decode(body).map_err(|error| Status::bad_request(error.to_string()))?;
             Ok((value, Bytes::new()))
         }
         _ => Err(Status::unsupported_media_type(BODY_TYPES)),

@@ -29,6 +29,7 @@ mod feed;
 mod filter;
 mod metrics;
 pub mod pki;
+mod protobuf;
 mod request;
 mod reviews;
 mod router;
