@@ -1,0 +1,311 @@
+//! A small test runner, and what the tests have in common: a node in a directory.
+
+use std::{
+    fs,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::{Command, ExitCode},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use wherry_images::{Limits, PackConfig, Store, StoreConfig};
+use wherry_oci::{Config, OciRuntime};
+use wherry_runtime_api::*;
+
+/// Tests under way at once. They mostly wait.
+const PARALLEL: usize = 8;
+/// One limit for everything that is waited for.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(crate) type Body = fn(Node) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Lists async functions that take a [`Node`].
+macro_rules! tests {
+    ($($name:ident)*) => {
+        pub(crate) fn tests() -> Vec<(&'static str, crate::harness::Body)> {
+            vec![$((stringify!($name), |node| Box::pin($name(node)))),*]
+        }
+    };
+}
+pub(crate) use tests;
+
+/// Runs those whose name contains the first argument.
+pub(crate) fn run(tests: Vec<(&'static str, Body)>) -> ExitCode {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    if std::env::args().any(|argument| argument == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let image = Arc::new(BusyboxImage::build());
+    let queue = Arc::new(Mutex::new(
+        tests.into_iter().filter(|(name, _)| filter.as_deref().is_none_or(|part| name.contains(part))).rev().collect::<Vec<_>>(),
+    ));
+    let failed = Arc::new(Mutex::new(Vec::new()));
+    let workers: Vec<_> = (0..PARALLEL)
+        .map(|_| {
+            let (queue, failed, image) = (queue.clone(), failed.clone(), image.clone());
+            std::thread::spawn(move || {
+                loop {
+                    let Some((name, body)) = queue.lock().unwrap().pop() else { return };
+                    let started = Instant::now();
+                    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        runtime.block_on(async {
+                            let node = Node::new(name, &image).await;
+                            let (place, cgroup) = (node.place.clone(), node.cgroup.clone());
+                            let outcome = tokio::spawn(body(node)).await;
+                            clean_up(&place, &cgroup).await;
+                            outcome.unwrap();
+                            assert_nothing_left(&place, &cgroup);
+                        });
+                    }));
+                    let took = started.elapsed().as_millis();
+                    match result {
+                        Ok(()) => println!("test {name} ... ok ({took} ms)"),
+                        Err(_) => {
+                            println!("test {name} ... FAILED ({took} ms)");
+                            failed.lock().unwrap().push(name);
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.join().unwrap();
+    }
+    let failed = failed.lock().unwrap();
+    println!("failed: {failed:?}");
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A busybox image, packed once.
+pub(crate) struct BusyboxImage {
+    directory: tempfile::TempDir,
+}
+
+impl BusyboxImage {
+    fn build() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        for name in ["bin", "etc", "tmp", "home/app", "proc", "file-in-the-way"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for applet in ["sh", "ls", "cat", "echo", "id", "sleep", "stat", "mount", "touch", "env", "pwd", "wc", "head", "dd", "ps", "kill", "stty", "tty", "true", "false", "hostname", "nc", "seq", "unshare", "mknod", "chroot", "grep", "dmesg", "ping", "yes", "readlink"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n").unwrap();
+        fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
+        fs::write(root.join("not-executable"), "text").unwrap();
+        fs::write(root.join("a-file"), "text").unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", root.join("etc/dangling")).unwrap();
+        std::os::unix::fs::symlink("../../../../../../../../tmp", root.join("escape")).unwrap();
+        let pack = |name: &str, change: fn(&mut PackConfig)| {
+            let mut config = PackConfig::default();
+            config.name = Some(name.to_owned());
+            config.run.cmd = vec!["/bin/sh".into()];
+            config.run.env = vec![("IMAGE".into(), "busybox".into())];
+            change(&mut config);
+            wherry_images::layout::pack(&root, &config, &directory.path().join(name)).unwrap();
+        };
+        pack("busybox", |_| {});
+        pack("named-user", |config| config.run.user = Some("app".into()));
+        pack("unknown-user", |config| config.run.user = Some("nobody-knows".into()));
+        Self { directory }
+    }
+}
+
+/// A node: directories, a cgroup and a runtime.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) place: PathBuf,
+    pub(crate) cgroup: String,
+    pub(crate) runtime: Arc<OciRuntime>,
+    images: Store,
+    image_ids: Vec<(String, String)>,
+}
+
+impl Node {
+    async fn new(name: &str, image: &BusyboxImage) -> Self {
+        let place = tempfile::Builder::new().prefix("wherry-oci-").tempdir().unwrap().keep();
+        let mut config = StoreConfig::default();
+        config.is_durable = false;
+        config.limits = Limits::default();
+        let images = Store::open(&place.join("images"), config).unwrap();
+        let mut image_ids = Vec::new();
+        for tag in ["busybox", "named-user", "unknown-user"] {
+            let found = images.import(&image.directory.path().join(tag), &[tag.to_owned()]).await.unwrap();
+            image_ids.push((tag.to_owned(), found[0].id.clone()));
+        }
+        let runtime = open(&place, &images).await;
+        let cgroup = format!("wherry-test-{}-{}", std::process::id(), &name[..name.len().min(40)]);
+        Self { place, cgroup, runtime, images, image_ids }
+    }
+
+    /// The agent ends and another begins.
+    pub(crate) async fn restart(&mut self) {
+        // Nothing of the old one may go on beside the new one.
+        self.runtime = open(&self.place, &self.images).await;
+    }
+
+    pub(crate) fn image(&self, tag: &str) -> String {
+        self.image_ids.iter().find(|(name, _)| name == tag).unwrap().1.clone()
+    }
+
+    pub(crate) fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
+        let logs = self.place.join("log").join(name);
+        fs::create_dir_all(&logs).unwrap();
+        PodSandboxConfig {
+            uid: format!("uid-{name}").into(),
+            name: name.into(),
+            namespace: "default".into(),
+            attempt: 0,
+            hostname: Some(name.into()),
+            log_directory: logs,
+            namespaces: NamespaceOptions::default(),
+            cgroup_parent: format!("{}/kubepods/besteffort/pod-{name}", self.cgroup),
+            resources: LinuxResources::default(),
+            sysctls: Vec::new(),
+            seccomp: SeccompProfile::RuntimeDefault,
+            isolated: false,
+            labels: Vec::new(),
+            annotations: Vec::new(),
+        }
+    }
+
+    pub(crate) async fn sandbox(&self, name: &str) -> PodSandbox {
+        self.runtime.run_pod_sandbox(&self.sandbox_config(name)).await.unwrap()
+    }
+
+    /// A container that runs a shell script.
+    pub(crate) fn script(&self, sandbox: &PodSandbox, name: &str, script: &str) -> ContainerConfig {
+        ContainerConfig {
+            name: name.into(),
+            attempt: 0,
+            image_id: self.image("busybox"),
+            image: "busybox".into(),
+            command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+            args: Vec::new(),
+            working_dir: None,
+            env: Vec::new(),
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            labels: vec![("k".into(), "v".into())],
+            annotations: Vec::new(),
+            log_path: sandbox.config.log_directory.join(format!("{name}.log")),
+            log_rotation: LogRotation::default(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            stop_signal: None,
+            resources: LinuxResources::default(),
+            security: ContainerSecurity::default(),
+        }
+    }
+
+    pub(crate) async fn start(&self, sandbox: &PodSandbox, config: &ContainerConfig) -> ContainerId {
+        let id = self.runtime.create_container(sandbox, config).await.unwrap();
+        self.runtime.start_container(&id).await.unwrap();
+        id
+    }
+
+    /// Runs a container to its end: how it ended, and its log without the marks.
+    pub(crate) async fn run(&self, sandbox: &PodSandbox, config: &ContainerConfig) -> (ContainerExit, String) {
+        let id = self.start(sandbox, config).await;
+        let exit = self.exit(&id).await;
+        (exit, read_log(&config.log_path))
+    }
+
+    pub(crate) async fn exit(&self, id: &ContainerId) -> ContainerExit {
+        let mut events = self.runtime.subscribe();
+        let wait = async {
+            loop {
+                if let ContainerState::Exited(exit) = self.runtime.container_status(id).await.unwrap().state {
+                    return exit;
+                }
+                let _ = events.recv().await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, wait).await.expect("the container exits")
+    }
+
+    pub(crate) async fn exec(&self, id: &ContainerId, script: &str) -> ExecSyncResponse {
+        let command = ["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
+        self.runtime.exec_sync(id, &command, TIMEOUT).await.unwrap()
+    }
+
+    pub(crate) async fn exec_text(&self, id: &ContainerId, script: &str) -> String {
+        String::from_utf8(self.exec(id, script).await.stdout).unwrap()
+    }
+}
+
+async fn open(place: &Path, images: &Store) -> Arc<OciRuntime> {
+    let exe = std::env::current_exe().unwrap();
+    OciRuntime::open(Config::new(place.join("root"), place.join("run"), exe, images.clone())).await.unwrap()
+}
+
+/// The text of a log, streams mixed, marks taken off.
+pub(crate) fn read_log(path: &Path) -> String {
+    let mut text = String::new();
+    for line in fs::read_to_string(path).unwrap_or_default().lines() {
+        let mut parts = line.splitn(4, ' ');
+        let (_, _, tag) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+        text.push_str(parts.next().unwrap_or_default());
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Waits until something holds.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Removes every sandbox, as the agent would.
+async fn clean_up(place: &Path, cgroup: &str) {
+    let mut config = StoreConfig::default();
+    config.is_durable = false;
+    let images = Store::open(&place.join("images"), config).unwrap();
+    let runtime = open(place, &images).await;
+    for sandbox in runtime.list_pod_sandboxes().await.unwrap() {
+        runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+    }
+    for hierarchy in hierarchies() {
+        // Only groups above the pods', which are the agent's and empty by now.
+        let base = hierarchy.join(cgroup);
+        for group in ["kubepods/besteffort", "kubepods", ""] {
+            let _ = fs::remove_dir(base.join(group));
+        }
+    }
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn assert_nothing_left(place: &Path, cgroup: &str) {
+    let name = place.file_name().unwrap().to_str().unwrap();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(name), "mounts are left");
+    let processes = Command::new("ps").args(["-eo", "pid,args"]).output().unwrap();
+    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
+    let left: Vec<_> = processes.lines().filter(|line| line.contains(name)).collect();
+    assert!(left.is_empty(), "processes are left: {left:?}");
+    for hierarchy in hierarchies() {
+        assert!(!hierarchy.join(cgroup).exists(), "{}: cgroups are left", hierarchy.display());
+    }
+    for directory in ["root/oci/sandboxes", "root/oci/containers", "root/oci/trash", "run/oci/pods", "images/leases"] {
+        let left: Vec<_> = fs::read_dir(place.join(directory)).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{directory} holds {left:?}");
+    }
+    fs::remove_dir_all(place).unwrap();
+}
