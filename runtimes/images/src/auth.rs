@@ -10,11 +10,10 @@ use base64::{
     Engine,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use oci_spec::distribution::Reference;
 use serde::Deserialize;
 use wherry_runtime_api::RegistryAuth;
 
-use crate::reference;
+use crate::reference::{self, Reference};
 
 /// Docker's own registry, as its tools write it into their configuration.
 const DEFAULT_REGISTRY: &str = "index.docker.io";

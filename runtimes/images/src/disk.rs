@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -119,6 +119,9 @@ impl Lock {
     }
 }
 
+/// Times a sweep may be in the way of making a [`Workspace`].
+const CREATE_ATTEMPTS_MAX: u32 = 100;
+
 /// A directory for work under way; removed when dropped, and by anybody once its process is gone.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -129,16 +132,30 @@ pub(crate) struct Workspace {
 impl Workspace {
     /// Makes one below `parent`.
     pub(crate) fn create(parent: &Path) -> Result<Self, ImageError> {
-        let create = || {
+        let create = || -> io::Result<Option<Self>> {
             let directory = tempfile::Builder::new().prefix("w-").tempdir_in(parent)?;
             let lock = File::open(directory.path())?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-            Ok(Self {
+            // A sweep may have taken it for rubbish before the lock was there.
+            let is_there = is_at(&lock, directory.path());
+            Ok(is_there.then_some(Self {
                 directory,
                 _lock: lock,
-            })
+            }))
         };
-        create().map_err(at(parent))
+        for _ in 0..CREATE_ATTEMPTS_MAX {
+            match create() {
+                Ok(Some(made)) => return Ok(made),
+                Ok(None) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::WouldBlock
+                    ) => {}
+                Err(e) => return Err(at(parent)(e)),
+            }
+        }
+        Err(at(parent)(io::ErrorKind::WouldBlock.into()))
     }
 
     /// Where it is.
@@ -147,23 +164,25 @@ impl Workspace {
     }
 
     /// Removes what processes that are gone left below `parent`.
-    ///
-    /// Between making a directory and locking it another process could mistake it for rubbish, so
-    /// the young ones are left alone.
     pub(crate) fn sweep(parent: &Path) -> Result<(), ImageError> {
-        for entry in fs::read_dir(parent).map_err(at(parent))? {
-            let path = entry.map_err(at(parent))?.path();
+        for name in names(parent)? {
+            let path = parent.join(name);
             let Ok(lock) = File::open(&path) else {
                 continue;
             };
-            if age(&path).is_some_and(|age| age.as_secs() < 2)
-                || flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
-            {
-                continue;
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                remove_tree(&path)?;
             }
-            remove_tree(&path)?;
         }
         Ok(())
+    }
+}
+
+/// Whether an open file or directory is still what a path leads to.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

@@ -73,12 +73,12 @@ impl Store {
 /// A name in canonical form. Digests are not for the asking: they follow from the content.
 fn to_tag(name: &str) -> Result<String, ImageError> {
     let parsed = reference::parse(name)?;
-    match parsed.digest() {
-        Some(_) => Err(ImageError::InvalidName {
+    match parsed.is_by_digest() {
+        true => Err(ImageError::InvalidName {
             reference: name.into(),
             why: "a digest cannot be given".into(),
         }),
-        None => Ok(parsed.whole()),
+        false => Ok(parsed.to_string()),
     }
 }
 
@@ -339,7 +339,7 @@ impl Import<'_> {
         let digests = tags
             .iter()
             .filter_map(|tag| reference::parse(tag).ok())
-            .map(|tag| format!("{}@{digest}", reference::name(&tag)))
+            .map(|tag| format!("{}@{digest}", tag.name()))
             .collect();
         if let Some(module) = manifest.wasm_layer() {
             let (source, _) = self.blob(files, &module.digest)?;

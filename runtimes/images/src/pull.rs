@@ -16,7 +16,6 @@ use std::{
 };
 
 use futures::{StreamExt, future::try_join_all};
-use oci_spec::distribution::Reference;
 use rustix::fs::{FlockOperation, flock};
 use tokio::io::{AsyncWriteExt, BufWriter};
 use wherry_runtime_api::{
@@ -28,7 +27,7 @@ use crate::{
     layer::{self, Incoming},
     manifest::{self, ConfigFile, Descriptor, Document, Manifest},
     record::{ImageRecord, WasmFile},
-    reference,
+    reference::{self, Reference},
     registry::{Http, Repository, Trouble, backoff, chain},
     store::{Inner, Store},
     unpack::Budget,
@@ -318,13 +317,13 @@ impl Store {
         parsed: &Reference,
         found: Resolved,
     ) -> Result<Image, ImageError> {
-        let name = reference::name(parsed);
+        let name = parsed.name();
         let mut digests = vec![format!("{name}@{}", found.digest)];
         if found.manifest_digest != found.digest {
             digests.push(format!("{name}@{}", found.manifest_digest));
         }
-        let tags = if parsed.digest().is_none() {
-            vec![parsed.whole()]
+        let tags = if !parsed.is_by_digest() {
+            vec![parsed.to_string()]
         } else {
             Vec::new()
         };
@@ -345,7 +344,7 @@ impl Store {
 }
 
 async fn resolve_in(repository: Repository, parsed: &Reference) -> Result<Resolved, Trouble> {
-    let wanted = parsed.digest().or(parsed.tag()).unwrap_or("latest");
+    let wanted = parsed.version();
     let (text, digest) = repository.manifest(wanted).await?;
     let mut document = Document::parse(&text).map_err(Trouble::Corrupt)?;
     let mut manifest_digest = digest.clone();
@@ -538,7 +537,7 @@ impl Partial {
                 .open(path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 // Locked, but perhaps after whoever had it before removed it.
-                Ok(()) if fs::metadata(path).is_ok_and(|now| is_same(&now, &file)) => {
+                Ok(()) if disk::is_at(&file, path) => {
                     return Ok(Self {
                         file,
                         path: path.to_path_buf(),
@@ -637,10 +636,4 @@ impl Partial {
         }
         Ok(was_resumed)
     }
-}
-
-fn is_same(metadata: &fs::Metadata, file: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    file.metadata()
-        .is_ok_and(|own| own.ino() == metadata.ino() && own.dev() == metadata.dev())
 }

@@ -13,7 +13,6 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::StreamExt;
-use oci_spec::distribution::Reference;
 use reqwest::{
     Client, Method, Response, StatusCode,
     header::{
@@ -26,6 +25,7 @@ use wherry_runtime_api::{ImageError, RegistryAuth};
 use crate::{
     RegistryConfig, layer,
     manifest::{self, DOCUMENT_BYTES_MAX},
+    reference::Reference,
 };
 
 /// Bytes of a token server's answer or an error's body.

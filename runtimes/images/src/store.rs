@@ -310,7 +310,7 @@ impl Inner {
                 .into_iter()
                 .find(|r| r.digests.iter().any(|d| d.ends_with(&ending))));
         }
-        let name = reference::parse(id_or_reference)?.whole();
+        let name = reference::parse(id_or_reference)?.to_string();
         let named = self
             .records()?
             .into_iter()

@@ -486,8 +486,6 @@ async fn a_damaged_store_opens_and_says_what_it_lost() {
     .unwrap();
     let work = root.join("tmp/w-gone");
     fs::create_dir(&work).unwrap();
-    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
-    fs::File::open(&work).unwrap().set_modified(past).unwrap();
 
     let store = open(&root);
     assert_eq!(store.list_images().await.unwrap(), []);
@@ -501,4 +499,75 @@ async fn a_damaged_store_opens_and_says_what_it_lost() {
     fs::write(root.join("version"), "99").unwrap();
     let refused = Store::open(&root, config()).unwrap_err().to_string();
     assert!(refused.contains("another version of wherry"), "{refused}");
+}
+
+const KILLED_ROOT: &str = "WHERRY_IMAGES_TEST_ROOT";
+
+/// Not a test of its own: what the test below runs in another process, and kills there.
+#[tokio::test]
+#[ignore = "run by another test"]
+async fn import_and_remove_for_ever() {
+    let root = std::path::PathBuf::from(std::env::var_os(KILLED_ROOT).unwrap());
+    let store = open(&root.join("store"));
+    println!("ready");
+    loop {
+        store.import(&root.join("layout"), &[]).await.unwrap();
+        store.remove_image("localhost/app").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_process_killed_at_any_moment_leaves_a_store_that_works() {
+    use std::io::{BufRead, BufReader};
+    let directory = tempfile::tempdir().unwrap();
+    let many: Vec<(String, Vec<u8>)> = (0..100).map(|n| (format!("d/{n}"), noise(3000))).collect();
+    let files: Vec<(&str, &[u8])> = many
+        .iter()
+        .map(|(name, content)| (name.as_str(), content.as_slice()))
+        .collect();
+    let plain = tar(&files);
+    let made = Made::of(
+        &[
+            (gzip(&plain), plain.clone()),
+            (gzip(&tar(&[("x", b"y")])), tar(&[("x", b"y")])),
+        ],
+        json!({}),
+    );
+    made.write_layout(&directory.path().join("layout"), "localhost/app");
+    let root = directory.path().join("store");
+    for round in 0..12u64 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "store::import_and_remove_for_ever",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(KILLED_ROOT, directory.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("ready")));
+        // Moments spread over an import and a removal, which take some 30 ms.
+        std::thread::sleep(std::time::Duration::from_millis(round * 7));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let store = open(&root);
+        assert_eq!(names(root.join("tmp")), Vec::<String>::new());
+        for image in store.list_images().await.unwrap() {
+            let stored = store.image(&image.id).unwrap().unwrap();
+            assert_eq!(
+                fs::read_dir(stored.layers[0].join("d")).unwrap().count(),
+                100
+            );
+        }
+        store
+            .import(&directory.path().join("layout"), &[])
+            .await
+            .unwrap();
+        store.remove_image("localhost/app").await.unwrap();
+        assert_empty(&root);
+    }
 }
