@@ -25,7 +25,6 @@
 //!
 //! Several processes may open one store: what must not interleave is done under `flock`.
 
-pub mod auth;
 mod config;
 mod disk;
 mod import;
