@@ -145,8 +145,17 @@ fn one_by_one(mounts: &[Mount], user_namespace: Option<BorrowedFd<'_>>) -> Preop
     preopens
 }
 
+/// A detached, read-only copy of a directory of ours, whose files may be mapped as code.
+pub(crate) fn copy_of_code(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let source = open_tree(rustix::fs::CWD, directory, flags)?;
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_RDONLY;
+    set_attributes(source.as_fd(), false, attributes, None)?;
+    Ok(source)
+}
+
 /// A detached copy of the mount below a host path.
-pub(crate) fn copy(
+fn copy(
     mount: &Mount,
     user_namespace: Option<BorrowedFd<'_>>,
     warnings: &mut Vec<String>,

@@ -23,8 +23,7 @@ use tokio::{
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
     AttachRequest, ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats,
-    ContainerStatus, Duplex, ExecRequest, ExecSyncResponse, LinuxResources, Mount,
-    MountPropagation, NamespaceMode, PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState,
+    ContainerStatus, Duplex, ExecRequest, ExecSyncResponse, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState,
     Runtime, RuntimeError, RuntimeEvent, RuntimeStatus, SandboxNetwork, StreamSession,
 };
 
@@ -806,14 +805,7 @@ fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 
 /// The directory of the machine code, from which no way leads anywhere else.
 fn open_module(directory: &Path) -> Result<OwnedFd, RuntimeError> {
-    let mount = Mount {
-        container_path: "/".into(),
-        host_path: directory.to_owned(),
-        readonly: true,
-        recursive_readonly: false,
-        propagation: MountPropagation::None,
-    };
-    mounts::copy(&mount, None, &mut Vec::new())
+    mounts::copy_of_code(directory)
         .or_else(|_| File::open(directory).map(OwnedFd::from))
         .map_err(RuntimeError::io("compiled module"))
 }

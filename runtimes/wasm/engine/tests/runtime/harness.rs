@@ -1,0 +1,338 @@
+//! A node with a Wasm runtime and nothing else.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use libtest_mimic::{Arguments, Trial};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    runtime::Runtime as TokioRuntime,
+};
+use wherry_images::{Store, StoreConfig};
+use wherry_runtime_api::{
+    ContainerConfig, ContainerExit, ContainerId, ContainerSecurity, ContainerState, LinuxResources, LogRotation, Mount,
+    MountPropagation, NamespaceOptions, PodSandbox, PodSandboxConfig, Runtime, SeccompProfile,
+};
+use wherry_wasm::{Config, WasmRuntime};
+
+/// One time-out for everything that is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Names test functions for [`main_of_tests`].
+#[macro_export]
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        vec![$(libtest_mimic::Trial::test(stringify!($name), || {
+            $crate::harness::block_on($name());
+            Ok(())
+        })),*]
+    };
+}
+
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
+    TokioRuntime::new().unwrap().block_on(test);
+}
+
+/// Runs the tests in a network namespace with an address for each pod.
+pub(crate) fn main_of_tests(tests: Vec<Trial>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
+    ip(&["link", "set", "lo", "up"]);
+    for n in 1..=250 {
+        ip(&["address", "add", &format!("10.99.0.{n}/32"), "dev", "lo"]);
+    }
+    // Each test has threads of its own.
+    arguments.test_threads.get_or_insert(4);
+    libtest_mimic::run(&arguments, tests).exit_code()
+}
+
+fn ip(args: &[&str]) {
+    assert!(Command::new("ip").args(args).status().expect("iproute2 is installed").success(), "ip {args:?}");
+}
+
+/// Waits until it is true.
+pub(crate) async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !is_true().await {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn guest(name: &str) -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/guests/target");
+    let guests = std::env::var_os("WHERRY_GUESTS").map_or(built, PathBuf::from);
+    let path = match name.strip_suffix(".p1") {
+        Some(name) => guests.join(format!("wasm32-wasip1/release/{name}.wasm")),
+        None => guests.join(format!("wasm32-wasip2/release/{name}.wasm")),
+    };
+    assert!(path.exists(), "{}: start the tests with tests/run.sh", path.display());
+    path
+}
+
+pub(crate) fn mount(container_path: &str, host_path: &Path, readonly: bool) -> Mount {
+    Mount {
+        container_path: container_path.into(),
+        host_path: host_path.into(),
+        readonly,
+        recursive_readonly: false,
+        propagation: MountPropagation::None,
+    }
+}
+
+/// A runtime under a directory of its own.
+pub(crate) struct Node {
+    directory: tempfile::TempDir,
+    images: Store,
+    agent: Option<(TokioRuntime, Arc<WasmRuntime>)>,
+    pub(crate) runtime: Handle,
+}
+
+/// The runtime, whichever agent it is of now.
+pub(crate) struct Handle(Option<Arc<WasmRuntime>>);
+
+impl std::ops::Deref for Handle {
+    type Target = WasmRuntime;
+    fn deref(&self) -> &WasmRuntime {
+        self.0.as_deref().expect("the agent runs")
+    }
+}
+
+impl Node {
+    pub(crate) async fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("wherry-wasm-").tempdir().unwrap();
+        let images = Store::open(&directory.path().join("root/images"), StoreConfig::default()).unwrap();
+        let mut node = Self { directory, images, agent: None, runtime: Handle(None) };
+        node.start_agent().await;
+        node
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn cgroup_root(&self) -> String {
+        format!("wherry-test-{}", self.root().file_name().unwrap().to_str().unwrap())
+    }
+
+    /// An agent has a tokio runtime of its own, so that all of it can be taken away at once.
+    pub(crate) async fn start_agent(&mut self) {
+        let agent = TokioRuntime::new().unwrap();
+        let exe = std::env::current_exe().unwrap();
+        let mut config = Config::new(self.root().join("root"), self.root().join("run"), exe, self.images.clone());
+        config.cgroup_root = self.cgroup_root();
+        let runtime = agent.spawn(async move { WasmRuntime::open(config).await.unwrap() }).await.unwrap();
+        self.runtime = Handle(Some(runtime.clone()));
+        self.agent = Some((agent, runtime));
+    }
+
+    /// Takes the agent away without a word to anybody.
+    pub(crate) fn stop_agent(&mut self) {
+        self.runtime = Handle(None);
+        if let Some((agent, _)) = self.agent.take() {
+            agent.shutdown_background();
+        }
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.stop_agent();
+        self.start_agent().await;
+    }
+
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
+        let path = self.root().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// A pod with an address nobody else has.
+    pub(crate) async fn pod(&self, namespace: &str) -> PodSandbox {
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed) % 250 + 1;
+        let config = PodSandboxConfig {
+            uid: format!("uid-{n}").into(),
+            name: format!("pod-{n}"),
+            namespace: namespace.into(),
+            attempt: 0,
+            hostname: None,
+            log_directory: self.directory("log"),
+            namespaces: NamespaceOptions::default(),
+            cgroup_parent: self.cgroup_root(),
+            resources: LinuxResources::default(),
+            sysctls: vec![],
+            seccomp: SeccompProfile::default(),
+            isolated: false,
+            labels: vec![],
+            annotations: vec![],
+        };
+        let mut pod = self.runtime.run_pod_sandbox(&config).await.unwrap();
+        pod.ips = vec![IpAddr::V4(Ipv4Addr::new(10, 99, 0, n))];
+        pod
+    }
+
+    /// A container of a guest of tests/guests; `.p1` is its core module.
+    pub(crate) fn container(&self, name: &str) -> ContainerConfig {
+        let content = std::fs::read(guest(name)).unwrap();
+        futures::executor::block_on(self.container_of(name, &content))
+    }
+
+    pub(crate) async fn container_of(&self, name: &str, wasm: &[u8]) -> ContainerConfig {
+        let path = self.directory("modules").join(format!("{name}.wasm"));
+        std::fs::write(&path, wasm).unwrap();
+        let image = format!("registry.test/{}:1", name.split('.').next().unwrap());
+        let (images, tag) = (self.images.clone(), image.clone());
+        let import = self.agent.as_ref().unwrap().0.spawn(async move { images.import(&path, &[tag]).await });
+        let imported = import.await.unwrap().unwrap();
+        let logs = self.directory(&format!("log/{}-{}", name, uuid()));
+        ContainerConfig {
+            name: name.into(),
+            attempt: 0,
+            image_id: imported[0].id.clone(),
+            image,
+            command: vec![],
+            args: vec![],
+            working_dir: None,
+            env: vec![],
+            mounts: vec![],
+            devices: vec![],
+            labels: vec![],
+            annotations: vec![],
+            log_path: logs.join("0.log"),
+            log_rotation: LogRotation::default(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            stop_signal: None,
+            resources: LinuxResources::default(),
+            security: ContainerSecurity::default(),
+        }
+    }
+
+    pub(crate) async fn run(&self, pod: &PodSandbox, config: &ContainerConfig) -> ContainerId {
+        let id = self.runtime.create_container(pod, config).await.unwrap();
+        self.runtime.start_container(&id).await.unwrap();
+        id
+    }
+
+    pub(crate) async fn exited(&self, id: &ContainerId) -> ContainerExit {
+        let start = Instant::now();
+        loop {
+            let status = self.runtime.container_status(id).await.unwrap();
+            if let ContainerState::Exited(exit) = status.state {
+                return exit;
+            }
+            assert!(start.elapsed() < PATIENCE, "still {:?}", status.state);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// That it runs and answers an exec.
+    pub(crate) async fn assert_runs(&self, id: &ContainerId) {
+        let status = self.runtime.container_status(id).await.unwrap();
+        assert!(matches!(status.state, ContainerState::Running { .. }), "{:?}", status.state);
+        assert!(self.runtime.container_stats(id).await.unwrap().memory_usage_bytes > 0 || status.name == "http_hello");
+    }
+
+    pub(crate) async fn http(&self, pod: &PodSandbox, port: u16, path: &str) -> String {
+        http_over(tokio::net::TcpStream::connect((pod.ips[0], port)).await.unwrap(), path).await
+    }
+
+    /// Workers whose directories are there.
+    pub(crate) fn workers(&self) -> usize {
+        std::fs::read_dir(self.root().join("run/wasm/workers")).map_or(0, Iterator::count)
+    }
+
+    /// Processes whose root is one of our jails.
+    pub(crate) fn worker_processes(&self) -> Vec<i32> {
+        let jails = self.root().join("run/wasm");
+        let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let entry = entry.ok()?;
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            std::fs::read_link(entry.path().join("root")).ok()?.starts_with(&jails).then_some(pid)
+        });
+        processes.collect()
+    }
+
+    pub(crate) fn kill_workers(&self) {
+        for pid in self.worker_processes() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop_agent();
+        self.kill_workers();
+        let start = Instant::now();
+        while !self.worker_processes().is_empty() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for hierarchy in ["", "cpu", "cpuacct", "memory", "pids"] {
+            let top = Path::new("/sys/fs/cgroup").join(hierarchy).join(self.cgroup_root());
+            for worker in std::fs::read_dir(top.join("wasm")).into_iter().flatten().flatten() {
+                let _ = std::fs::remove_dir(worker.path());
+            }
+            let _ = std::fs::remove_dir(top.join("wasm"));
+            let _ = std::fs::remove_dir(top);
+        }
+    }
+}
+
+fn uuid() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    format!("{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// One request and all of its answer.
+pub(crate) async fn http_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return answer;
+    }
+    let mut whole = format!("{head}\r\n\r\n");
+    let mut rest = body;
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole += &after[..size];
+        rest = after[size..].strip_prefix("\r\n").unwrap_or("");
+    }
+    whole
+}
+
+/// A network namespace with nothing but loopback, held by a thread.
+pub(crate) struct NetworkNamespace {
+    path: PathBuf,
+    _end: std::sync::mpsc::Sender<()>,
+}
+
+impl NetworkNamespace {
+    pub(crate) fn new() -> Self {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (made, is_made) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ip(&["link", "set", "lo", "up"]);
+            made.send(format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())).unwrap();
+            let _ = ended.recv();
+        });
+        Self { path: is_made.recv().unwrap().into(), _end: end }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+}
