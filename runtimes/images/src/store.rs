@@ -450,7 +450,8 @@ impl Inner {
                             record::read::<LayerRecord>(&path.join("layer.json")),
                             Ok(Some(layer)) if layer.boot_id == boot_id
                         ),
-                        _ => true,
+                        // Nothing tells whether it was written out; it is one small download.
+                        _ => false,
                     };
                     if candidates.contains(&digest) || !is_sound || is_old(&path) {
                         let aside = rubbish.path().join(format!("{kind}-{name}"));

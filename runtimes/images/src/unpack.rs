@@ -7,6 +7,11 @@
 //! Whiteouts become overlayfs' own: `.wh.name` a character device 0:0 called `name`, and
 //! `.wh..wh..opq` the attribute `trusted.overlay.opaque`. They concern the layers below alone, so
 //! what a layer itself brings under such a name stays, wherever in the stream the two are.
+//!
+//! A layer is unpacked without regard to those below it, for other images may have others. Two
+//! things follow, as with Docker's overlay2: a directory that the archive leaves out but puts files
+//! into is made anew (root's, 0755), hiding a symbolic link of that name below; and a whiteout of
+//! what is not there is seen by `readdir`, though nothing can be opened under its name.
 
 use std::{
     ffi::{CString, OsStr},

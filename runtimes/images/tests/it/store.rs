@@ -484,13 +484,15 @@ async fn a_damaged_store_opens_and_says_what_it_lost() {
         r#"{"size_bytes":1,"entries":1,"boot_id":"another"}"#,
     )
     .unwrap();
+    let torn = root.join("blobs").join("0".repeat(64));
+    fs::write(&torn, "").unwrap();
     let work = root.join("tmp/w-gone");
     fs::create_dir(&work).unwrap();
 
     let store = open(&root);
     assert_eq!(store.list_images().await.unwrap(), []);
     assert!(record.with_extension("json.broken").exists());
-    assert!(!lost.exists() && !work.exists());
+    assert!(!lost.exists() && !torn.exists() && !work.exists());
     // Nothing hinders getting them again.
     store.import(&at("1"), &[]).await.unwrap();
     store.import(&at("2"), &[]).await.unwrap();
