@@ -1,1 +1,86 @@
 //! Controllers and the scheduler: plain clients of a Kubernetes API.
+//!
+//! Each looks at what is there and brings it nearer to what should be, however it came to be so
+//! (level-triggered): a missed watch event, an error or a restart costs time and nothing else.
+//! None of them knows the store, so they run against any API server.
+//!
+//! ```text
+//!  namespace ──────── empties namespaces that are deleted
+//!  service_account ── `default` in each namespace
+//!  root_ca ────────── `kube-root-ca.crt` in each namespace
+//!  node_lifecycle ─── conditions and taints of nodes nobody hears from
+//!  scheduler ──────── a node for each pod
+//! ```
+
+mod events;
+#[cfg(test)]
+mod fake;
+mod namespace;
+mod node_lifecycle;
+mod retry;
+mod root_ca;
+mod scheduler;
+mod service_account;
+
+use std::time::Duration;
+
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// What the controllers are told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Certificates that the API server's is signed by, as PEM: what `kube-root-ca.crt` holds.
+    pub root_ca: String,
+    /// Pods with this `spec.schedulerName` are scheduled.
+    pub scheduler_name: String,
+    /// A node that has not been heard of for so long is not ready
+    /// (`--node-monitor-grace-period` of kube-controller-manager).
+    pub node_monitor_grace_period: Duration,
+}
+
+impl Config {
+    /// Kubernetes' defaults.
+    pub fn new(root_ca: String) -> Self {
+        Self {
+            root_ca,
+            scheduler_name: "default-scheduler".into(),
+            node_monitor_grace_period: Duration::from_secs(40),
+        }
+    }
+}
+
+/// Runs all controllers and the scheduler until shutdown, and returns when they have ended.
+pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
+    let (recorder, notes) = events::Recorder::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(events::run(client.clone(), notes, shutdown.clone()));
+    tasks.spawn(namespace::run(client.clone(), shutdown.clone()));
+    tasks.spawn(service_account::run(client.clone(), shutdown.clone()));
+    tasks.spawn(root_ca::run(
+        client.clone(),
+        config.root_ca,
+        shutdown.clone(),
+    ));
+    let grace_period = config.node_monitor_grace_period;
+    tasks.spawn(node_lifecycle::run(
+        client.clone(),
+        grace_period,
+        recorder.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(scheduler::run(
+        client,
+        config.scheduler_name,
+        recorder,
+        shutdown,
+    ));
+    info!("Controllers run");
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            error!(%error, "Controller ended badly");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Events about other objects, sent beside the work they tell of.
+
+use std::{collections::VecDeque, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Events that wait to be sent. Past that they are dropped: what they tell of is in conditions too.
+const WAITING_EVENTS_MAX: usize = 1024;
+
+/// Events that are remembered, so that the same one is counted up instead of sent again.
+const RECENT_EVENTS_MAX: usize = 256;
+
+/// The longest an event is tried.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where events go. Never waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorder {
+    sender: mpsc::Sender<Note>,
+}
+
+/// One event to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Note {
+    pub(crate) object: ObjectReference,
+    pub(crate) type_: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(crate) component: String,
+}
+
+struct Recent {
+    note: Note,
+    name: String,
+    count: i32,
+}
+
+impl Recorder {
+    /// A recorder and the end that [`run`] serves.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Note>) {
+        let (sender, receiver) = mpsc::channel(WAITING_EVENTS_MAX);
+        (Self { sender }, receiver)
+    }
+
+    /// Hands an event over to be sent.
+    pub(crate) fn record(&self, note: Note) {
+        if self.sender.try_send(note).is_err() {
+            debug!("Event dropped: too many wait");
+        }
+    }
+}
+
+/// Sends events until shutdown, in order.
+pub(crate) async fn run(
+    client: Client,
+    mut notes: mpsc::Receiver<Note>,
+    shutdown: CancellationToken,
+) {
+    let mut recent = VecDeque::new();
+    loop {
+        let note = tokio::select! {
+            () = shutdown.cancelled() => return,
+            note = notes.recv() => note,
+        };
+        let Some(note) = note else { return };
+        match timeout(SEND_TIMEOUT, send(&client, &mut recent, note)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "Event not sent"),
+            Err(_) => warn!("Event not sent in time"),
+        }
+    }
+}
+
+async fn send(client: &Client, recent: &mut VecDeque<Recent>, note: Note) -> kube::Result<()> {
+    // Events of objects without a namespace are kept in `default`.
+    let namespace = note
+        .object
+        .namespace
+        .clone()
+        .unwrap_or_else(|| "default".into());
+    let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
+    let now = Timestamp::now();
+    if let Some(index) = recent.iter().position(|recent| recent.note == note)
+        && let Some(mut known) = recent.remove(index)
+    {
+        known.count += 1;
+        let patch = json!({ "count": known.count, "lastTimestamp": Time(now) });
+        let counted = events
+            .patch(&known.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        match counted {
+            // It has expired: begin again.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                recent.push_back(known);
+                return Ok(());
+            }
+        }
+    }
+    let name = format!(
+        "{}.{:x}",
+        note.object.name.as_deref().unwrap_or_default(),
+        now.as_nanosecond()
+    );
+    let event = Event {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(namespace),
+            ..ObjectMeta::default()
+        },
+        involved_object: note.object.clone(),
+        type_: Some(note.type_.into()),
+        reason: Some(note.reason.into()),
+        message: Some(note.message.clone()),
+        source: Some(EventSource {
+            component: Some(note.component.clone()),
+            host: None,
+        }),
+        reporting_component: Some(note.component.clone()),
+        first_timestamp: Some(Time(now)),
+        last_timestamp: Some(Time(now)),
+        count: Some(1),
+        ..Event::default()
+    };
+    events.create(&PostParams::default(), &event).await?;
+    if recent.len() == RECENT_EVENTS_MAX {
+        recent.pop_front();
+    }
+    recent.push_back(Recent {
+        note,
+        name,
+        count: 1,
+    });
+    Ok(())
+}
