@@ -30,14 +30,36 @@ pub(crate) fn make(cgroup_root: &str, worker: &str) -> Vec<PathBuf> {
     made.map(|path| path.join("cgroup.procs")).collect()
 }
 
-/// Removes a dead worker's cgroups, and the one above when it was the last.
-pub(crate) fn remove(cgroup_root: &str, worker: &str) {
+/// Removes a dead worker's cgroups, and the one above when it was the last. Answers whether they are
+/// gone: a process lets go of its lock a moment before it leaves its cgroups.
+pub(crate) fn remove(cgroup_root: &str, worker: &str) -> bool {
+    let mut is_gone = true;
     for path in directories(Path::new(MOUNT), cgroup_root, worker) {
-        let _ = std::fs::remove_dir(&path);
-        if let Some(above) = path.parent() {
-            let _ = std::fs::remove_dir(above);
+        match std::fs::remove_dir(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => is_gone = false,
+            _ => {
+                if let Some(above) = path.parent() {
+                    let _ = std::fs::remove_dir(above);
+                }
+            }
         }
     }
+    is_gone
+}
+
+/// The workers that have a cgroup, dead or alive.
+pub(crate) fn workers(cgroup_root: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for path in directories(Path::new(MOUNT), cgroup_root, "") {
+        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().is_dir()) {
+                names.push(name);
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]

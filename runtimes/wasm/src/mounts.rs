@@ -128,7 +128,7 @@ fn one_by_one(mounts: &[Mount], user_namespace: Option<BorrowedFd<'_>>) -> Preop
         let mut warnings = Vec::new();
         let directory = copy(mount, user_namespace, &mut warnings).or_else(|_| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            Ok::<_, Errno>(rustix::fs::open(&mount.host_path, flags, Mode::empty())?)
+            rustix::fs::open(&mount.host_path, flags, Mode::empty())
         });
         preopens.warnings.append(&mut warnings);
         match directory {

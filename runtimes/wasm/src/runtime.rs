@@ -30,6 +30,7 @@ use wherry_runtime_api::{
 use crate::{
     Config, HTTP_PORT_ANNOTATION,
     aot::{Aot, Compiled},
+    cgroup,
     client::Client,
     mounts,
     protocol::{
@@ -147,6 +148,11 @@ impl Inner {
         let records = read_all::<ContainerRecord>(&root.join("containers"), "container.json")
             .map_err(failed())?;
         let found = Worker::find_all(&self.config).map_err(failed())?;
+        for name in cgroup::workers(&self.config.cgroup_root) {
+            if !found.iter().any(|worker| worker.id == name) {
+                cgroup::remove(&self.config.cgroup_root, &name);
+            }
+        }
         let mut connecting = Vec::new();
         {
             let mut workers = self.workers.lock().await;
@@ -309,7 +315,7 @@ impl Inner {
                 self.forget(&id, &container).await;
             }
         }
-        if let Err(error) = worker.clear_away(&self.config) {
+        if let Err(error) = worker.clear_away(&self.config).await {
             tracing::warn!(worker = %worker.id, %error, "What a wasm worker left cannot be removed");
         }
     }

@@ -41,6 +41,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// An exit record is a line of a few hundred bytes; past this a file is not ours.
 const EXITS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// A dead process leaves its cgroups within milliseconds; one that does not is found at the next start.
+const CGROUP_TRIES_MAX: u32 = 100;
+const CGROUP_PAUSE: Duration = Duration::from_millis(10);
+
 /// Whose containers a worker holds, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum WorkerKey {
@@ -124,8 +128,12 @@ impl Worker {
     }
 
     /// Removes what a dead worker leaves.
-    pub(crate) fn clear_away(&self, config: &Config) -> io::Result<()> {
-        cgroup::remove(&config.cgroup_root, &self.id);
+    pub(crate) async fn clear_away(&self, config: &Config) -> io::Result<()> {
+        let mut tries = CGROUP_TRIES_MAX;
+        while !cgroup::remove(&config.cgroup_root, &self.id) && tries > 0 {
+            tokio::time::sleep(CGROUP_PAUSE).await;
+            tries -= 1;
+        }
         match std::fs::remove_file(&self.exits) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -142,7 +150,7 @@ impl Worker {
         let worker = Arc::new(Self::new(config, &id, new.key.clone()));
         let started = worker.start_process(config, &new).await;
         if started.is_err() {
-            let _ = worker.clear_away(config);
+            let _ = worker.clear_away(config).await;
         }
         started.map(|()| worker)
     }

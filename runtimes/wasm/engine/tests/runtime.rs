@@ -3,6 +3,8 @@
 //! The program starts itself as worker and compiler. All of it runs in a network namespace of its
 //! own, whose loopback interface carries the pods' addresses.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 #[path = "runtime/harness.rs"]
 mod harness;
 

@@ -276,13 +276,15 @@ impl Drop for Node {
         while !self.worker_processes().is_empty() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
-        for hierarchy in ["", "cpu", "cpuacct", "memory", "pids"] {
-            let top = Path::new("/sys/fs/cgroup").join(hierarchy).join(self.cgroup_root());
-            for worker in std::fs::read_dir(top.join("wasm")).into_iter().flatten().flatten() {
-                let _ = std::fs::remove_dir(worker.path());
+        let mounts = ["", "cpu", "cpuacct", "memory", "pids"].map(|name| Path::new("/sys/fs/cgroup").join(name));
+        for top in mounts.map(|mount| mount.join(self.cgroup_root())) {
+            while top.exists() && start.elapsed() < PATIENCE {
+                for worker in std::fs::read_dir(top.join("wasm")).into_iter().flatten().flatten() {
+                    let _ = std::fs::remove_dir(worker.path());
+                }
+                let _ = std::fs::remove_dir(top.join("wasm"));
+                let _ = std::fs::remove_dir(&top);
             }
-            let _ = std::fs::remove_dir(top.join("wasm"));
-            let _ = std::fs::remove_dir(top);
         }
     }
 }
