@@ -1,1 +1,285 @@
 //! The node agent: what a kubelet does, over any runtime.
+//!
+//! ```text
+//!  source::{api, manifest} ── PodUpdate ──▶ pod::manager ── Mailbox ──▶ pod::worker (one per pod)
+//!                                               │ sweep                    │ step (pure), effects
+//!  runtimes ── events ──▶ pleg ──▶ Actual ──────┴── wakes ────────────────▶│
+//!                                                                          ├─▶ runtimes, images, volumes, network
+//!  server (logs, exec, stats) ◀── Directory ◀── status (pure) ◀────────────┤
+//!                    API server ◀── publish, events, node, source::mirror ◀┘
+//! ```
+//!
+//! The agent owns no running pod. It can be killed at any instruction and started again: memory is a
+//! cache of what the disk, the runtimes and the API server say.
+//!
+//! Shutdown, in this order: sources stop telling, workers let go of their pods (which run on), the
+//! HTTP server drains, events and statuses that are already queued are given a moment.
+
+pub mod config;
+mod context;
+mod directory;
+mod events;
+mod image;
+pub mod network;
+mod node;
+mod objects;
+mod pleg;
+pub mod pod;
+mod probe;
+mod publish;
+pub mod server;
+pub mod source;
+mod text;
+pub mod volume;
+
+use std::{collections::HashSet, fs, io, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use thiserror::Error;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use wherry_runtime_api::{FsUsage, Runtime};
+use wherry_volumes::{VolumeConfig, VolumeManager};
+
+pub use config::{Config, Tuning};
+use context::Context;
+use directory::Directory;
+use events::Recorder;
+use image::ImageManager;
+use node::machine::Machine;
+use objects::Objects;
+use pleg::{Actual, Pleg};
+use pod::manager::Manager;
+use publish::Publisher;
+use source::{Source, UPDATES_MAX, mirror::Mirrors};
+
+/// Tries to list a runtime before its pods are recovered without it.
+const FIRST_RELIST_TRIES: u32 = 20;
+const FIRST_RELIST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The agent could not be built or run.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The root directory cannot be used.
+    #[error("{}: {source}", path.display())]
+    Root {
+        /// Which directory.
+        path: PathBuf,
+        /// The trouble.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine does not say what it has.
+    #[error("reading what the machine has: {0}")]
+    Machine(#[source] io::Error),
+    /// The HTTP endpoints cannot be served.
+    #[error("kubelet endpoints: {0}")]
+    Server(String),
+    /// No runtime was given.
+    #[error("no container runtime is configured")]
+    NoRuntime,
+}
+
+/// An agent, built and not running yet.
+pub struct Agent {
+    context: Arc<Context>,
+    events: events::Writer,
+    server: Option<server::Server>,
+}
+
+impl Agent {
+    /// Builds an agent; its HTTP server listens already. Touches no pod.
+    pub async fn build(config: Config) -> Result<Self, AgentError> {
+        if config.runtimes.is_empty() {
+            return Err(AgentError::NoRuntime);
+        }
+        for dir in [config.pods_dir(), config.log_root()] {
+            fs::create_dir_all(&dir).map_err(|source| AgentError::Root { path: dir, source })?;
+        }
+        let machine = Machine::read(&config.root).map_err(AgentError::Machine)?;
+        let objects = Arc::new(Objects::new(config.kube.clone()));
+        let (recorder, events) = Recorder::new(
+            config.kube.clone(),
+            &config.node_name,
+            Arc::clone(&config.clock),
+        );
+        let volumes = config.volumes.clone().unwrap_or_else(|| {
+            let volumes = VolumeConfig {
+                pods_dir: config.pods_dir(),
+            };
+            Arc::new(VolumeManager::new(volumes, Arc::clone(&objects) as _))
+        });
+        let images = ImageManager::new(
+            Arc::clone(&config.images),
+            Arc::clone(&objects),
+            recorder.clone(),
+            Arc::clone(&config.clock),
+        );
+        let context = Arc::new(Context {
+            publisher: Publisher::new(config.kube.clone()),
+            directory: Directory::default(),
+            actual: Actual::default(),
+            volumes,
+            objects,
+            images,
+            recorder,
+            machine,
+            config,
+        });
+        let server = match context.config.server.clone() {
+            None => None,
+            Some(config) => {
+                let server = server::Server::bind(config, Arc::clone(&context) as _).await;
+                Some(server.map_err(|error| AgentError::Server(error.to_string()))?)
+            }
+        };
+        Ok(Self {
+            context,
+            events,
+            server,
+        })
+    }
+
+    /// What the HTTP endpoints see; for whoever serves them otherwise.
+    pub fn kubelet(&self) -> Arc<dyn server::Kubelet> {
+        Arc::clone(&self.context) as _
+    }
+
+    /// Runs until shutdown. Pods run on.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
+        let Self {
+            context,
+            events,
+            server,
+        } = self;
+        let config = &context.config;
+        info!(node = config.node_name, root = %config.root.display(), "Agent starting");
+        let mut tasks = JoinSet::new();
+        if let Some(server) = server {
+            tasks.spawn(server.run(shutdown.clone()));
+        }
+        tasks.spawn(events.run(shutdown.clone()));
+        // Subscribed before the first relist, so that nothing falls between the two.
+        let pleg = Pleg {
+            runtimes: config.runtimes.clone(),
+            relist_period: config.tuning.relist_period,
+        };
+        tasks.spawn(pleg.run(
+            Arc::clone(&context),
+            |context: &Context| &context.actual,
+            shutdown.clone(),
+        ));
+        tasks.spawn(Arc::clone(&context.objects).run(shutdown.clone()));
+        tasks.spawn(image::gc::run(Arc::clone(&context), shutdown.clone()));
+        if let Some(client) = config.kube.clone() {
+            tasks.spawn(node::run(Arc::clone(&context), client, shutdown.clone()));
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = first_relist(&context) => run_pods(&context, &mut tasks, shutdown.clone()).await?,
+        }
+        shutdown.cancelled().await;
+        while tasks.join_next().await.is_some() {}
+        context.publisher.close().await;
+        info!("Agent stopped; pods run on");
+        Ok(())
+    }
+}
+
+/// Asks every runtime what it holds: workers decide by it.
+async fn first_relist(context: &Context) {
+    for runtime in &context.config.runtimes {
+        for _ in 0..FIRST_RELIST_TRIES {
+            match context.actual.relist(&**runtime, None).await {
+                Ok(()) => break,
+                Err(error) => {
+                    warn!(runtime = runtime.handler(), %error, "First relist failed");
+                    sleep(FIRST_RELIST_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn run_pods(
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<()>,
+    shutdown: CancellationToken,
+) -> Result<(), AgentError> {
+    let config = &context.config;
+    let mirrors = Arc::new(Mirrors::new(context.publisher.clone()));
+    let mut sources = HashSet::new();
+    sources.extend(config.kube.is_some().then_some(Source::Api));
+    sources.extend(config.pod_manifest_path.is_some().then_some(Source::File));
+    let mut manager = Manager::new(
+        Arc::clone(context),
+        Arc::clone(&mirrors),
+        sources,
+        shutdown.clone(),
+    );
+    let pods_dir = config.pods_dir();
+    manager.recover().map_err(|source| AgentError::Root {
+        path: pods_dir,
+        source,
+    })?;
+    let (sender, updates) = mpsc::channel(UPDATES_MAX);
+    if let Some(client) = config.kube.clone() {
+        let name = config.node_name.clone();
+        tasks.spawn(source::api::run(
+            client.clone(),
+            name.clone(),
+            sender.clone(),
+            shutdown.clone(),
+        ));
+        tasks.spawn(mirrors.run(client, name, shutdown.clone()));
+    }
+    if let Some(dir) = config.pod_manifest_path.clone() {
+        tasks.spawn(source::manifest::run(
+            dir,
+            config.node_name.clone(),
+            sender,
+            shutdown,
+        ));
+    }
+    tasks.spawn(manager.run(updates));
+    Ok(())
+}
+
+#[async_trait]
+impl server::Kubelet for Context {
+    fn node_name(&self) -> &str {
+        &self.config.node_name
+    }
+
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.directory.pods()
+    }
+
+    fn runtimes(&self) -> &[Arc<dyn Runtime>] {
+        &self.config.runtimes
+    }
+
+    fn log_directory(&self, pod: &Pod) -> PathBuf {
+        pod::translate::log_directory(&self.config.log_root(), pod)
+    }
+
+    async fn image_fs(&self) -> Option<FsUsage> {
+        self.config.images.fs_info().await.ok()
+    }
+
+    fn metrics(&self) -> String {
+        let pods = self.directory.pods();
+        let running = pods.iter().filter(|pod| pod::admit::is_active(pod)).count();
+        format!(
+            "# HELP kubelet_desired_pods Number of pods the agent knows of.\n\
+             # TYPE kubelet_desired_pods gauge\n\
+             kubelet_desired_pods {}\n\
+             # HELP kubelet_running_pods Number of pods that are not at their end.\n\
+             # TYPE kubelet_running_pods gauge\n\
+             kubelet_running_pods {running}\n",
+            pods.len(),
+        )
+    }
+}

@@ -1,0 +1,161 @@
+//! What an agent needs to be built. Everything that is a path, a port or a pause is here.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use wherry_plugin_host::Prober;
+use wherry_runtime_api::{ImageService, LogRotation, Runtime};
+
+use crate::{network::Network, pod::translate::ClusterDns, server, volume::Volumes};
+
+/// The wall clock. Tests give one that follows tokio's paused time.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// What an agent needs to be built.
+#[derive(Clone)]
+pub struct Config {
+    /// The Node object's name.
+    pub node_name: String,
+    /// `<root>/pods` and `<root>/log/pods` are the agent's.
+    pub root: PathBuf,
+    /// The API server; without one only static pods are run.
+    pub kube: Option<kube::Client>,
+    /// The runtimes; the first one is the default.
+    pub runtimes: Vec<Arc<dyn Runtime>>,
+    /// The node's images.
+    pub images: Arc<dyn ImageService>,
+    /// The node's pod network.
+    pub network: Arc<dyn Network>,
+    /// The node's volumes; `None` is the agent's own kinds over the API server's objects.
+    pub volumes: Option<Arc<dyn Volumes>>,
+    /// Makes probes.
+    pub prober: Arc<dyn Prober>,
+    /// The kubelet's HTTP; `None` serves nothing.
+    pub server: Option<server::Config>,
+    /// Whether pods may be privileged.
+    pub allow_privileged: bool,
+    /// Directory of static manifests.
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Prefix of the pods' cgroups.
+    pub cgroup_root: String,
+    /// The cluster's DNS.
+    pub cluster_dns: ClusterDns,
+    /// The node's addresses, the first one being `InternalIP` and `hostIP`.
+    pub node_ips: Vec<IpAddr>,
+    /// The port that the API server reaches the kubelet's HTTP at.
+    pub kubelet_port: u16,
+    /// Whether to make the Node object.
+    pub register_node: bool,
+    /// Labels of the Node object, besides those that every node has.
+    pub node_labels: BTreeMap<String, String>,
+    /// Pods that the node takes. Kubernetes' default: 110.
+    pub max_pods: u32,
+    /// Directory of seccomp profiles for `Localhost`.
+    pub seccomp_root: PathBuf,
+    /// Rotation of container logs.
+    pub log_rotation: LogRotation,
+    /// Pauses and bounds.
+    pub tuning: Tuning,
+    /// The wall clock.
+    pub clock: Clock,
+}
+
+/// Pauses and bounds, with Kubernetes' defaults where it has one.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Between repairs of what events have missed.
+    pub relist_period: Duration,
+    /// Between renewals of ConfigMaps, Secrets and tokens in volumes.
+    pub volume_refresh_period: Duration,
+    /// Between renewals of the node's lease.
+    pub lease_renew_period: Duration,
+    /// How long a lease stands.
+    pub lease_duration: Duration,
+    /// Between looks at the node's own state.
+    pub node_status_period: Duration,
+    /// Between reports of it where nothing has changed.
+    pub node_report_period: Duration,
+    /// Longest wait for a call to a runtime, stops aside.
+    pub runtime_timeout: Duration,
+    /// Between looks for images nobody uses.
+    pub image_gc_period: Duration,
+    /// Image collection begins above this share of the file system, in percent.
+    pub image_gc_high_percent: u8,
+    /// It ends below this share.
+    pub image_gc_low_percent: u8,
+    /// Images younger than this are not collected.
+    pub image_gc_age_min: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            relist_period: Duration::from_secs(10),
+            volume_refresh_period: Duration::from_secs(60),
+            lease_renew_period: Duration::from_secs(10),
+            lease_duration: Duration::from_secs(40),
+            node_status_period: Duration::from_secs(10),
+            node_report_period: Duration::from_secs(300),
+            runtime_timeout: Duration::from_secs(120),
+            image_gc_period: Duration::from_secs(300),
+            image_gc_high_percent: 85,
+            image_gc_low_percent: 80,
+            image_gc_age_min: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Config {
+    /// A config for a standalone node with the defaults; the rest is set field by field.
+    pub fn new(
+        node_name: impl Into<String>,
+        root: impl Into<PathBuf>,
+        runtimes: Vec<Arc<dyn Runtime>>,
+        images: Arc<dyn ImageService>,
+        network: Arc<dyn Network>,
+    ) -> Self {
+        let root = root.into();
+        Self {
+            node_name: node_name.into(),
+            seccomp_root: root.join("seccomp"),
+            root,
+            kube: None,
+            runtimes,
+            images,
+            network,
+            volumes: None,
+            prober: Arc::new(wherry_plugin_host::NativeProber::default()),
+            server: None,
+            allow_privileged: false,
+            pod_manifest_path: None,
+            cgroup_root: "wherry".into(),
+            cluster_dns: ClusterDns {
+                servers: Vec::new(),
+                domain: "cluster.local".into(),
+            },
+            node_ips: Vec::new(),
+            kubelet_port: 10250,
+            register_node: true,
+            node_labels: BTreeMap::new(),
+            max_pods: 110,
+            log_rotation: LogRotation::default(),
+            tuning: Tuning::default(),
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+
+    /// Directory with one directory for each pod.
+    pub fn pods_dir(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// Directory with one directory of logs for each pod.
+    pub fn log_root(&self) -> PathBuf {
+        self.root.join("log/pods")
+    }
+}

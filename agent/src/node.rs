@@ -1,0 +1,599 @@
+//! The Node object: registered, kept fresh, its lease renewed.
+//!
+//! The state is looked at every 10 s and reported when something changed, at least every 5 min; that
+//! the node lives is the lease's to say. Nothing here touches the disk.
+
+pub mod machine;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::{
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+            NodeSpec, NodeStatus,
+        },
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use wherry_runtime_api::Image;
+
+use crate::{context::Context, events::Kind, pod::time};
+
+/// Images listed in the status (`--node-status-max-images`).
+const IMAGES_MAX: usize = 50;
+/// Longest wait for one call to the API server.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// First and longest pause between tries to register.
+const REGISTER_RETRY_MIN: Duration = Duration::from_millis(100);
+const REGISTER_RETRY_MAX: Duration = Duration::from_secs(7);
+/// Where leases of nodes are.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// What the conditions are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Why the node is not ready, if it is not.
+    pub not_ready: Option<String>,
+    /// Memory is short.
+    pub memory_pressure: bool,
+    /// Disk is short.
+    pub disk_pressure: bool,
+    /// Process IDs are short.
+    pub pid_pressure: bool,
+}
+
+impl Health {
+    /// By the kubelet's hard eviction defaults. Pure.
+    pub fn judge(left: machine::Left, not_ready: Option<String>) -> Self {
+        Self {
+            not_ready,
+            memory_pressure: left.memory_bytes < machine::EVICTION_MEMORY_BYTES,
+            disk_pressure: left.disk_bytes < left.disk_bytes_max / 10
+                || (left.inodes_max > 0 && left.inodes < left.inodes_max / 20),
+            pid_pressure: left.pids_max > 0 && left.pids < left.pids_max / 20,
+        }
+    }
+}
+
+/// Conditions with the kubelet's reasons. `before` keeps the times of those that did not change. Pure.
+pub fn conditions(
+    health: &Health,
+    before: &[NodeCondition],
+    now: SystemTime,
+) -> Vec<NodeCondition> {
+    let pressure = |kind: &str, holds: bool, yes: (&str, &str), no: (&str, &str)| {
+        let (reason, message) = if holds { yes } else { no };
+        (
+            kind.to_owned(),
+            holds,
+            reason.to_owned(),
+            message.to_owned(),
+        )
+    };
+    let mut list = vec![
+        pressure(
+            "MemoryPressure",
+            health.memory_pressure,
+            (
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available",
+            ),
+            (
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+        ),
+        pressure(
+            "DiskPressure",
+            health.disk_pressure,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            "PIDPressure",
+            health.pid_pressure,
+            (
+                "KubeletHasInsufficientPID",
+                "kubelet has insufficient PID available",
+            ),
+            (
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ),
+        ),
+    ];
+    list.push(match &health.not_ready {
+        None => (
+            "Ready".into(),
+            true,
+            "KubeletReady".into(),
+            "kubelet is posting ready status".into(),
+        ),
+        Some(why) => ("Ready".into(), false, "KubeletNotReady".into(), why.clone()),
+    });
+    list.into_iter()
+        .map(|(type_, holds, reason, message)| {
+            let status = if holds { "True" } else { "False" };
+            let same = before
+                .iter()
+                .find(|c| c.type_ == type_ && c.status == status);
+            NodeCondition {
+                last_heartbeat_time: Some(time(now)),
+                last_transition_time: same
+                    .and_then(|c| c.last_transition_time.clone())
+                    .or_else(|| Some(time(now))),
+                type_,
+                status: status.into(),
+                reason: Some(reason),
+                message: Some(message),
+            }
+        })
+        .collect()
+}
+
+/// The images in a node's status, largest first. Pure.
+pub fn images(list: &[Image]) -> Vec<ContainerImage> {
+    let mut list: Vec<_> = list.iter().collect();
+    list.sort_by(|a, b| {
+        b.size_bytes
+            .cmp(&a.size_bytes)
+            .then_with(|| a.id.cmp(&b.id))
+    });
+    list.into_iter()
+        .take(IMAGES_MAX)
+        .map(|image| ContainerImage {
+            names: Some(
+                image
+                    .repo_digests
+                    .iter()
+                    .chain(&image.repo_tags)
+                    .cloned()
+                    .collect(),
+            ),
+            size_bytes: i64::try_from(image.size_bytes).ok(),
+        })
+        .collect()
+}
+
+fn labels(context: &Context) -> BTreeMap<String, String> {
+    let config = &context.config;
+    let arch = machine::architecture();
+    let mut labels = BTreeMap::from([
+        (
+            "kubernetes.io/hostname".to_owned(),
+            config.node_name.clone(),
+        ),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("kubernetes.io/arch".to_owned(), arch.to_owned()),
+        ("beta.kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("beta.kubernetes.io/arch".to_owned(), arch.to_owned()),
+    ]);
+    labels.extend(config.node_labels.clone());
+    labels
+}
+
+fn addresses(context: &Context) -> Vec<NodeAddress> {
+    let internal = context
+        .host_ips()
+        .iter()
+        .map(IpAddr::to_string)
+        .map(|address| ("InternalIP", address));
+    internal
+        .chain([("Hostname", context.config.node_name.clone())])
+        .map(|(type_, address)| NodeAddress {
+            type_: type_.into(),
+            address,
+        })
+        .collect()
+}
+
+/// Keeps the Node object.
+pub struct NodeKeeper {
+    context: Arc<Context>,
+    client: Client,
+    runtime_version: String,
+}
+
+/// Registers the node, then reports and renews until shutdown.
+pub async fn run(context: Arc<Context>, client: Client, shutdown: CancellationToken) {
+    let mut versions = Vec::new();
+    for runtime in &context.config.runtimes {
+        versions.push(format!(
+            "{}://{}",
+            runtime.handler(),
+            runtime.status().await.version
+        ));
+    }
+    let runtime_version = versions.first().cloned().unwrap_or_default();
+    let keeper = Arc::new(NodeKeeper {
+        context,
+        client,
+        runtime_version,
+    });
+    let Some(uid) = keeper.register(&shutdown).await else {
+        return;
+    };
+    let leases = Arc::clone(&keeper).renew(uid, shutdown.clone());
+    let reports = keeper.report(shutdown);
+    tokio::join!(leases, reports);
+}
+
+impl NodeKeeper {
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    /// The object's uid, once it is there. `None` on shutdown.
+    async fn register(&self, shutdown: &CancellationToken) -> Option<String> {
+        let mut pause = REGISTER_RETRY_MIN;
+        loop {
+            let tried = tokio::select! {
+                () = shutdown.cancelled() => return None,
+                tried = timeout(CALL_TIMEOUT, self.register_once()) => tried,
+            };
+            match tried {
+                Ok(Ok(node)) => {
+                    info!(node = self.context.config.node_name, "Node registered");
+                    self.context.recorder.record_node(
+                        &node,
+                        Kind::Normal,
+                        "Starting",
+                        "Starting kubelet.".into(),
+                    );
+                    return Some(node.metadata.uid.unwrap_or_default());
+                }
+                Ok(Err(error)) => debug!(%error, "Node not registered yet"),
+                Err(_) => debug!("Node not registered yet: no answer"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = sleep(pause.mul_f64(0.5 + rand::random::<f64>())) => {}
+            }
+            pause = (pause * 2).min(REGISTER_RETRY_MAX);
+        }
+    }
+
+    async fn register_once(&self) -> Result<Node, kube::Error> {
+        let config = &self.context.config;
+        let nodes = self.nodes();
+        let there = nodes.get_opt(&config.node_name).await?;
+        if let Some(node) = there {
+            let have = node.metadata.labels.clone().unwrap_or_default();
+            let missing: BTreeMap<_, _> = labels(&self.context)
+                .into_iter()
+                .filter(|(key, value)| have.get(key) != Some(value))
+                .collect();
+            if missing.is_empty() {
+                return Ok(node);
+            }
+            let patch = json!({ "metadata": { "labels": missing } });
+            return nodes
+                .patch(
+                    &config.node_name,
+                    &PatchParams::default(),
+                    &Patch::Merge(patch),
+                )
+                .await;
+        }
+        if !config.register_node {
+            let message = format!(
+                "node {} is not there, and --register-node is off",
+                config.node_name
+            );
+            return Err(kube::Error::Service(message.into()));
+        }
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(config.node_name.clone()),
+                labels: Some(labels(&self.context)),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec::default()),
+            status: Some(self.status(&[]).await),
+        };
+        nodes.create(&PostParams::default(), &node).await
+    }
+
+    /// What the node is now.
+    async fn status(&self, before: &[NodeCondition]) -> NodeStatus {
+        let context = &self.context;
+        let config = &context.config;
+        let mut not_ready = Vec::new();
+        for runtime in &config.runtimes {
+            let state = timeout(config.tuning.runtime_timeout, runtime.status()).await;
+            let trouble =
+                state.map_or_else(|_| Some("no answer".to_owned()), |state| state.not_ready);
+            not_ready.extend(trouble.map(|why| {
+                format!(
+                    "container runtime {} is not ready: {why}",
+                    runtime.handler()
+                )
+            }));
+        }
+        let left = machine::left(&config.root).unwrap_or_default();
+        let health = Health::judge(left, (!not_ready.is_empty()).then(|| not_ready.join("; ")));
+        let mut info = context.machine.info.clone();
+        info.container_runtime_version
+            .clone_from(&self.runtime_version);
+        let list = config.images.list_images().await.unwrap_or_default();
+        NodeStatus {
+            capacity: Some(context.machine.capacity(config.max_pods)),
+            allocatable: Some(context.machine.allocatable(config.max_pods)),
+            conditions: Some(conditions(&health, before, context.now())),
+            addresses: Some(addresses(context)),
+            daemon_endpoints: Some(NodeDaemonEndpoints {
+                kubelet_endpoint: Some(DaemonEndpoint {
+                    port: i32::from(config.kubelet_port),
+                }),
+            }),
+            node_info: Some(info),
+            images: Some(images(&list)),
+            ..NodeStatus::default()
+        }
+    }
+
+    async fn report(&self, shutdown: CancellationToken) {
+        let tuning = &self.context.config.tuning;
+        let mut ticks = interval(tuning.node_status_period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last: Option<(Value, Instant)> = None;
+        let mut before: Option<Vec<NodeCondition>> = None;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            if before.is_none() {
+                let node = timeout(
+                    CALL_TIMEOUT,
+                    self.nodes().get_opt(&self.context.config.node_name),
+                )
+                .await;
+                match node {
+                    Ok(Ok(Some(node))) => {
+                        before = Some(node.status.and_then(|s| s.conditions).unwrap_or_default())
+                    }
+                    // Somebody deleted it: a living node comes back.
+                    Ok(Ok(None)) => {
+                        if let Err(error) = self.register_once().await {
+                            warn!(%error, "Node not registered again yet");
+                        }
+                        continue;
+                    }
+                    Ok(Err(_)) | Err(_) => continue,
+                }
+            }
+            let status = self.status(before.as_deref().unwrap_or_default()).await;
+            let essence = essence(&status);
+            let is_news = last.as_ref().is_none_or(|(last, at)| {
+                *last != essence || at.elapsed() >= tuning.node_report_period
+            });
+            if !is_news {
+                continue;
+            }
+            let patch = json!({ "status": status });
+            let params = PatchParams::default();
+            let name = &self.context.config.node_name;
+            let nodes = self.nodes();
+            let patch = Patch::Strategic(patch);
+            let sent = nodes.patch_status(name, &params, &patch);
+            match timeout(CALL_TIMEOUT, sent).await {
+                Ok(Ok(_)) => {
+                    before = status.conditions;
+                    last = Some((essence, Instant::now()));
+                }
+                Ok(Err(error)) => {
+                    debug!(%error, "Node status not written");
+                    // It may be another object now.
+                    before = None;
+                    last = None;
+                }
+                Err(_) => debug!("Node status not written: no answer"),
+            }
+        }
+    }
+
+    async fn renew(self: Arc<Self>, node_uid: String, shutdown: CancellationToken) {
+        let tuning = &self.context.config.tuning;
+        let mut ticks = interval(tuning.lease_renew_period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_there = false;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            // A failed renewal is tried again soon: the lease runs out in 40 s.
+            for attempt in 0..5u32 {
+                match timeout(CALL_TIMEOUT, self.renew_once(&node_uid, is_there)).await {
+                    Ok(Ok(())) => {
+                        is_there = true;
+                        break;
+                    }
+                    Ok(Err(error)) => {
+                        is_there = false;
+                        debug!(%error, "Lease not renewed");
+                    }
+                    Err(_) => debug!("Lease not renewed: no answer"),
+                }
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = sleep(Duration::from_millis(200 << attempt)) => {}
+                }
+            }
+        }
+    }
+
+    async fn renew_once(&self, node_uid: &str, is_there: bool) -> Result<(), kube::Error> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let config = &self.context.config;
+        let now =
+            MicroTime(Timestamp::try_from(self.context.now()).unwrap_or(Timestamp::UNIX_EPOCH));
+        let duration = i32::try_from(config.tuning.lease_duration.as_secs()).ok();
+        if is_there {
+            let patch = json!({ "spec": { "renewTime": now, "leaseDurationSeconds": duration } });
+            leases
+                .patch(
+                    &config.node_name,
+                    &PatchParams::default(),
+                    &Patch::Merge(patch),
+                )
+                .await?;
+            return Ok(());
+        }
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: config.node_name.clone(),
+            uid: node_uid.into(),
+            ..OwnerReference::default()
+        };
+        let spec = LeaseSpec {
+            holder_identity: Some(config.node_name.clone()),
+            lease_duration_seconds: duration,
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        };
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(config.node_name.clone()),
+                namespace: Some(LEASE_NAMESPACE.into()),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(spec.clone()),
+            ..Lease::default()
+        };
+        match leases.create(&PostParams::default(), &lease).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let patch = json!({ "spec": spec });
+                leases
+                    .patch(
+                        &config.node_name,
+                        &PatchParams::default(),
+                        &Patch::Merge(patch),
+                    )
+                    .await
+                    .map(drop)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A status without its heartbeats: what makes a report worth its write.
+fn essence(status: &NodeStatus) -> Value {
+    let mut status = status.clone();
+    for condition in status.conditions.iter_mut().flatten() {
+        condition.last_heartbeat_time = None;
+    }
+    serde_json::to_value(status).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLENTY: machine::Left = machine::Left {
+        memory_bytes: 1 << 30,
+        disk_bytes: 50,
+        disk_bytes_max: 100,
+        inodes: 50,
+        inodes_max: 100,
+        pids: 100,
+        pids_max: 100,
+    };
+
+    #[test]
+    fn pressure_begins_where_the_kubelets_does() {
+        let table = [
+            (PLENTY, (false, false, false)),
+            (
+                machine::Left {
+                    memory_bytes: (100 << 20) - 1,
+                    ..PLENTY
+                },
+                (true, false, false),
+            ),
+            (
+                machine::Left {
+                    disk_bytes: 9,
+                    ..PLENTY
+                },
+                (false, true, false),
+            ),
+            (
+                machine::Left {
+                    inodes: 4,
+                    ..PLENTY
+                },
+                (false, true, false),
+            ),
+            (
+                machine::Left {
+                    inodes: 0,
+                    inodes_max: 0,
+                    ..PLENTY
+                },
+                (false, false, false),
+            ),
+            (machine::Left { pids: 4, ..PLENTY }, (false, false, true)),
+        ];
+        for (left, expected) in table {
+            let health = Health::judge(left, None);
+            assert_eq!(
+                (
+                    health.memory_pressure,
+                    health.disk_pressure,
+                    health.pid_pressure
+                ),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn a_condition_that_stays_keeps_the_time_it_began() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let well = Health::judge(PLENTY, None);
+        let first = conditions(&well, &[], at(1));
+        let ill = Health::judge(PLENTY, Some("runtime is down".into()));
+        let second = conditions(&ill, &first, at(2));
+        let of = |list: &[NodeCondition], kind: &str| {
+            list.iter()
+                .find(|c| c.type_ == kind)
+                .cloned()
+                .expect("there")
+        };
+        assert_eq!(
+            of(&second, "DiskPressure").last_transition_time,
+            Some(time(at(1)))
+        );
+        assert_eq!(of(&second, "Ready").last_transition_time, Some(time(at(2))));
+        assert_eq!(
+            of(&second, "Ready").reason.as_deref(),
+            Some("KubeletNotReady")
+        );
+        assert_eq!(
+            of(&first, "Ready").message.as_deref(),
+            Some("kubelet is posting ready status")
+        );
+    }
+}

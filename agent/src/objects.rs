@@ -1,0 +1,382 @@
+//! Objects that pods refer to: ConfigMaps, Secrets, RuntimeClasses, Services, ServiceAccounts.
+//!
+//! Only what a pod of this node names is ever asked for. An answer is good for a moment, so that many
+//! pods starting at once ask once; when the API server cannot be asked, the last answer stands, so
+//! that containers restart without it. Services are watched, because every environment shows them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        authentication::v1::{
+            BoundObjectReference, TokenRequest, TokenRequestSpec, TokenRequestStatus,
+        },
+        core::v1::{ConfigMap, Secret, Service, ServiceAccount},
+        node::v1::RuntimeClass,
+    },
+};
+use kube::{
+    Api, Client, Resource,
+    api::PostParams,
+    runtime::{WatchStreamExt, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use wherry_volumes::{ObjectSource, TokenParams};
+
+use crate::pod::env::ServiceEnv;
+
+/// How long an answer is good.
+const FRESH: Duration = Duration::from_secs(1);
+/// Longest wait for an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers remembered of each kind; the oldest is forgotten beyond.
+const REMEMBERED_MAX: usize = 512;
+
+/// Why an object could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// There is no API server, or it does not answer, and nothing is remembered.
+    #[error("{what}: {why}")]
+    Unavailable {
+        /// `configmap ns/name`.
+        what: String,
+        /// The trouble.
+        why: String,
+    },
+}
+
+struct Answer<T> {
+    object: Option<Arc<T>>,
+    at: Instant,
+}
+
+struct Cache<T> {
+    answers: Mutex<HashMap<(String, String), Answer<T>>>,
+}
+
+impl<T> Default for Cache<T> {
+    fn default() -> Self {
+        Self {
+            answers: Mutex::default(),
+        }
+    }
+}
+
+impl<T> Cache<T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Answer<T>>> {
+        // Every change is one insert or remove.
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That there is none is never taken from here: somebody may just be creating it.
+    fn fresh(&self, key: &(String, String)) -> Option<Arc<T>> {
+        self.lock()
+            .get(key)
+            .filter(|answer| answer.at.elapsed() < FRESH)?
+            .object
+            .clone()
+    }
+
+    fn stale(&self, key: &(String, String)) -> Option<Option<Arc<T>>> {
+        self.lock().get(key).map(|answer| answer.object.clone())
+    }
+
+    fn put(&self, key: (String, String), object: Option<Arc<T>>) {
+        let mut answers = self.lock();
+        if answers.len() >= REMEMBERED_MAX
+            && !answers.contains_key(&key)
+            && let Some(oldest) = answers
+                .iter()
+                .min_by_key(|(_, answer)| answer.at)
+                .map(|(key, _)| key.clone())
+        {
+            answers.remove(&oldest);
+        }
+        answers.insert(
+            key,
+            Answer {
+                object,
+                at: Instant::now(),
+            },
+        );
+    }
+
+    async fn get(
+        &self,
+        what: &str,
+        namespace: &str,
+        name: &str,
+        ask: impl Future<Output = Result<Option<T>, String>>,
+    ) -> Result<Option<Arc<T>>, ObjectError> {
+        let key = (namespace.to_owned(), name.to_owned());
+        if let Some(object) = self.fresh(&key) {
+            return Ok(Some(object));
+        }
+        let answer = tokio::time::timeout(TIMEOUT, ask)
+            .await
+            .unwrap_or_else(|_| Err("no answer in time".into()));
+        match answer {
+            Ok(object) => {
+                let object = object.map(Arc::new);
+                self.put(key, object.clone());
+                Ok(object)
+            }
+            Err(why) => match self.stale(&key) {
+                Some(object) => {
+                    debug!(
+                        kind = what,
+                        namespace, name, why, "Going on with what is remembered"
+                    );
+                    Ok(object)
+                }
+                None => Err(ObjectError::Unavailable {
+                    what: format!("{what} {namespace}/{name}"),
+                    why,
+                }),
+            },
+        }
+    }
+}
+
+/// Objects that pods refer to.
+pub struct Objects {
+    client: Option<Client>,
+    config_maps: Cache<ConfigMap>,
+    secrets: Cache<Secret>,
+    classes: Cache<RuntimeClass>,
+    accounts: Cache<ServiceAccount>,
+    services: watch::Sender<Option<Arc<Vec<ServiceEnv>>>>,
+}
+
+impl Objects {
+    /// Asks `client`; without one there are no objects.
+    pub fn new(client: Option<Client>) -> Self {
+        let services = watch::channel(client.is_none().then(Arc::default)).0;
+        Self {
+            client,
+            config_maps: Cache::default(),
+            secrets: Cache::default(),
+            classes: Cache::default(),
+            accounts: Cache::default(),
+            services,
+        }
+    }
+
+    async fn ask<K>(&self, namespace: &str, name: &str) -> Result<Option<K>, String>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let client = self.client.clone().ok_or_else(no_server)?;
+        Api::<K>::namespaced(client, namespace)
+            .get_opt(name)
+            .await
+            .map_err(text)
+    }
+
+    /// A ConfigMap; `None` if there is none.
+    pub async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<ConfigMap>>, ObjectError> {
+        self.config_maps
+            .get("configmap", namespace, name, self.ask(namespace, name))
+            .await
+    }
+
+    /// A Secret; `None` if there is none.
+    pub async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Secret>>, ObjectError> {
+        self.secrets
+            .get("secret", namespace, name, self.ask(namespace, name))
+            .await
+    }
+
+    /// Names of the pull secrets of a ServiceAccount. Nodes may not be allowed to know.
+    pub async fn account_pull_secrets(&self, namespace: &str, name: &str) -> Vec<String> {
+        let account = self
+            .accounts
+            .get("serviceaccount", namespace, name, self.ask(namespace, name))
+            .await;
+        let account = account.ok().flatten();
+        let secrets = account
+            .iter()
+            .filter_map(|account| account.image_pull_secrets.as_ref())
+            .flatten();
+        secrets.map(|secret| secret.name.clone()).collect()
+    }
+
+    /// The handler of a RuntimeClass; `None` if there is no such class. Without an API server the
+    /// class's name is the handler.
+    pub async fn runtime_handler(&self, class: &str) -> Result<Option<String>, ObjectError> {
+        let Some(client) = self.client.clone() else {
+            return Ok(Some(class.into()));
+        };
+        let ask = async move {
+            Api::<RuntimeClass>::all(client)
+                .get_opt(class)
+                .await
+                .map_err(text)
+        };
+        let class = self.classes.get("runtimeclass", "", class, ask).await?;
+        Ok(class.map(|class| class.handler.clone()))
+    }
+
+    /// Every Service with a cluster IP, once they have been listed.
+    pub async fn services(&self) -> Arc<Vec<ServiceEnv>> {
+        let mut services = self.services.subscribe();
+        // Bounded: a node whose API server is away starts its pods without.
+        let listed = tokio::time::timeout(TIMEOUT, services.wait_for(Option::is_some)).await;
+        match listed {
+            Ok(Ok(services)) => services.clone().unwrap_or_default(),
+            Ok(Err(_)) | Err(_) => Arc::default(),
+        }
+    }
+
+    /// Follows the Services until shutdown.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let Some(client) = self.client.clone() else {
+            return;
+        };
+        let stream =
+            watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+        let mut stream = stream.boxed();
+        let mut index: BTreeMap<(String, String), ServiceEnv> = BTreeMap::new();
+        let mut listing: Option<BTreeMap<(String, String), ServiceEnv>> = None;
+        loop {
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return,
+                event = stream.try_next() => event,
+            };
+            match event {
+                Ok(Some(watcher::Event::Init)) => {
+                    listing = Some(BTreeMap::new());
+                    continue;
+                }
+                Ok(Some(watcher::Event::InitApply(service))) => {
+                    if let Some(env) = to_env(&service) {
+                        let list = listing.get_or_insert_default();
+                        list.insert((env.namespace.clone(), env.name.clone()), env);
+                    }
+                    continue;
+                }
+                Ok(Some(watcher::Event::InitDone)) => index = listing.take().unwrap_or_default(),
+                Ok(Some(watcher::Event::Apply(service))) => match to_env(&service) {
+                    Some(env) => {
+                        index.insert((env.namespace.clone(), env.name.clone()), env);
+                    }
+                    None => forget(&mut index, &service),
+                },
+                Ok(Some(watcher::Event::Delete(service))) => forget(&mut index, &service),
+                Ok(None) => return,
+                Err(error) => {
+                    warn!(%error, "Watching services failed");
+                    continue;
+                }
+            }
+            self.services
+                .send_replace(Some(Arc::new(index.values().cloned().collect())));
+        }
+    }
+}
+
+fn no_server() -> String {
+    "no API server".into()
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+fn forget(index: &mut BTreeMap<(String, String), ServiceEnv>, service: &Service) {
+    let field = |field: &Option<String>| field.clone().unwrap_or_default();
+    index.remove(&(
+        field(&service.metadata.namespace),
+        field(&service.metadata.name),
+    ));
+}
+
+fn to_env(service: &Service) -> Option<ServiceEnv> {
+    let spec = service.spec.as_ref()?;
+    let ip = spec
+        .cluster_ip
+        .clone()
+        .filter(|ip| !ip.is_empty() && ip != "None")?;
+    let ports = spec.ports.iter().flatten();
+    Some(ServiceEnv {
+        namespace: service.metadata.namespace.clone()?,
+        name: service.metadata.name.clone()?,
+        ip,
+        ports: ports
+            .map(|port| {
+                (
+                    port.name.clone(),
+                    port.port,
+                    port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+                )
+            })
+            .collect(),
+    })
+}
+
+#[async_trait]
+impl ObjectSource for Objects {
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, String> {
+        Objects::config_map(self, namespace, name)
+            .await
+            .map(|object| object.map(Arc::unwrap_or_clone))
+            .map_err(text)
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String> {
+        Objects::secret(self, namespace, name)
+            .await
+            .map(|object| object.map(Arc::unwrap_or_clone))
+            .map_err(text)
+    }
+
+    async fn service_account_token(
+        &self,
+        params: &TokenParams,
+    ) -> Result<TokenRequestStatus, String> {
+        let client = self.client.clone().ok_or_else(no_server)?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(client, &params.namespace);
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(params.audiences.clone()).filter(|list| !list.is_empty()),
+                expiration_seconds: Some(params.expiration_seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: Some(params.pod_name.clone()),
+                    uid: Some(params.pod_uid.clone()),
+                }),
+            }),
+            ..TokenRequest::default()
+        };
+        let answer = accounts
+            .create_token_request(&params.service_account, &PostParams::default(), &request)
+            .await;
+        answer
+            .map_err(text)?
+            .status
+            .ok_or_else(|| "the API server answered no token".into())
+    }
+}

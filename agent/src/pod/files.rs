@@ -1,0 +1,286 @@
+//! Files that the agent makes for a pod: `/etc/hosts`, `/etc/resolv.conf`, logs, last words.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sys::stat::{Mode, mkdirat},
+};
+use wherry_runtime_api::{ContainerExit, ContainerStatus};
+
+use super::{spec, translate};
+
+/// Last words kept (`MaxContainerTerminationMessageLength`).
+pub const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
+/// With `FallbackToLogsOnError`: bytes and lines of the log.
+const LOG_BYTES_MAX: usize = 2048;
+const LOG_LINES_MAX: usize = 80;
+
+/// Where the last words of an attempt are on the host.
+pub fn termination_message(pod_dir: &Path, container: &str, attempt: u32) -> PathBuf {
+    pod_dir
+        .join("containers")
+        .join(container)
+        .join(attempt.to_string())
+}
+
+/// What the files of a pod are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Etc<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its addresses.
+    pub ips: &'a [std::net::IpAddr],
+    /// The cluster's DNS.
+    pub dns: &'a translate::ClusterDns,
+}
+
+/// Writes `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` of a pod; answers container and host paths.
+pub fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    fs::create_dir_all(pod_dir)?;
+    let is_host_network = spec(etc.pod).host_network == Some(true);
+    let node_file = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let node_hosts = is_host_network.then(|| node_file("/etc/hosts"));
+    let hosts = translate::hosts_file(etc.pod, etc.ips, &etc.dns.domain, node_hosts.as_deref());
+    let resolv = translate::resolv_conf(etc.pod, etc.dns, &node_file("/etc/resolv.conf"));
+    let mut files = vec![
+        ("/etc/hosts", "etc-hosts", hosts),
+        ("/etc/resolv.conf", "resolv.conf", resolv),
+    ];
+    if !is_host_network {
+        let (name, _) = translate::hostname(etc.pod, &etc.dns.domain);
+        files.push(("/etc/hostname", "hostname", format!("{name}\n")));
+    }
+    let mut made = Vec::new();
+    for (container_path, name, text) in files {
+        let path = pod_dir.join(name);
+        // In place: containers that run have this very file mounted.
+        if fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+            fs::write(&path, text)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+        }
+        made.push((container_path.into(), path));
+    }
+    Ok(made)
+}
+
+/// Makes what an attempt needs before it is created: its log directory and the file for its last words.
+pub fn prepare_attempt(message: &Path, log_path: &Path) -> io::Result<()> {
+    if let Some(dir) = message.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o666)
+        .open(message)?;
+    // Whoever the container runs as may write them.
+    fs::set_permissions(message, fs::Permissions::from_mode(0o666))?;
+    match log_path.parent() {
+        Some(dir) => fs::create_dir_all(dir),
+        None => Ok(()),
+    }
+}
+
+/// Makes a `subPath` that is not there, without following a link out of the volume. A file that is
+/// there is fine as well.
+pub fn prepare_sub_path(volume: &Path, host_path: &Path) -> io::Result<()> {
+    let Ok(sub) = host_path.strip_prefix(volume) else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "leaves its volume",
+        ));
+    };
+    let parts: Vec<_> = sub
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    make_beneath(volume, &parts)
+}
+
+/// Walks down from `root`, making directories that are missing.
+fn make_beneath(root: &Path, parts: &[&OsStr]) -> io::Result<()> {
+    let dir = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut at: OwnedFd = open(root, dir, Mode::empty())?;
+    for (index, part) in parts.iter().enumerate() {
+        let is_last = index + 1 == parts.len();
+        let flags = if is_last {
+            OFlag::O_PATH | OFlag::O_CLOEXEC
+        } else {
+            dir
+        };
+        let how = OpenHow::new()
+            .flags(flags)
+            .resolve(ResolveFlag::RESOLVE_BENEATH);
+        at = match openat2(&at, *part, how) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => {
+                match mkdirat(&at, *part, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                openat2(&at, *part, how)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(())
+}
+
+/// The last words of an exited container, by its policy. Empty if there are none.
+pub fn last_words(
+    pod_dir: &Path,
+    status: &ContainerStatus,
+    exit: &ContainerExit,
+    policy: Option<&str>,
+) -> String {
+    let path = termination_message(pod_dir, &status.name, status.attempt);
+    let words = read_end(&path, TERMINATION_MESSAGE_BYTES_MAX, false).unwrap_or_default();
+    if !words.is_empty() || policy != Some("FallbackToLogsOnError") || exit.exit_code == 0 {
+        return words;
+    }
+    let log = read_end(&status.log_path, LOG_BYTES_MAX * 4, true).unwrap_or_default();
+    last_lines(&log)
+}
+
+/// The last lines of a log in CRI format, without its stamps. Pure.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<_> = log
+        .lines()
+        .filter_map(|line| line.splitn(4, ' ').nth(3))
+        .collect();
+    let mut text = String::new();
+    for line in &lines[lines.len().saturating_sub(LOG_LINES_MAX)..] {
+        text.push_str(line);
+        text.push('\n');
+    }
+    let mut cut = text.len().saturating_sub(LOG_BYTES_MAX);
+    while !text.is_char_boundary(cut) {
+        cut += 1;
+    }
+    text.split_off(cut)
+}
+
+/// The beginning of a file, or its end.
+fn read_end(path: &Path, bytes_max: usize, from_end: bool) -> io::Result<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    // A container may have put anything there: no links, no waiting on pipes.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Ok(String::new());
+    }
+    if from_end {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes_max as u64)))?;
+    }
+    let mut bytes = Vec::new();
+    file.take(bytes_max as u64).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Removes the log of an attempt with what was rotated away, and its last words.
+pub fn remove_attempt(pod_dir: &Path, status: &ContainerStatus) -> io::Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    gone(fs::remove_file(termination_message(
+        pod_dir,
+        &status.name,
+        status.attempt,
+    )))?;
+    let (Some(dir), Some(name)) = (status.log_path.parent(), status.log_path.file_name()) else {
+        return Ok(());
+    };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return gone(Err(error)),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let file_name = entry.file_name();
+        if file_name == name || file_name.to_string_lossy().starts_with(&prefix) {
+            gone(fs::remove_file(entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is left of a pod: its logs and its directory. Volumes are unmounted before.
+pub fn remove_pod(pod_dir: &Path, log_dir: &Path) -> io::Result<()> {
+    for dir in [log_dir, pod_dir] {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes log directories of pods that are not `live`.
+pub fn sweep_logs(root: &Path, live: &HashSet<String>) -> io::Result<()> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name
+            .rsplit_once('_')
+            .is_some_and(|(_, uid)| !live.contains(uid))
+        {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sub_path_is_made_and_never_through_a_link() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let volume = root.path().join("volume");
+        let outside = root.path().join("outside");
+        fs::create_dir_all(&volume).expect("writable");
+        fs::create_dir_all(&outside).expect("writable");
+        prepare_sub_path(&volume, &volume.join("a/b")).expect("below the volume");
+        assert!(volume.join("a/b").is_dir());
+        std::os::unix::fs::symlink(&outside, volume.join("link")).expect("writable");
+        prepare_sub_path(&volume, &volume.join("link/c")).expect_err("a link leads out");
+        assert!(!outside.join("c").exists());
+        fs::write(volume.join("file"), "x").expect("writable");
+        prepare_sub_path(&volume, &volume.join("file")).expect("a file is fine");
+    }
+
+    #[test]
+    fn the_end_of_a_log_stands_in_for_last_words() {
+        let log = "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr F two words\n";
+        assert_eq!(last_lines(log), "one\ntwo words\n");
+        let long: String = (0..200).map(|n| format!("t s F {n}\n")).collect();
+        assert_eq!(last_lines(&long).lines().count(), LOG_LINES_MAX);
+    }
+}

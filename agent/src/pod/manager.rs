@@ -1,0 +1,323 @@
+//! Which pods should be here: starts workers, passes news on, reaps what is done, sweeps what is left over.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info, info_span, warn};
+use wherry_runtime_api::PodUid;
+
+use super::{
+    admit, files,
+    record::{self, Record},
+    status::Verdict,
+    stop,
+    worker::{Begin, Mailbox, Worker},
+};
+use crate::{
+    context::Context,
+    events::Kind,
+    publish::Target,
+    source::{PodUpdate, Source, mirror::Mirrors},
+};
+
+/// Between sweeps for what belongs to no pod.
+const SWEEP_PERIOD: Duration = Duration::from_secs(30);
+/// Between looks for workers that are done, besides their own news.
+const IDLE_PERIOD: Duration = Duration::from_secs(1);
+
+struct Handle {
+    mailbox: Arc<Mailbox>,
+    source: Source,
+    pod: Arc<Pod>,
+    removed: bool,
+}
+
+/// Knows which pods should be here.
+pub struct Manager {
+    context: Arc<Context>,
+    mirrors: Arc<Mirrors>,
+    handles: BTreeMap<PodUid, Handle>,
+    workers: JoinSet<(PodUid, bool)>,
+    /// Sources that have told all they have. Nothing is swept before each of them has.
+    told: HashSet<Source>,
+    sources: HashSet<Source>,
+    /// Pods to be started when the worker of that uid is done.
+    again: HashMap<PodUid, Arc<Pod>>,
+    shutdown: CancellationToken,
+}
+
+impl Manager {
+    /// A manager that waits for `sources` before it sweeps.
+    pub fn new(
+        context: Arc<Context>,
+        mirrors: Arc<Mirrors>,
+        sources: HashSet<Source>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            context,
+            mirrors,
+            handles: BTreeMap::new(),
+            workers: JoinSet::new(),
+            told: HashSet::new(),
+            sources,
+            again: HashMap::new(),
+            shutdown,
+        }
+    }
+
+    /// Goes on with the pods of the agent before this one, as the disk has them.
+    pub fn recover(&mut self) -> io::Result<()> {
+        for (uid, dir) in record::directories(&self.context.config.pods_dir())? {
+            match record::load(&dir) {
+                Ok((Some(pod), record)) if super::uid(&pod) == uid => {
+                    info!(pod = super::name(&pod), namespace = super::namespace(&pod), %uid, "Pod found on disk");
+                    self.begin(Arc::new(pod), record, true, None);
+                }
+                // No pod was accepted yet: the source tells, or the sweep removes it.
+                Ok(_) => {}
+                Err(error) => warn!(path = %dir.display(), %error, "Pod directory not readable"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until shutdown; pods run on.
+    pub async fn run(mut self, mut updates: mpsc::Receiver<PodUpdate>) {
+        let mut sweeps = interval(SWEEP_PERIOD);
+        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep_now = false;
+        loop {
+            if sweep_now {
+                sweep_now = false;
+                self.sweep().await;
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                update = updates.recv() => match update {
+                    Some(update) => sweep_now = self.update(update),
+                    None => tokio::time::sleep(IDLE_PERIOD).await,
+                },
+                Some(done) = self.workers.join_next() => match done {
+                    Ok((uid, is_gone)) => self.done(&uid, is_gone),
+                    Err(error) => error!(%error, "Pod worker ended early"),
+                },
+                _ = sweeps.tick() => sweep_now = true,
+            }
+        }
+        while self.workers.join_next().await.is_some() {}
+    }
+
+    /// Takes news in; `true` if there may be something to sweep now.
+    fn update(&mut self, update: PodUpdate) -> bool {
+        match update {
+            PodUpdate::Set(pod) => self.set(pod),
+            PodUpdate::Remove(uid) => self.remove(&uid),
+            PodUpdate::All(source, all) => {
+                let gone: Vec<_> = self
+                    .handles
+                    .iter()
+                    .filter(|(uid, handle)| {
+                        handle.source == source && !handle.removed && !all.contains(*uid)
+                    })
+                    .map(|(uid, _)| uid.clone())
+                    .collect();
+                gone.iter().for_each(|uid| self.remove(uid));
+                if source == Source::Api {
+                    self.mirrors.listed();
+                }
+                return self.told.insert(source);
+            }
+            PodUpdate::Mirror(uid, mirror) => self.mirrors.see(uid, mirror),
+        }
+        false
+    }
+
+    fn set(&mut self, pod: Arc<Pod>) {
+        let uid = super::uid(&pod);
+        if Source::of(&pod) == Source::Api {
+            self.context
+                .publisher
+                .target(&uid, Some(Target::of(&pod)), pod.status.as_ref());
+        } else {
+            self.mirrors.want(Arc::clone(&pod));
+        }
+        match self.handles.get_mut(&uid) {
+            Some(handle) if handle.removed => {
+                // A manifest that came back while its pod was ending.
+                self.again.insert(uid, pod);
+            }
+            Some(handle) => {
+                handle.pod = Arc::clone(&pod);
+                handle.mailbox.set(pod);
+            }
+            None => {
+                let known = record::load(&self.context.pod_dir(&uid))
+                    .map(|(_, record)| record)
+                    .unwrap_or_default();
+                let is_known =
+                    known != Record::default() || !self.context.actual.get(&uid).is_empty();
+                let is_ending = pod.metadata.deletion_timestamp.is_some();
+                let verdict =
+                    if is_known || is_ending || known.is_terminal || !admit::is_active(&pod) {
+                        None
+                    } else {
+                        self.admit(&pod)
+                    };
+                self.begin(pod, known, is_known, verdict);
+            }
+        }
+    }
+
+    fn admit(&self, pod: &Pod) -> Option<Verdict> {
+        let config = &self.context.config;
+        let limits = admit::Limits {
+            max_pods: config.max_pods,
+            allow_privileged: config.allow_privileged,
+        };
+        // Pods whose workers have not said anything yet count as well.
+        let mut others = self.context.directory.pods();
+        let shown: HashSet<_> = others.iter().map(|pod| super::uid(pod)).collect();
+        others.extend(
+            self.handles
+                .iter()
+                .filter(|(uid, _)| !shown.contains(*uid))
+                .map(|(_, h)| Arc::clone(&h.pod)),
+        );
+        let verdict = admit::check(pod, &others, limits)?;
+        self.context.event(
+            pod,
+            Kind::Warning,
+            "FailedAdmission",
+            verdict.message.clone(),
+        );
+        Some(verdict)
+    }
+
+    fn begin(&mut self, pod: Arc<Pod>, record: Record, recovered: bool, verdict: Option<Verdict>) {
+        let uid = super::uid(&pod);
+        let mailbox = Arc::new(Mailbox::default());
+        if Source::of(&pod) == Source::File {
+            self.mirrors.want(Arc::clone(&pod));
+        }
+        let handle = Handle {
+            mailbox: Arc::clone(&mailbox),
+            source: Source::of(&pod),
+            pod: Arc::clone(&pod),
+            removed: false,
+        };
+        self.handles.insert(uid.clone(), handle);
+        let span =
+            info_span!("pod", namespace = super::namespace(&pod), name = super::name(&pod), %uid);
+        let worker = Worker::new(
+            Arc::clone(&self.context),
+            mailbox,
+            Begin {
+                pod,
+                record,
+                recovered,
+                verdict,
+            },
+        );
+        let shutdown = self.shutdown.clone();
+        let run = async move { (uid, worker.run(shutdown).await) };
+        self.workers.spawn(run.instrument(span));
+    }
+
+    fn remove(&mut self, uid: &PodUid) {
+        self.again.remove(uid);
+        if let Some(handle) = self.handles.get_mut(uid) {
+            handle.removed = true;
+            handle.mailbox.remove();
+        }
+    }
+
+    fn done(&mut self, uid: &PodUid, is_gone: bool) {
+        if !is_gone {
+            return;
+        }
+        if let Some(handle) = self.handles.remove(uid) {
+            if handle.source == Source::File {
+                self.mirrors.unwant(uid);
+            }
+            // An API object that still has to be deleted is remembered until it is.
+            self.context.publisher.forget(uid);
+        }
+        if let Some(pod) = self.again.remove(uid) {
+            self.set(pod);
+        }
+    }
+
+    /// Removes what belongs to no pod: sandboxes, containers, addresses, directories.
+    async fn sweep(&mut self) {
+        if !self.sources.is_subset(&self.told) {
+            return;
+        }
+        let orphans: HashSet<PodUid> = self
+            .context
+            .actual
+            .uids()
+            .into_iter()
+            .filter(|uid| !self.handles.contains_key(uid))
+            .collect();
+        let dirs = match record::directories(&self.context.config.pods_dir()) {
+            Ok(dirs) => dirs,
+            Err(error) => {
+                warn!(%error, "Pod directories not readable");
+                Vec::new()
+            }
+        };
+        let left = dirs
+            .into_iter()
+            .map(|(uid, _)| uid)
+            .filter(|uid| !self.handles.contains_key(uid));
+        let all: HashSet<PodUid> = orphans.into_iter().chain(left).collect();
+        for uid in all {
+            info!(%uid, "Removing what is left of a pod");
+            let mut pod = Pod::default();
+            let actual = self.context.actual.get(&uid);
+            pod.metadata.uid = Some(uid.to_string());
+            if let Some(sandbox) = actual.sandboxes.last() {
+                pod.metadata.name = Some(sandbox.config.name.clone());
+                pod.metadata.namespace = Some(sandbox.config.namespace.clone());
+            }
+            stop::kill(&self.context, &actual.containers, Duration::ZERO).await;
+            tokio::select! {
+                // What cannot be removed now is tried again with the next sweep.
+                removed = tokio::time::timeout(SWEEP_PERIOD, stop::remove(&self.context, &pod)) => {
+                    if removed.is_err() {
+                        warn!(%uid, "Not removed yet");
+                    }
+                }
+                () = self.shutdown.cancelled() => return,
+            }
+        }
+        let live: HashSet<String> = self.handles.keys().map(PodUid::to_string).collect();
+        if let Err(error) = self.context.config.network.retain(&live).await {
+            warn!(%error, "Addresses not swept");
+        }
+        self.sweep_logs().await;
+    }
+
+    async fn sweep_logs(&self) {
+        let live: HashSet<String> = self.handles.keys().map(PodUid::to_string).collect();
+        let root = self.context.config.log_root();
+        let swept = tokio::task::spawn_blocking(move || files::sweep_logs(&root, &live)).await;
+        match swept {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "Logs not swept"),
+            Err(error) => warn!(%error, "Logs not swept"),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Quality of service: class, cgroup, CPU shares and OOM score, by the kubelet's arithmetic. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Container, Pod},
+    apimachinery::pkg::api::resource::Quantity,
+};
+use wherry_runtime_api::LinuxResources;
+
+use super::{is_sidecar, quantity, spec, uid};
+
+/// A pod's `status.qosClass`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QosClass {
+    /// Every container has limits of CPU and memory, and requests as large.
+    Guaranteed,
+    /// Something is requested or limited.
+    Burstable,
+    /// Nothing is.
+    BestEffort,
+}
+
+impl QosClass {
+    /// As in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+fn amount(map: Option<&BTreeMap<String, Quantity>>, resource: &str) -> i128 {
+    map.and_then(|map| map.get(resource))
+        .and_then(quantity::millis)
+        .unwrap_or(0)
+}
+
+/// A request, or the limit where only that is given, in thousandths.
+pub fn request_millis(container: &Container, resource: &str) -> i128 {
+    let resources = container.resources.as_ref();
+    let requests = resources.and_then(|r| r.requests.as_ref());
+    if requests.is_some_and(|requests| requests.contains_key(resource)) {
+        return amount(requests, resource);
+    }
+    limit_millis(container, resource)
+}
+
+/// A limit in thousandths; 0 is none.
+pub fn limit_millis(container: &Container, resource: &str) -> i128 {
+    amount(
+        container.resources.as_ref().and_then(|r| r.limits.as_ref()),
+        resource,
+    )
+}
+
+/// The class of a pod.
+pub fn class(pod: &Pod) -> QosClass {
+    let spec = spec(pod);
+    let mut is_guaranteed = true;
+    let mut is_best_effort = true;
+    for container in spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+    {
+        for resource in ["cpu", "memory"] {
+            let (request, limit) = (
+                request_millis(container, resource),
+                limit_millis(container, resource),
+            );
+            is_best_effort &= request == 0 && limit == 0;
+            is_guaranteed &= limit > 0 && request == limit;
+        }
+    }
+    match (is_best_effort, is_guaranteed) {
+        (true, _) => QosClass::BestEffort,
+        (false, true) => QosClass::Guaranteed,
+        (false, false) => QosClass::Burstable,
+    }
+}
+
+/// What a pod needs of a resource: the sum of its containers with the sidecars, or the largest step of
+/// its start; thousandths.
+pub fn pod_millis(pod: &Pod, resource: &str, of: fn(&Container, &str) -> i128) -> i128 {
+    let spec = spec(pod);
+    let mut sidecars = 0;
+    let mut largest_init = 0;
+    for container in spec.init_containers.iter().flatten() {
+        if is_sidecar(container) {
+            sidecars += of(container, resource);
+            largest_init = largest_init.max(sidecars);
+        } else {
+            largest_init = largest_init.max(sidecars + of(container, resource));
+        }
+    }
+    let main: i128 = spec.containers.iter().map(|c| of(c, resource)).sum();
+    let overhead = amount(spec.overhead.as_ref(), resource);
+    (main + sidecars).max(largest_init) + overhead
+}
+
+/// The pod's cgroup below `root`.
+pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
+    let uid = uid(pod);
+    match class(pod) {
+        QosClass::Guaranteed => format!("{root}/kubepods/pod{uid}"),
+        QosClass::Burstable => format!("{root}/kubepods/burstable/pod{uid}"),
+        QosClass::BestEffort => format!("{root}/kubepods/besteffort/pod{uid}"),
+    }
+}
+
+/// `cpu.shares` for a request (`MilliCPUToShares`): never below what the kernel takes.
+pub fn cpu_shares(millis: i128) -> u64 {
+    u64::try_from(millis * 1024 / 1000)
+        .unwrap_or(0)
+        .clamp(2, 262_144)
+}
+
+/// CPU quota for a limit (`MilliCPUToQuota`), µs in each 100 ms; at least 1 ms.
+pub fn cpu_quota_us(millis: i128) -> i64 {
+    i64::try_from(millis * 100_000 / 1000)
+        .unwrap_or(i64::MAX)
+        .max(1000)
+}
+
+/// Limits of the pod as a whole. Only where every container is limited is the pod.
+pub fn pod_resources(pod: &Pod) -> LinuxResources {
+    let spec = spec(pod);
+    let limited = |resource: &str| {
+        spec.containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .all(|container| limit_millis(container, resource) > 0)
+    };
+    let cpu_limit = limited("cpu").then(|| pod_millis(pod, "cpu", limit_millis));
+    let memory_limit = limited("memory").then(|| pod_millis(pod, "memory", limit_millis) / 1000);
+    LinuxResources {
+        cpu_shares: Some(cpu_shares(pod_millis(pod, "cpu", request_millis))),
+        cpu_quota_us: cpu_limit.map(cpu_quota_us),
+        cpu_period_us: cpu_limit.map(|_| 100_000),
+        memory_bytes_max: memory_limit.and_then(|bytes| u64::try_from(bytes).ok()),
+        ..LinuxResources::default()
+    }
+}
+
+/// Limits of one container. `memory_capacity_bytes` is the node's.
+pub fn container_resources(
+    pod: &Pod,
+    container: &Container,
+    memory_capacity_bytes: u64,
+) -> LinuxResources {
+    let cpu_limit = limit_millis(container, "cpu");
+    let memory_limit = limit_millis(container, "memory") / 1000;
+    let hugepages = container
+        .resources
+        .iter()
+        .filter_map(|r| r.limits.as_ref())
+        .flatten();
+    LinuxResources {
+        cpu_shares: Some(cpu_shares(request_millis(container, "cpu"))),
+        cpu_quota_us: (cpu_limit > 0).then(|| cpu_quota_us(cpu_limit)),
+        cpu_period_us: (cpu_limit > 0).then_some(100_000),
+        memory_bytes_max: (memory_limit > 0)
+            .then(|| u64::try_from(memory_limit).unwrap_or(u64::MAX)),
+        pids_max: None,
+        oom_score_adj: Some(oom_score_adj(pod, container, memory_capacity_bytes)),
+        hugepage_bytes_max: hugepages
+            .filter_map(|(name, size)| {
+                let page = name.strip_prefix("hugepages-")?;
+                Some((page.replace('i', "B"), quantity::bytes(size)?))
+            })
+            .collect(),
+    }
+}
+
+/// How early the kernel kills a container when memory is short (`GetContainerOOMScoreAdjust`).
+pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity_bytes: u64) -> i32 {
+    const GUARANTEED: i32 = -997;
+    const BEST_EFFORT: i32 = 1000;
+    let spec = spec(pod);
+    if spec
+        .priority
+        .is_some_and(|priority| priority >= 2_000_000_000)
+    {
+        return GUARANTEED;
+    }
+    match class(pod) {
+        QosClass::Guaranteed => GUARANTEED,
+        QosClass::BestEffort => BEST_EFFORT,
+        QosClass::Burstable => {
+            let requested = |c: &Container| request_millis(c, "memory") / 1000;
+            let mut request = requested(container);
+            if is_sidecar(container) {
+                // A sidecar is not to be killed before the containers it serves.
+                let least = spec
+                    .containers
+                    .iter()
+                    .map(requested)
+                    .min()
+                    .unwrap_or(request);
+                request = request.max(least);
+            }
+            let capacity = i128::from(memory_capacity_bytes.max(1));
+            let score = i32::try_from(1000 - 1000 * request / capacity).unwrap_or(0);
+            score.clamp(1000 + GUARANTEED, BEST_EFFORT - 1)
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Which containers a pod should start, kill or wait for. Pure.
+//!
+//! The restart policy decides whether a container comes back, [`Backoff`] when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use serde::{Deserialize, Serialize};
+use wherry_runtime_api::{ContainerId, ContainerState, ContainerStatus, PodSandboxId};
+
+use super::{is_sidecar, spec};
+
+/// First pause before a crashed container is started again (`initialFailureBackOff`… kubelet.go).
+pub const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
+/// Longest pause (`MaxContainerBackOff`, kubelet.go).
+pub const BACKOFF_MAX: Duration = Duration::from_secs(300);
+
+/// A pod's `restartPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// Whatever the exit code.
+    Always,
+    /// When the exit code is not 0.
+    OnFailure,
+    /// Not at all.
+    Never,
+}
+
+impl RestartPolicy {
+    /// As the pod says; `Always` where it says nothing.
+    pub fn of(pod: &Pod) -> Self {
+        match spec(pod).restart_policy.as_deref() {
+            Some("OnFailure") => Self::OnFailure,
+            Some("Never") => Self::Never,
+            _ => Self::Always,
+        }
+    }
+
+    /// Whether a container that exited with that code comes back.
+    pub fn restarts(self, exit_code: i32) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => exit_code != 0,
+            Self::Never => false,
+        }
+    }
+}
+
+/// Growing pause between starts of one container. The first restart is immediate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backoff {
+    /// The pause after the next exit.
+    pub delay: Duration,
+    /// When it was last started again.
+    pub updated_at: SystemTime,
+}
+
+impl Backoff {
+    /// After a start that followed an exit at `exited_at`. A container that ran for more than twice
+    /// the longest pause begins anew.
+    pub fn next(before: Option<Self>, exited_at: SystemTime, now: SystemTime) -> Self {
+        let delay = match before.filter(|backoff| !backoff.is_over(exited_at)) {
+            Some(backoff) => (backoff.delay * 2).min(BACKOFF_MAX),
+            None => BACKOFF_INITIAL,
+        };
+        Self {
+            delay,
+            updated_at: now,
+        }
+    }
+
+    /// When a container that exited at `exited_at` may be started again.
+    pub fn until(self, exited_at: SystemTime) -> Option<SystemTime> {
+        (!self.is_over(exited_at)).then(|| exited_at + self.delay)
+    }
+
+    fn is_over(self, exited_at: SystemTime) -> bool {
+        exited_at
+            .duration_since(self.updated_at)
+            .is_ok_and(|ran| ran > BACKOFF_MAX * 2)
+    }
+}
+
+/// What is known about a pod's containers.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The sandbox that containers run in.
+    pub sandbox: &'a PodSandboxId,
+    /// Every container the runtimes know of this pod, in any order.
+    pub containers: &'a [ContainerStatus],
+    /// By container name.
+    pub backoffs: &'a BTreeMap<String, Backoff>,
+    /// By container name: not to be tried before then (image or config trouble).
+    pub held_until: &'a BTreeMap<String, SystemTime>,
+    /// Started, as their startup probes say.
+    pub started: &'a BTreeSet<ContainerId>,
+    /// To be killed, with the reason for the event (a probe or a hook failed).
+    pub doomed: &'a BTreeMap<ContainerId, String>,
+    /// Highest attempt ever seen by container name, for when a runtime has forgotten.
+    pub attempts: &'a BTreeMap<String, u32>,
+}
+
+/// What to do about a pod's containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be started, in order.
+    pub start: Vec<Start>,
+    /// To be killed, with the reason for the event.
+    pub kill: Vec<(ContainerId, String)>,
+    /// Crashed ones that wait, with the whole pause.
+    pub backing_off: BTreeMap<String, Duration>,
+    /// When to look again.
+    pub wake_at: Option<SystemTime>,
+    /// Nothing runs, and nothing will.
+    pub is_over: bool,
+}
+
+/// A container to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Its name in the pod.
+    pub name: String,
+    /// Which attempt this is, from 0.
+    pub attempt: u32,
+    /// When the last attempt exited, if there was one.
+    pub exited_at: Option<SystemTime>,
+}
+
+impl Plan {
+    /// Whether there is something to do now.
+    pub fn has_work(&self) -> bool {
+        !self.start.is_empty() || !self.kill.is_empty()
+    }
+
+    fn wake(&mut self, at: SystemTime) {
+        self.wake_at = Some(self.wake_at.map_or(at, |set| set.min(at)));
+    }
+}
+
+/// The newest container of that name, in one sandbox or in any.
+pub fn newest<'a>(
+    containers: &'a [ContainerStatus],
+    name: &str,
+    sandbox: Option<&PodSandboxId>,
+) -> Option<&'a ContainerStatus> {
+    containers
+        .iter()
+        .filter(|c| c.name == name && sandbox.is_none_or(|sandbox| c.sandbox == *sandbox))
+        .max_by_key(|c| c.attempt)
+}
+
+/// Whether a pod that has lost its sandbox is not to have another.
+pub fn is_over_without_sandbox(pod: &Pod, containers: &[ContainerStatus]) -> bool {
+    let is_done = |container: &Container| {
+        let newest = newest(containers, &container.name, None).map(|c| &c.state);
+        matches!(newest, Some(ContainerState::Exited(exit)) if exit.exit_code == 0)
+    };
+    match RestartPolicy::of(pod) {
+        RestartPolicy::Always => false,
+        RestartPolicy::OnFailure => spec(pod).containers.iter().all(is_done),
+        RestartPolicy::Never => !containers.is_empty(),
+    }
+}
+
+/// Works out what to do.
+pub fn plan(view: View<'_>, now: SystemTime) -> Plan {
+    let policy = RestartPolicy::of(view.pod);
+    let spec = spec(view.pod);
+    let mut plan = Plan::default();
+    for (id, why) in view.doomed {
+        let runs =
+            |c: &&ContainerStatus| c.id == *id && matches!(c.state, ContainerState::Running { .. });
+        if view.containers.iter().any(|c| runs(&c)) {
+            plan.kill.push((id.clone(), why.clone()));
+        }
+    }
+
+    let main_was_created = spec
+        .containers
+        .iter()
+        .any(|c| newest(view.containers, &c.name, Some(view.sandbox)).is_some());
+    let mut are_initialized = true;
+    for container in spec.init_containers.iter().flatten() {
+        let here = newest(view.containers, &container.name, Some(view.sandbox));
+        if is_sidecar(container) {
+            match here.map(|c| (c, &c.state)) {
+                Some((c, ContainerState::Running { .. })) => {
+                    if !main_was_created && !view.started.contains(&c.id) {
+                        are_initialized = false;
+                    }
+                }
+                _ => {
+                    consider(&mut plan, view, container, here, RestartPolicy::Always, now);
+                    are_initialized = are_initialized && main_was_created;
+                }
+            }
+        } else if !main_was_created {
+            match here.map(|c| &c.state) {
+                Some(ContainerState::Exited(exit)) if exit.exit_code == 0 => {}
+                Some(ContainerState::Running { .. }) => are_initialized = false,
+                _ => {
+                    // An init container that fails is tried again unless the policy is Never.
+                    let policy = match policy {
+                        RestartPolicy::Always => RestartPolicy::OnFailure,
+                        other => other,
+                    };
+                    if !consider(&mut plan, view, container, here, policy, now) {
+                        plan.start.clear();
+                        plan.is_over = true;
+                        return plan;
+                    }
+                    are_initialized = false;
+                }
+            }
+        }
+        if !are_initialized {
+            return plan;
+        }
+    }
+
+    let mut is_over = true;
+    for container in &spec.containers {
+        let here = newest(view.containers, &container.name, Some(view.sandbox));
+        if let Some(c) = here.filter(|c| matches!(c.state, ContainerState::Running { .. })) {
+            is_over = false;
+            if has_changed(container, c) {
+                let why = format!(
+                    "Container {} definition changed, will be restarted",
+                    container.name
+                );
+                plan.kill.push((c.id.clone(), why));
+            }
+            continue;
+        }
+        // In a sandbox that replaced another, containers that were done there stay done.
+        let last = here.or_else(|| newest(view.containers, &container.name, None));
+        is_over &= !consider(&mut plan, view, container, last, policy, now);
+    }
+    plan.is_over = is_over;
+    if is_over {
+        plan.start.clear();
+    }
+    plan
+}
+
+/// Whether the container is to run another image than it does.
+fn has_changed(container: &Container, status: &ContainerStatus) -> bool {
+    container
+        .image
+        .as_ref()
+        .is_some_and(|image| *image != status.image)
+}
+
+/// Adds a container that does not run to the plan; `false` if the policy wants it to stay down.
+fn consider(
+    plan: &mut Plan,
+    view: View<'_>,
+    container: &Container,
+    last: Option<&ContainerStatus>,
+    policy: RestartPolicy,
+    now: SystemTime,
+) -> bool {
+    let name = &container.name;
+    let known = view.attempts.get(name).copied();
+    let seen = newest(view.containers, name, None)
+        .map(|c| c.attempt)
+        .max(known);
+    let mut start = Start {
+        name: name.clone(),
+        attempt: seen.map_or(0, |n| n + 1),
+        exited_at: None,
+    };
+    match last.map(|c| (c, &c.state)) {
+        None => {}
+        // Created and never started: go on with that one.
+        Some((c, ContainerState::Created)) if c.sandbox == *view.sandbox => {
+            start.attempt = c.attempt
+        }
+        Some((_, ContainerState::Created)) => {}
+        Some((c, state)) => {
+            let (exit_code, exited_at) = match state {
+                ContainerState::Exited(exit) => (exit.exit_code, exit.finished_at),
+                _ => (137, c.created_at),
+            };
+            if !policy.restarts(exit_code) && !has_changed(container, c) {
+                return false;
+            }
+            start.exited_at = Some(exited_at);
+            // Init containers that succeeded run again in a new sandbox without having crashed.
+            let backoff = view
+                .backoffs
+                .get(name)
+                .filter(|_| !has_changed(container, c));
+            if let Some(until) = backoff.and_then(|backoff| backoff.until(exited_at))
+                && until > now
+            {
+                plan.backing_off
+                    .insert(name.clone(), view.backoffs[name].delay);
+                plan.wake(until);
+                return true;
+            }
+        }
+    }
+    match view.held_until.get(name) {
+        Some(until) if *until > now => plan.wake(*until),
+        _ => plan.start.push(start),
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests;

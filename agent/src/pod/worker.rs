@@ -1,0 +1,1123 @@
+//! One task per pod: take in news, step, run the effect, say how it looks.
+//!
+//! The worker has one effect under way and keeps reading news meanwhile. An effect that is no longer
+//! wanted is told so and brought to its end, because a call to a runtime that is cut off may still
+//! make something; only a stop gives way at once, to a stop with a nearer deadline. Nobody else
+//! changes the pod's state: they put news into the [`Mailbox`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::{JoinError, JoinHandle},
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{debug, error, info, warn};
+use wherry_runtime_api::{
+    ContainerExit, ContainerId, ContainerState, ContainerStatus, PodSandbox, PodSandboxState,
+    PodUid,
+};
+
+use super::{
+    GRACE_PERIOD_MIN, files, grace_period,
+    lifecycle::ContainerExec,
+    prepare::{self, PrepareError, Prepared},
+    record::{self, Record},
+    restart::{self, Backoff, Plan, View},
+    spec,
+    start::{Report, Starter, retry_pause},
+    state::{Effect, PodEvent, PodState, step},
+    status::{self, Observed, Verdict, Waiting, reason},
+    stop,
+};
+use crate::{
+    context::Context,
+    events::Kind,
+    probe::{Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, schedule},
+};
+
+/// Reports of effects that wait to be read.
+const REPORTS_MAX: usize = 32;
+/// First and longest pause between tries to make a sandbox.
+const PREPARE_RETRY_MIN: Duration = Duration::from_millis(500);
+const PREPARE_RETRY_MAX: Duration = Duration::from_secs(20);
+/// A sandbox missing from a list may be news that is late; one that is gone for so long is lost.
+const SANDBOX_ABSENT_MAX: Duration = Duration::from_secs(15);
+
+/// News for a worker. Only the newest of each kind is kept, so it cannot grow.
+#[derive(Default)]
+pub struct Mailbox {
+    inbox: Mutex<Inbox>,
+    notify: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    pod: Option<Arc<Pod>>,
+    removed: bool,
+    probes: BTreeMap<(ContainerId, ProbeKind), ProbeNews>,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        // Every change is one assignment or insert.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A newer version of the pod.
+    pub fn set(&self, pod: Arc<Pod>) {
+        self.lock().pod = Some(pod);
+        self.notify.notify_one();
+    }
+
+    /// The pod is not wanted any more.
+    pub fn remove(&self) {
+        self.lock().removed = true;
+        self.notify.notify_one();
+    }
+
+    fn probe(&self, news: ProbeNews) {
+        let mut inbox = self.lock();
+        let slot = inbox
+            .probes
+            .entry((news.id.clone(), news.kind))
+            .or_insert_with(|| news.clone());
+        slot.verdict = news.verdict.or(slot.verdict);
+        slot.failure = news.failure.or(slot.failure.take());
+        drop(inbox);
+        self.notify.notify_one();
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Prepare,
+    Act,
+    Stop,
+    Release,
+    CleanUp,
+}
+
+enum Outcome {
+    Prepared(Box<Result<Prepared, PrepareError>>),
+    Done,
+}
+
+struct InFlight {
+    doing: Doing,
+    cancel: CancellationToken,
+    task: AbortOnDropHandle<Outcome>,
+}
+
+/// What a worker begins with.
+pub struct Begin {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// What is known of it from before.
+    pub record: Record,
+    /// Whether it was on this node before the agent started.
+    pub recovered: bool,
+    /// Why the node refuses it.
+    pub verdict: Option<Verdict>,
+}
+
+/// One pod's owner.
+pub struct Worker {
+    context: Arc<Context>,
+    mailbox: Arc<Mailbox>,
+    uid: PodUid,
+    pod: Arc<Pod>,
+    state: PodState,
+    record: Record,
+    saved: Record,
+    saving: Option<AbortOnDropHandle<()>>,
+    in_flight: Option<InFlight>,
+    queued: Option<Effect>,
+    reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+    containers: Vec<ContainerStatus>,
+    volumes: Option<BTreeMap<String, PathBuf>>,
+    volumes_refreshed_at: Instant,
+    refresh: Option<AbortOnDropHandle<bool>>,
+    failed_starts: BTreeMap<ContainerId, ContainerExit>,
+    waiting: BTreeMap<String, Waiting>,
+    held_until: BTreeMap<String, SystemTime>,
+    create_failures: BTreeMap<String, u32>,
+    backing_off: BTreeMap<String, Duration>,
+    doomed: BTreeMap<ContainerId, String>,
+    messages: BTreeMap<ContainerId, String>,
+    crash_events: BTreeMap<ContainerId, ()>,
+    probes: BTreeMap<(ContainerId, ProbeKind), AbortOnDropHandle<()>>,
+    prepare_failures: u32,
+    retry_at: Option<Instant>,
+    wake_at: Option<Instant>,
+    sandbox_absent_since: Option<Instant>,
+    /// Taking over what is there: what was published stands until it is seen.
+    is_recovering: bool,
+    delete_seen: bool,
+    recovered: bool,
+    is_urgent: bool,
+}
+
+impl Worker {
+    /// A worker that has not begun.
+    pub fn new(context: Arc<Context>, mailbox: Arc<Mailbox>, begin: Begin) -> Self {
+        let Begin {
+            pod,
+            mut record,
+            recovered,
+            verdict,
+        } = begin;
+        let uid = super::uid(&pod);
+        if verdict.is_some() {
+            record.verdict = verdict;
+            record.is_terminal = true;
+        }
+        // What the API server says has ended does not run again.
+        let published = pod.status.clone();
+        let phase = published
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            record.is_terminal = true;
+        }
+        if record.status.is_none() {
+            record.status = published.filter(|status| status.start_time.is_some());
+        }
+        let (reporter, reports) = mpsc::channel(REPORTS_MAX);
+        let is_recovering = recovered && context.actual.get(&uid).ready_sandbox().is_some();
+        Self {
+            context,
+            mailbox,
+            uid,
+            pod,
+            state: PodState::Admitted,
+            saved: Record::default(),
+            record,
+            saving: None,
+            in_flight: None,
+            queued: None,
+            reports,
+            reporter,
+            containers: Vec::new(),
+            volumes: None,
+            volumes_refreshed_at: Instant::now(),
+            refresh: None,
+            failed_starts: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            held_until: BTreeMap::new(),
+            create_failures: BTreeMap::new(),
+            backing_off: BTreeMap::new(),
+            doomed: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            crash_events: BTreeMap::new(),
+            probes: BTreeMap::new(),
+            prepare_failures: 0,
+            retry_at: None,
+            wake_at: None,
+            sandbox_absent_since: None,
+            is_recovering,
+            delete_seen: false,
+            recovered,
+            is_urgent: false,
+        }
+    }
+
+    /// Owns the pod until it is gone (`true`) or the agent shuts down, which leaves it running.
+    pub async fn run(mut self, shutdown: CancellationToken) -> bool {
+        self.context
+            .actual
+            .watch(&self.uid, Arc::clone(&self.mailbox.notify));
+        self.save_pod();
+        if let Some(status) = &self.record.status {
+            self.context
+                .directory
+                .set(&self.uid, &self.pod, status.clone());
+        }
+        loop {
+            self.take_in_mail();
+            self.look();
+            self.publish();
+            self.save();
+            if self.state == PodState::Finished && self.in_flight.is_none() {
+                break;
+            }
+            let notify = Arc::clone(&self.mailbox.notify);
+            let wake_at = self.wake_at.into_iter().chain(self.retry_at).min();
+            tokio::select! {
+                () = shutdown.cancelled() => return false,
+                () = notify.notified() => {}
+                outcome = ended(&mut self.in_flight) => self.ended(outcome),
+                Some(report) = self.reports.recv() => self.report(report),
+                () = finished(&mut self.saving) => {}
+                changed = refreshed(&mut self.refresh) => {
+                    if changed {
+                        debug!(pod = super::name(&self.pod), "Volumes refreshed");
+                    }
+                }
+                () = until(wake_at) => {}
+            }
+        }
+        self.context.actual.unwatch(&self.uid);
+        self.context.directory.remove(&self.uid);
+        true
+    }
+
+    fn event(&mut self, event: PodEvent) {
+        let before = std::mem::discriminant(&self.state);
+        let (state, effect) = step(self.state.clone(), event);
+        if std::mem::discriminant(&state) != before {
+            info!(
+                pod = super::name(&self.pod),
+                namespace = super::namespace(&self.pod),
+                state = name_of(&state),
+                "Pod state"
+            );
+        }
+        self.state = state;
+        if let Some(effect) = effect {
+            self.start(effect);
+        }
+    }
+
+    fn take_in_mail(&mut self) {
+        let (pod, removed, probes) = {
+            let mut inbox = self.mailbox.lock();
+            (
+                inbox.pod.take(),
+                std::mem::take(&mut inbox.removed),
+                std::mem::take(&mut inbox.probes),
+            )
+        };
+        if let Some(pod) = pod {
+            let differs = record::differs(&self.pod, &pod);
+            self.pod = pod;
+            if differs {
+                self.save_pod();
+            }
+        }
+        for news in probes.into_values() {
+            self.take_in_probe(news);
+        }
+        let is_deleted = self.pod.metadata.deletion_timestamp.is_some();
+        if (is_deleted || removed) && self.state != PodState::Finished {
+            let deadline = Instant::now() + self.grace_left().max(GRACE_PERIOD_MIN);
+            let is_new = !self.delete_seen || removed;
+            let shortens = matches!(&self.state, PodState::Terminating { deadline: set, .. } if deadline < *set);
+            if is_new || shortens {
+                self.delete_seen = true;
+                self.event(PodEvent::Delete { deadline });
+            }
+        }
+    }
+
+    /// The grace period, less what passed while there was no agent.
+    fn grace_left(&self) -> Duration {
+        let grace = grace_period(&self.pod);
+        match &self.pod.metadata.deletion_timestamp {
+            Some(at) if self.recovered => {
+                let now = super::time(self.context.now()).0.as_second();
+                let left = at.0.as_second().saturating_sub(now).max(0).unsigned_abs();
+                grace.min(Duration::from_secs(left))
+            }
+            _ => grace,
+        }
+    }
+
+    fn take_in_probe(&mut self, news: ProbeNews) {
+        let Some(name) = self
+            .containers
+            .iter()
+            .find(|c| c.id == news.id)
+            .map(|c| c.name.clone())
+        else {
+            return;
+        };
+        if let Some(failure) = news.failure {
+            self.context.recorder.record(
+                &self.pod,
+                Some(&name),
+                Kind::Warning,
+                "Unhealthy",
+                failure,
+            );
+        }
+        match (news.kind, news.verdict) {
+            (_, None) | (ProbeKind::Liveness, Some(true)) => {}
+            (ProbeKind::Readiness, Some(true)) => {
+                self.record.ready.insert(news.id);
+            }
+            (ProbeKind::Readiness, Some(false)) => {
+                self.record.ready.remove(&news.id);
+            }
+            (ProbeKind::Startup, Some(true)) => {
+                self.record.started.insert(news.id);
+            }
+            (kind @ (ProbeKind::Startup | ProbeKind::Liveness), Some(false)) => {
+                let kind = kind.as_str().to_lowercase();
+                self.doomed.insert(
+                    news.id,
+                    format!("Container {name} failed {kind} probe, will be restarted"),
+                );
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Held {
+                name,
+                waiting,
+                until,
+            } => {
+                let until = until.unwrap_or_else(|| {
+                    let failures = self.create_failures.entry(name.clone()).or_default();
+                    let pause = retry_pause(*failures);
+                    *failures += 1;
+                    self.context.now() + pause
+                });
+                self.held_until.insert(name.clone(), until);
+                self.waiting.insert(name, waiting);
+            }
+            Report::ImageReady { name, image } => {
+                self.held_until.remove(&name);
+                // Trouble with the config stands until it is over; trouble with the image is over now.
+                let is_image = |w: &Waiting| {
+                    !matches!(
+                        w.reason,
+                        reason::CREATE_CONTAINER_CONFIG_ERROR | reason::CREATE_CONTAINER_ERROR
+                    )
+                };
+                if self.waiting.get(&name).is_some_and(is_image) {
+                    self.waiting.remove(&name);
+                }
+                let shown = image.repo_digests.first().unwrap_or(&image.id).clone();
+                self.record.image_refs.insert(image.id, shown);
+            }
+            Report::Attempt(start) => {
+                let now = self.context.now();
+                if let Some(exited_at) = start.exited_at {
+                    let before = self.record.backoffs.get(&start.name).copied();
+                    self.record
+                        .backoffs
+                        .insert(start.name.clone(), Backoff::next(before, exited_at, now));
+                }
+                let attempts = self.record.attempts.entry(start.name.clone()).or_default();
+                *attempts = start.attempt.max(*attempts);
+                self.waiting.remove(&start.name);
+                self.create_failures.remove(&start.name);
+                self.backing_off.remove(&start.name);
+            }
+            Report::Started { name } => {
+                self.waiting.remove(&name);
+                self.held_until.remove(&name);
+            }
+            Report::StartFailed {
+                id,
+                exit,
+                waiting,
+                name,
+            } => {
+                self.failed_starts.insert(id, exit);
+                self.waiting.insert(name, waiting);
+            }
+            Report::HookFailed { id, why } => {
+                self.doomed.insert(id, why);
+            }
+            Report::Volumes(volumes) => {
+                self.volumes = Some(volumes);
+                self.volumes_refreshed_at = Instant::now();
+            }
+        }
+    }
+
+    /// Looks at what there is, and does what follows.
+    fn look(&mut self) {
+        self.wake_at = None;
+        let actual = self.context.actual.get(&self.uid);
+        self.containers = actual.containers;
+        for status in &mut self.containers {
+            if let Some(exit) = self.failed_starts.get(&status.id)
+                && matches!(status.state, ContainerState::Created)
+            {
+                status.state = ContainerState::Exited(exit.clone());
+            }
+        }
+        let ids: BTreeSet<_> = self.containers.iter().map(|c| c.id.clone()).collect();
+        self.failed_starts.retain(|id, _| ids.contains(id));
+        self.messages.retain(|id, _| ids.contains(id));
+        self.crash_events.retain(|id, ()| ids.contains(id));
+        self.read_last_words();
+        if self
+            .in_flight
+            .as_ref()
+            .is_none_or(|effect| effect.doing == Doing::Act)
+            && self.queued.is_none()
+        {
+            self.advance(&actual.sandboxes);
+        }
+        self.reconcile_probes();
+        self.refresh_volumes();
+    }
+
+    fn advance(&mut self, sandboxes: &[Arc<PodSandbox>]) {
+        match self.state.clone() {
+            PodState::Admitted => {
+                if self.record.is_terminal {
+                    self.event(PodEvent::Reject);
+                } else if sandboxes
+                    .iter()
+                    .all(|s| s.state == PodSandboxState::NotReady)
+                    && restart::is_over_without_sandbox(&self.pod, &self.containers)
+                {
+                    self.event(PodEvent::AllExited {
+                        deadline: Instant::now(),
+                    });
+                } else {
+                    self.event(PodEvent::Sync);
+                }
+            }
+            PodState::Preparing => {
+                if self.in_flight.is_none() && self.is_due() {
+                    self.event(PodEvent::Sync);
+                }
+            }
+            PodState::Running { sandbox } => self.advance_running(&sandbox, sandboxes),
+            PodState::Terminating { deadline, .. } => {
+                if self.in_flight.is_none() && self.is_due() {
+                    self.start(Effect::Stop { deadline });
+                }
+            }
+            PodState::Terminated { .. } => {
+                if self.in_flight.is_none() {
+                    self.event(PodEvent::Sync);
+                }
+            }
+            PodState::Finished => {}
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let is_due = self.retry_at.is_none_or(|at| at <= Instant::now());
+        if is_due {
+            self.retry_at = None;
+        }
+        is_due
+    }
+
+    fn advance_running(&mut self, sandbox: &Arc<PodSandbox>, sandboxes: &[Arc<PodSandbox>]) {
+        let there = sandboxes.iter().find(|there| there.id == sandbox.id);
+        let is_lost = match there {
+            Some(there) => there.state == PodSandboxState::NotReady,
+            None => {
+                let since = *self.sandbox_absent_since.get_or_insert_with(Instant::now);
+                self.wake_at_instant(since + SANDBOX_ABSENT_MAX);
+                since.elapsed() >= SANDBOX_ABSENT_MAX
+            }
+        };
+        if there.is_some() {
+            self.sandbox_absent_since = None;
+        }
+        if is_lost {
+            if self.in_flight.is_some() {
+                return;
+            }
+            self.sandbox_absent_since = None;
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            self.context
+                .event(&self.pod, Kind::Normal, "SandboxChanged", message);
+            if restart::is_over_without_sandbox(&self.pod, &self.containers) {
+                self.event(PodEvent::AllExited {
+                    deadline: Instant::now(),
+                });
+            } else {
+                self.event(PodEvent::SandboxLost);
+            }
+            return;
+        }
+        if self.deadline_exceeded() {
+            return;
+        }
+        let now = self.context.now();
+        let started = self.started();
+        let plan = restart::plan(
+            View {
+                pod: &self.pod,
+                sandbox: &sandbox.id,
+                containers: &self.containers,
+                backoffs: &self.record.backoffs,
+                held_until: &self.held_until,
+                started: &started,
+                doomed: &self.doomed,
+                attempts: &self.record.attempts,
+            },
+            now,
+        );
+        self.backing_off = plan.backing_off.clone();
+        self.tell_back_off();
+        if let Some(at) = plan.wake_at {
+            self.wake_at_instant(Instant::now() + at.duration_since(now).unwrap_or_default());
+        }
+        if self.in_flight.is_some() {
+            return;
+        }
+        if plan.is_over {
+            self.event(PodEvent::AllExited {
+                deadline: Instant::now() + grace_period(&self.pod),
+            });
+        } else if plan.has_work() {
+            self.act(Arc::clone(sandbox), plan);
+        }
+    }
+
+    fn deadline_exceeded(&mut self) -> bool {
+        let Some(seconds) = spec(&self.pod).active_deadline_seconds else {
+            return false;
+        };
+        let start = self
+            .record
+            .status
+            .as_ref()
+            .and_then(|status| status.start_time.as_ref());
+        let Some(start) = start.map(|start| SystemTime::from(start.0)) else {
+            return false;
+        };
+        let end = start + Duration::from_secs(seconds.max(0).unsigned_abs());
+        let now = self.context.now();
+        if let Ok(left) = end.duration_since(now)
+            && !left.is_zero()
+        {
+            self.wake_at_instant(Instant::now() + left);
+            return false;
+        }
+        let message = "Pod was active on the node longer than the specified deadline";
+        self.context
+            .event(&self.pod, Kind::Normal, "DeadlineExceeded", message);
+        self.record.verdict = Some(Verdict {
+            reason: "DeadlineExceeded".into(),
+            message: message.into(),
+        });
+        self.event(PodEvent::End {
+            deadline: Instant::now() + grace_period(&self.pod),
+        });
+        true
+    }
+
+    fn wake_at_instant(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |set| set.min(at)));
+    }
+
+    /// Each crash that has to wait is told once.
+    fn tell_back_off(&mut self) {
+        for name in self.backing_off.keys() {
+            let Some(newest) = restart::newest(&self.containers, name, None) else {
+                continue;
+            };
+            if self.crash_events.insert(newest.id.clone(), ()).is_none() {
+                let message = format!(
+                    "Back-off restarting failed container {name} in pod {}",
+                    super::full_name(&self.pod)
+                );
+                self.context.recorder.record(
+                    &self.pod,
+                    Some(name),
+                    Kind::Warning,
+                    "BackOff",
+                    message,
+                );
+            }
+        }
+    }
+
+    /// Containers that have started, as far as their startup probes are concerned.
+    fn started(&self) -> BTreeSet<ContainerId> {
+        let is_started = |status: &&ContainerStatus| {
+            let has_probe = super::container(&self.pod, &status.name)
+                .is_some_and(|c| c.startup_probe.is_some());
+            matches!(status.state, ContainerState::Running { .. })
+                && (!has_probe || self.record.started.contains(&status.id))
+        };
+        self.containers
+            .iter()
+            .filter(is_started)
+            .map(|status| status.id.clone())
+            .collect()
+    }
+
+    fn ready(&self, started: &BTreeSet<ContainerId>) -> BTreeSet<ContainerId> {
+        let is_ready = |status: &&ContainerStatus| {
+            let has_probe = super::container(&self.pod, &status.name)
+                .is_some_and(|c| c.readiness_probe.is_some());
+            !has_probe || self.record.ready.contains(&status.id)
+        };
+        let containers = self
+            .containers
+            .iter()
+            .filter(|status| started.contains(&status.id));
+        // A pod that is going takes no more requests, whatever its probes say; it stays ready until
+        // its containers are gone, as endpoints look at the deletion itself.
+        containers
+            .filter(is_ready)
+            .map(|status| status.id.clone())
+            .collect()
+    }
+
+    fn read_last_words(&mut self) {
+        let pod_dir = self.context.pod_dir(&self.uid);
+        for status in &self.containers {
+            let ContainerState::Exited(exit) = &status.state else {
+                continue;
+            };
+            if self.messages.contains_key(&status.id) {
+                continue;
+            }
+            let container = super::container(&self.pod, &status.name);
+            let policy = container.and_then(|c| c.termination_message_policy.as_deref());
+            self.messages.insert(
+                status.id.clone(),
+                files::last_words(&pod_dir, status, exit, policy),
+            );
+        }
+    }
+
+    fn reconcile_probes(&mut self) {
+        let started = self.started();
+        let is_running = matches!(self.state, PodState::Running { .. });
+        let PodState::Running { sandbox } = &self.state else {
+            // Liveness ends with the pod; readiness has nothing more to say.
+            self.probes.clear();
+            return;
+        };
+        let mut wanted = BTreeSet::new();
+        let period = super::annotation(&self.pod, PERIOD_MS_ANNOTATION)
+            .and_then(|text| text.parse().ok())
+            .map(|millis: u64| Duration::from_millis(millis.max(10)));
+        for status in self.containers.iter().filter(|_| is_running) {
+            let ContainerState::Running { started_at } = status.state else {
+                continue;
+            };
+            let Some(container) = super::container(&self.pod, &status.name) else {
+                continue;
+            };
+            let has_started = started.contains(&status.id);
+            for kind in [
+                ProbeKind::Startup,
+                ProbeKind::Liveness,
+                ProbeKind::Readiness,
+            ] {
+                let Some(probe) = kind.of(container) else {
+                    continue;
+                };
+                if (kind == ProbeKind::Startup) == has_started
+                    || self.doomed.contains_key(&status.id)
+                {
+                    continue;
+                }
+                let key = (status.id.clone(), kind);
+                wanted.insert(key.clone());
+                if self.probes.contains_key(&key) {
+                    continue;
+                }
+                let ip = sandbox.ips.first().copied();
+                let Some(schedule) = schedule(container, probe, ip, period) else {
+                    continue;
+                };
+                let Some(runtime) = self.context.runtime(&status.handler) else {
+                    continue;
+                };
+                let known = match kind {
+                    ProbeKind::Startup => None,
+                    ProbeKind::Liveness => Some(true),
+                    ProbeKind::Readiness => Some(self.record.ready.contains(&status.id)),
+                };
+                let ran = self
+                    .context
+                    .now()
+                    .duration_since(started_at)
+                    .unwrap_or_default();
+                let task = ProbeTask {
+                    id: status.id.clone(),
+                    kind,
+                    delay: schedule.initial_delay.saturating_sub(ran),
+                    schedule,
+                    counter: Counter::new(probe, known),
+                    prober: Arc::clone(&self.context.config.prober),
+                    exec: ContainerExec {
+                        runtime: Arc::clone(runtime),
+                        id: status.id.clone(),
+                    },
+                };
+                let mailbox = Arc::clone(&self.mailbox);
+                let task = tokio::spawn(task.run(move |news| mailbox.probe(news)));
+                self.probes.insert(key, AbortOnDropHandle::new(task));
+            }
+        }
+        self.probes.retain(|key, _| wanted.contains(key));
+        let ids: BTreeSet<_> = self.containers.iter().map(|c| c.id.clone()).collect();
+        self.record.ready.retain(|id| ids.contains(id));
+        self.record.started.retain(|id| ids.contains(id));
+        self.doomed.retain(|id, _| ids.contains(id));
+    }
+
+    fn refresh_volumes(&mut self) {
+        if !matches!(self.state, PodState::Running { .. }) || spec(&self.pod).volumes.is_none() {
+            return;
+        }
+        let due = self.volumes_refreshed_at + self.context.config.tuning.volume_refresh_period;
+        if due > Instant::now() {
+            self.wake_at_instant(due);
+            return;
+        }
+        if self.refresh.is_some() {
+            return;
+        }
+        self.volumes_refreshed_at = Instant::now();
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        let task = tokio::spawn(async move {
+            match context.volumes.refresh(&pod, &context.pod_context()).await {
+                Ok(changed) => changed,
+                Err(message) => {
+                    context.event(&pod, Kind::Warning, "FailedMount", message);
+                    false
+                }
+            }
+        });
+        self.refresh = Some(AbortOnDropHandle::new(task));
+    }
+
+    fn act(&mut self, sandbox: Arc<PodSandbox>, plan: Plan) {
+        let cancel = CancellationToken::new();
+        let starter = Starter {
+            context: Arc::clone(&self.context),
+            pod: Arc::clone(&self.pod),
+            sandbox,
+            fixed_handler: self.record.fixed_handler.clone(),
+            volumes: self.volumes.clone(),
+            cancel: cancel.clone(),
+            reports: self.reporter.clone(),
+        };
+        let kills: Vec<_> = plan
+            .kill
+            .iter()
+            .filter_map(|(id, why)| {
+                Some((
+                    self.containers.iter().find(|c| c.id == *id)?.clone(),
+                    why.clone(),
+                ))
+            })
+            .collect();
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        let task = tokio::spawn(async move {
+            let stops = kills.iter().map(|(status, why)| {
+                let deadline = Instant::now() + kill_grace(&pod, &status.name);
+                stop::stop_container(&context, &pod, status, deadline, Some(why))
+            });
+            for error in futures::future::join_all(stops)
+                .await
+                .into_iter()
+                .filter_map(Result::err)
+            {
+                warn!(pod = super::name(&pod), %error, "Container not killed");
+            }
+            starter.run(plan.start).await;
+            Outcome::Done
+        });
+        self.in_flight = Some(InFlight {
+            doing: Doing::Act,
+            cancel,
+            task: AbortOnDropHandle::new(task),
+        });
+    }
+
+    fn start(&mut self, effect: Effect) {
+        if let Some(in_flight) = &self.in_flight {
+            match (in_flight.doing, &effect) {
+                // A stop gives way to a stop with a nearer deadline.
+                (Doing::Stop, Effect::Stop { .. }) => self.in_flight = None,
+                (Doing::Prepare, Effect::Prepare)
+                | (Doing::Release, Effect::Release)
+                | (Doing::CleanUp, Effect::CleanUp) => {
+                    return;
+                }
+                _ => {
+                    in_flight.cancel.cancel();
+                    self.queued = Some(effect);
+                    return;
+                }
+            }
+        }
+        let cancel = CancellationToken::new();
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        let attempt = self.next_sandbox_attempt();
+        let (doing, task): (_, JoinHandle<Outcome>) = match effect {
+            Effect::Prepare => (
+                Doing::Prepare,
+                tokio::spawn(async move {
+                    Outcome::Prepared(Box::new(prepare::prepare(&context, &pod, attempt).await))
+                }),
+            ),
+            Effect::Stop { deadline } => (
+                Doing::Stop,
+                tokio::spawn(async move {
+                    stop::stop_all(&context, &pod, deadline).await;
+                    Outcome::Done
+                }),
+            ),
+            Effect::Release => (
+                Doing::Release,
+                tokio::spawn(async move {
+                    stop::release(&context, &pod).await;
+                    Outcome::Done
+                }),
+            ),
+            Effect::CleanUp => (
+                Doing::CleanUp,
+                tokio::spawn(async move {
+                    stop::remove(&context, &pod).await;
+                    Outcome::Done
+                }),
+            ),
+        };
+        self.in_flight = Some(InFlight {
+            doing,
+            cancel,
+            task: AbortOnDropHandle::new(task),
+        });
+    }
+
+    fn next_sandbox_attempt(&self) -> u32 {
+        let sandboxes = self.context.actual.get(&self.uid).sandboxes;
+        let last = sandboxes
+            .iter()
+            .map(|sandbox| sandbox.config.attempt + 1)
+            .max();
+        last.unwrap_or(0).max(self.record.sandbox_attempts)
+    }
+
+    fn ended(&mut self, (doing, outcome): (Doing, Result<Outcome, JoinError>)) {
+        self.in_flight = None;
+        while let Ok(report) = self.reports.try_recv() {
+            self.report(report);
+        }
+        match (doing, outcome) {
+            (_, Err(error)) => {
+                // A bug; the pod is not the one to pay for it.
+                error!(pod = super::name(&self.pod), ?doing, %error, "Effect ended early");
+                self.retry_at = Some(Instant::now() + PREPARE_RETRY_MAX);
+            }
+            (_, Ok(Outcome::Prepared(result))) => match *result {
+                Ok(prepared) => self.prepared(prepared),
+                Err(error) => self.prepare_failed(&error),
+            },
+            (Doing::Stop, Ok(Outcome::Done)) => self.event(PodEvent::Stopped),
+            (Doing::CleanUp, Ok(Outcome::Done)) => self.cleaned_up(),
+            (Doing::Prepare | Doing::Act | Doing::Release, Ok(Outcome::Done)) => {}
+        }
+        if let Some(effect) = self.queued.take() {
+            self.start(effect);
+        }
+    }
+
+    fn prepared(&mut self, prepared: Prepared) {
+        self.prepare_failures = 0;
+        self.retry_at = None;
+        self.is_recovering = false;
+        self.record.sandbox_attempts = prepared.sandbox.config.attempt + 1;
+        self.record.fixed_handler = prepared.fixed_handler;
+        if prepared.volumes.is_some() {
+            self.volumes = prepared.volumes;
+            self.volumes_refreshed_at = Instant::now();
+        }
+        self.event(PodEvent::SandboxReady(prepared.sandbox));
+    }
+
+    fn prepare_failed(&mut self, error: &PrepareError) {
+        if matches!(self.state, PodState::Preparing) {
+            prepare::tell(&self.context, &self.pod, error);
+        }
+        let pause = PREPARE_RETRY_MIN
+            .saturating_mul(1 << self.prepare_failures.min(8))
+            .min(PREPARE_RETRY_MAX);
+        self.prepare_failures += 1;
+        self.retry_at = Some(Instant::now() + pause);
+    }
+
+    fn cleaned_up(&mut self) {
+        // The last status goes out before the object does.
+        self.publish();
+        self.context.publisher.delete(&self.uid);
+        self.event(PodEvent::CleanedUp);
+    }
+
+    fn publish(&mut self) {
+        if self.is_recovering && matches!(self.state, PodState::Admitted | PodState::Preparing) {
+            return;
+        }
+        if self.state == PodState::Finished {
+            return;
+        }
+        let is_terminal = matches!(self.state, PodState::Terminated { .. });
+        if is_terminal && !self.delete_seen {
+            self.record.is_terminal = true;
+        }
+        let actual = self.context.actual.get(&self.uid);
+        let sandbox = match &self.state {
+            PodState::Running { sandbox }
+            | PodState::Terminating {
+                sandbox: Some(sandbox),
+                ..
+            } => Some(sandbox),
+            _ => actual.sandboxes.last(),
+        };
+        let started = self.started();
+        let ready = self.ready(&started);
+        let status = status::compute(
+            Observed {
+                pod: &self.pod,
+                sandbox: sandbox.map(|sandbox| &**sandbox),
+                containers: &self.containers,
+                waiting: &self.waiting,
+                backing_off: &self.backing_off,
+                ready: &ready,
+                started: &started,
+                messages: &self.messages,
+                image_refs: &self.record.image_refs,
+                attempts: &self.record.attempts,
+                host_ips: self.context.host_ips(),
+                verdict: self.record.verdict.as_ref(),
+                is_terminal,
+                previous: self.record.status.as_ref(),
+            },
+            self.context.now(),
+        );
+        self.is_urgent = is_urgent(&status) || self.waiting.values().next().is_some();
+        if self.record.status.as_ref() != Some(&status) {
+            self.record.status = Some(status.clone());
+            self.context
+                .directory
+                .set(&self.uid, &self.pod, status.clone());
+        } else if self
+            .context
+            .directory
+            .get(&self.uid)
+            .is_none_or(|there| there.metadata != self.pod.metadata)
+        {
+            self.context
+                .directory
+                .set(&self.uid, &self.pod, status.clone());
+        }
+        self.context
+            .publisher
+            .put(&self.uid, status, self.is_urgent);
+    }
+
+    fn save_pod(&self) {
+        let (dir, pod) = (self.context.pod_dir(&self.uid), Arc::clone(&self.pod));
+        if matches!(
+            self.state,
+            PodState::Terminated { deleted: true } | PodState::Finished
+        ) {
+            return;
+        }
+        // In the background: should the agent die first, the API server still has the pod.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = record::save_pod(&dir, &pod) {
+                warn!(pod = super::name(&pod), path = %dir.display(), %error, "Pod not saved");
+            }
+        });
+    }
+
+    fn save(&mut self) {
+        if self.saving.is_some() || self.record == self.saved {
+            return;
+        }
+        if matches!(
+            self.state,
+            PodState::Terminated { deleted: true } | PodState::Finished
+        ) {
+            return;
+        }
+        self.saved = self.record.clone();
+        let (dir, record) = (self.context.pod_dir(&self.uid), self.record.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            if let Err(error) = record::save_state(&dir, &record) {
+                warn!(path = %dir.display(), %error, "Pod state not saved");
+            }
+        });
+        self.saving = Some(AbortOnDropHandle::new(task));
+    }
+}
+
+/// How long a container has that a probe or hook condemned.
+fn kill_grace(pod: &Pod, name: &str) -> Duration {
+    let container = super::container(pod, name);
+    let probes = container
+        .map(|c| [c.liveness_probe.as_ref(), c.startup_probe.as_ref()])
+        .unwrap_or_default();
+    let own = probes
+        .into_iter()
+        .flatten()
+        .find_map(|probe| probe.termination_grace_period_seconds);
+    own.map_or_else(
+        || grace_period(pod),
+        |seconds| Duration::from_secs(seconds.max(0).unsigned_abs()),
+    )
+}
+
+/// Whether somebody waits for this status: everything but the first steps of a start.
+fn is_urgent(status: &PodStatus) -> bool {
+    status.phase.as_deref() != Some("Pending")
+}
+
+fn name_of(state: &PodState) -> &'static str {
+    match state {
+        PodState::Admitted => "Admitted",
+        PodState::Preparing => "Preparing",
+        PodState::Running { .. } => "Running",
+        PodState::Terminating { .. } => "Terminating",
+        PodState::Terminated { .. } => "Terminated",
+        PodState::Finished => "Finished",
+    }
+}
+
+async fn ended(in_flight: &mut Option<InFlight>) -> (Doing, Result<Outcome, JoinError>) {
+    match in_flight {
+        Some(effect) => (effect.doing, (&mut effect.task).await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(saving: &mut Option<AbortOnDropHandle<()>>) {
+    match saving {
+        Some(task) => {
+            let _ = task.await;
+            *saving = None;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn refreshed(refresh: &mut Option<AbortOnDropHandle<bool>>) -> bool {
+    match refresh {
+        Some(task) => {
+            let changed = task.await.unwrap_or(false);
+            *refresh = None;
+            changed
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,325 @@
+//! Probes: when they are made and what follows from a run of results. Making one is a [`Prober`]'s.
+//!
+//! One task for each probe of a running container. Startup gates the others: their tasks begin when
+//! the container has started. Results go to the pod's worker, which decides.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{Container, Probe};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use wherry_plugin_host::{ProbeAction, ProbeOutcome, ProbeRequest, ProbeResult, Prober};
+use wherry_runtime_api::ContainerId;
+
+use crate::pod::lifecycle::{ContainerExec, headers, port};
+
+/// A period under a second, in milliseconds, for all probes of a pod.
+pub const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
+
+/// Which of a container's probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProbeKind {
+    /// Failing kills the container.
+    Startup,
+    /// Failing kills the container.
+    Liveness,
+    /// Failing takes the pod out of its Services.
+    Readiness,
+}
+
+impl ProbeKind {
+    /// As events begin.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Liveness => "Liveness",
+            Self::Readiness => "Readiness",
+        }
+    }
+
+    /// The container's probe of that kind.
+    pub fn of(self, container: &Container) -> Option<&Probe> {
+        match self {
+            Self::Startup => container.startup_probe.as_ref(),
+            Self::Liveness => container.liveness_probe.as_ref(),
+            Self::Readiness => container.readiness_probe.as_ref(),
+        }
+    }
+}
+
+/// Counts results. Pure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    success_threshold: u32,
+    failure_threshold: u32,
+    last: Option<bool>,
+    run: u32,
+    verdict: Option<bool>,
+}
+
+impl Counter {
+    /// A counter with a probe's thresholds; `verdict` is what is known from before.
+    pub fn new(probe: &Probe, verdict: Option<bool>) -> Self {
+        let at_least_one =
+            |n: Option<i32>, default| u32::try_from(n.unwrap_or(default)).unwrap_or(1).max(1);
+        Self {
+            success_threshold: at_least_one(probe.success_threshold, 1),
+            failure_threshold: at_least_one(probe.failure_threshold, 3),
+            last: None,
+            run: 0,
+            verdict,
+        }
+    }
+
+    /// Takes in a result; answers the verdict if it is a new one. Unknown does not count.
+    pub fn record(&mut self, result: ProbeResult) -> Option<bool> {
+        let is_success = match result {
+            ProbeResult::Success => true,
+            ProbeResult::Failure => false,
+            ProbeResult::Unknown => return None,
+        };
+        self.run = if self.last == Some(is_success) {
+            self.run.saturating_add(1)
+        } else {
+            1
+        };
+        self.last = Some(is_success);
+        let threshold = if is_success {
+            self.success_threshold
+        } else {
+            self.failure_threshold
+        };
+        if self.run < threshold || self.verdict == Some(is_success) {
+            return None;
+        }
+        self.verdict = Some(is_success);
+        Some(is_success)
+    }
+}
+
+/// When and how a probe is made. Pure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// From the container's start.
+    pub initial_delay: Duration,
+    /// Between checks.
+    pub period: Duration,
+    /// What is asked.
+    pub request: ProbeRequest,
+}
+
+/// A probe's schedule and request. `None` if the probe says nothing to do, or names no port.
+pub fn schedule(
+    container: &Container,
+    probe: &Probe,
+    ip: Option<IpAddr>,
+    period: Option<Duration>,
+) -> Option<Schedule> {
+    let seconds = |n: Option<i32>, default: i32| {
+        Duration::from_secs(u64::try_from(n.unwrap_or(default)).unwrap_or(0))
+    };
+    let address = |host: Option<&String>| {
+        host.filter(|host| !host.is_empty())
+            .cloned()
+            .or_else(|| ip.map(|ip| ip.to_string()))
+    };
+    let action = if let Some(exec) = &probe.exec {
+        ProbeAction::Exec {
+            command: exec.command.clone().unwrap_or_default(),
+        }
+    } else if let Some(get) = &probe.http_get {
+        ProbeAction::HttpGet {
+            is_https: get.scheme.as_deref() == Some("HTTPS"),
+            host: address(get.host.as_ref())?,
+            port: port(container, &get.port)?,
+            path: get.path.clone().unwrap_or_else(|| "/".into()),
+            headers: headers(get.http_headers.as_ref()),
+        }
+    } else if let Some(tcp) = &probe.tcp_socket {
+        ProbeAction::TcpSocket {
+            host: address(tcp.host.as_ref())?,
+            port: port(container, &tcp.port)?,
+        }
+    } else if let Some(grpc) = &probe.grpc {
+        ProbeAction::Grpc {
+            host: ip?,
+            port: u16::try_from(grpc.port).ok()?,
+            service: grpc.service.clone().unwrap_or_default(),
+        }
+    } else {
+        return None;
+    };
+    let timeout = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
+    Some(Schedule {
+        initial_delay: seconds(probe.initial_delay_seconds, 0),
+        period: period
+            .unwrap_or_else(|| seconds(probe.period_seconds, 10).max(Duration::from_secs(1))),
+        request: ProbeRequest { action, timeout },
+    })
+}
+
+/// News of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeNews {
+    /// The container.
+    pub id: ContainerId,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// The new verdict, if it is one.
+    pub verdict: Option<bool>,
+    /// A failed check, in the event's words.
+    pub failure: Option<String>,
+}
+
+/// One probe of one container.
+pub struct ProbeTask {
+    /// The container.
+    pub id: ContainerId,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// When and how.
+    pub schedule: Schedule,
+    /// What is left of the initial delay.
+    pub delay: Duration,
+    /// Counts.
+    pub counter: Counter,
+    /// Makes the checks.
+    pub prober: Arc<dyn Prober>,
+    /// Runs commands.
+    pub exec: ContainerExec,
+}
+
+impl ProbeTask {
+    /// Probes until dropped. `tell` must not block.
+    pub async fn run(mut self, tell: impl Fn(ProbeNews) + Send) {
+        sleep(self.delay).await;
+        let mut ticks = interval(self.schedule.period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let ProbeOutcome { result, message } =
+                self.prober.check(&self.schedule.request, &self.exec).await;
+            let verdict = self.counter.record(result);
+            let failure = match result {
+                ProbeResult::Success => None,
+                ProbeResult::Failure => {
+                    Some(format!("{} probe failed: {message}", self.kind.as_str()))
+                }
+                ProbeResult::Unknown => Some(format!(
+                    "{} probe errored and resulted in unknown state: {message}",
+                    self.kind.as_str()
+                )),
+            };
+            if verdict.is_some() || failure.is_some() {
+                tell(ProbeNews {
+                    id: self.id.clone(),
+                    kind: self.kind,
+                    verdict,
+                    failure,
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{
+        api::core::v1::{ContainerPort, HTTPGetAction},
+        apimachinery::pkg::util::intstr::IntOrString,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn probe(success: i32, failure: i32) -> Probe {
+        Probe {
+            success_threshold: Some(success),
+            failure_threshold: Some(failure),
+            ..Probe::default()
+        }
+    }
+
+    #[test]
+    fn a_verdict_takes_as_many_results_in_a_row_as_the_threshold_says() {
+        use ProbeResult::{Failure as F, Success as S, Unknown as U};
+        let table: [(i32, i32, &[ProbeResult], &[Option<bool>]); 3] = [
+            (
+                1,
+                3,
+                &[S, F, F, S, F, F, F, F],
+                &[Some(true), None, None, None, None, None, Some(false), None],
+            ),
+            (
+                2,
+                1,
+                &[S, F, S, S, S],
+                &[None, Some(false), None, Some(true), None],
+            ),
+            (1, 2, &[F, U, F], &[None, None, Some(false)]),
+        ];
+        for (success, failure, results, expected) in table {
+            let mut counter = Counter::new(&probe(success, failure), None);
+            let verdicts: Vec<_> = results
+                .iter()
+                .map(|result| counter.record(*result))
+                .collect();
+            assert_eq!(verdicts, expected);
+        }
+    }
+
+    #[test]
+    fn what_was_ready_before_a_restart_is_no_news_and_one_failure_does_not_change_it() {
+        let mut counter = Counter::new(&probe(1, 3), Some(true));
+        assert_eq!(counter.record(ProbeResult::Success), None);
+        assert_eq!(counter.record(ProbeResult::Failure), None);
+        assert_eq!(counter.record(ProbeResult::Failure), None);
+        assert_eq!(counter.record(ProbeResult::Failure), Some(false));
+    }
+
+    proptest! {
+        #[test]
+        fn two_verdicts_in_a_row_are_never_the_same(results in prop::collection::vec(0..3, 0..60), s in 1..4, f in 1..4) {
+            let mut counter = Counter::new(&probe(s, f), None);
+            let verdicts: Vec<bool> = results
+                .into_iter()
+                .filter_map(|n| counter.record([ProbeResult::Success, ProbeResult::Failure, ProbeResult::Unknown][n]))
+                .collect();
+            prop_assert!(verdicts.windows(2).all(|pair| pair[0] != pair[1]));
+        }
+    }
+
+    #[test]
+    fn ports_may_be_named_and_the_pods_address_is_the_default_host() {
+        let container = Container {
+            ports: Some(vec![ContainerPort {
+                name: Some("web".into()),
+                container_port: 8080,
+                ..Default::default()
+            }]),
+            ..Container::default()
+        };
+        let get = HTTPGetAction {
+            port: IntOrString::String("web".into()),
+            ..HTTPGetAction::default()
+        };
+        let probe = Probe {
+            http_get: Some(get),
+            period_seconds: Some(3),
+            ..Probe::default()
+        };
+        let ip = "10.0.0.9".parse().ok();
+        let schedule = schedule(&container, &probe, ip, None).expect("complete");
+        assert_eq!(schedule.period, Duration::from_secs(3));
+        assert_eq!(schedule.request.timeout, Duration::from_secs(1));
+        let ProbeAction::HttpGet {
+            host, port, path, ..
+        } = schedule.request.action
+        else {
+            panic!("an HTTP probe")
+        };
+        assert_eq!(
+            (host.as_str(), port, path.as_str()),
+            ("10.0.0.9", 8080, "/")
+        );
+    }
+}

@@ -1,0 +1,46 @@
+//! Where pods come from: the API server, a directory of manifests; and the API's images of the latter.
+
+pub mod api;
+pub mod manifest;
+pub mod mirror;
+
+use std::{collections::HashSet, sync::Arc};
+
+use k8s_openapi::api::core::v1::Pod;
+use wherry_runtime_api::PodUid;
+
+/// Where a pod comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The API server.
+    Api,
+    /// A manifest.
+    File,
+}
+
+impl Source {
+    /// By the pod's annotation.
+    pub fn of(pod: &Pod) -> Self {
+        if crate::pod::is_static(pod) {
+            Self::File
+        } else {
+            Self::Api
+        }
+    }
+}
+
+/// News of pods that should be here.
+#[derive(Clone, Debug)]
+pub enum PodUpdate {
+    /// It should be here, like this.
+    Set(Arc<Pod>),
+    /// It should not.
+    Remove(PodUid),
+    /// These are all of that source; known pods that are not among them are gone.
+    All(Source, HashSet<PodUid>),
+    /// The API's image of a static pod, by that pod's uid; `None` if it is gone.
+    Mirror(PodUid, Option<Arc<Pod>>),
+}
+
+/// News that waits to be read. Sources wait when the manager is behind.
+pub const UPDATES_MAX: usize = 256;

@@ -1,0 +1,45 @@
+//! Volumes, as far as the agent calls them: the node's own, or a fake in tests.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use wherry_volumes::{PodContext, VolumeManager};
+
+/// Sets volumes up and takes them down. Calls are repeatable.
+#[async_trait]
+pub trait Volumes: Send + Sync + 'static {
+    /// Sets all volumes of a pod up, and answers where each is.
+    async fn mount(
+        &self,
+        pod: &Pod,
+        context: &PodContext,
+    ) -> Result<BTreeMap<String, PathBuf>, String>;
+    /// Renews what changed in the API since; `true` if anything did.
+    async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<bool, String>;
+    /// Takes everything of a pod down.
+    async fn unmount(&self, uid: &str) -> Result<(), String>;
+}
+
+#[async_trait]
+impl Volumes for VolumeManager {
+    async fn mount(
+        &self,
+        pod: &Pod,
+        context: &PodContext,
+    ) -> Result<BTreeMap<String, PathBuf>, String> {
+        self.mount(pod, context)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<bool, String> {
+        self.refresh(pod, context)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    async fn unmount(&self, uid: &str) -> Result<(), String> {
+        self.unmount(uid).await.map_err(|error| error.to_string())
+    }
+}
