@@ -29,8 +29,17 @@ pub struct Decoded {
 impl Decoded {
     /// Warnings, as `fieldValidation=Warn` sends them.
     pub fn warnings(&self) -> Vec<String> {
-        let unknown = self.unknown.iter().map(|path| format!("unknown field \"{path}\""));
-        unknown.chain(self.duplicates.iter().map(|path| format!("duplicate field \"{path}\""))).collect()
+        let unknown = self
+            .unknown
+            .iter()
+            .map(|path| format!("unknown field \"{path}\""));
+        unknown
+            .chain(
+                self.duplicates
+                    .iter()
+                    .map(|path| format!("duplicate field \"{path}\"")),
+            )
+            .collect()
     }
 
     /// The message of the error that `fieldValidation=Strict` makes of it.
@@ -44,7 +53,10 @@ impl Decoded {
 }
 
 fn handled_as(version: &str, kind: &str, trouble: &str) -> String {
-    format!("{kind} in version {} cannot be handled as a {kind}: {trouble}", quote(version))
+    format!(
+        "{kind} in version {} cannot be handled as a {kind}: {trouble}",
+        quote(version)
+    )
 }
 
 /// Checks the types of all known fields, drops unknown ones and nulls, and writes quantities and times in their
@@ -70,14 +82,22 @@ pub fn check_kind(
     raw: &[u8],
 ) -> Result<Decoded, String> {
     let Value::Object(map) = object else {
-        let trouble = format!("json: cannot unmarshal {} into Go value of type {version}.{kind}", sort_of(object));
+        let trouble = format!(
+            "json: cannot unmarshal {} into Go value of type {version}.{kind}",
+            sort_of(object)
+        );
         return Err(handled_as(version, kind, &trouble));
     };
     let mut decoded = Decoded::default();
     let schema = Schema::get();
     if let Some(id) = schema.kind(group, version, kind) {
-        let mut checker = Checker { schema, unknown: Vec::new() };
-        checker.object(id, map, &Path::ROOT).map_err(|trouble| handled_as(version, kind, &trouble))?;
+        let mut checker = Checker {
+            schema,
+            unknown: Vec::new(),
+        };
+        checker
+            .object(id, map, &Path::ROOT)
+            .map_err(|trouble| handled_as(version, kind, &trouble))?;
         decoded.unknown = checker.unknown;
     }
     if !raw.is_empty() {
@@ -139,7 +159,12 @@ struct Checker<'s> {
 }
 
 impl Checker<'_> {
-    fn object(&mut self, id: usize, map: &mut Map<String, Value>, path: &Path<'_>) -> Result<(), String> {
+    fn object(
+        &mut self,
+        id: usize,
+        map: &mut Map<String, Value>,
+        path: &Path<'_>,
+    ) -> Result<(), String> {
         let object = self.schema.object(id);
         let mut needs_removal = false;
         for (name, value) in map.iter_mut() {
@@ -160,7 +185,13 @@ impl Checker<'_> {
     }
 
     /// `owner` is the short name of the type that has the field.
-    fn value(&mut self, type_: &Type, value: &mut Value, owner: &str, path: &Path<'_>) -> Result<(), String> {
+    fn value(
+        &mut self,
+        type_: &Type,
+        value: &mut Value,
+        owner: &str,
+        path: &Path<'_>,
+    ) -> Result<(), String> {
         match (type_, &mut *value) {
             (Type::Any, _)
             | (Type::Text, Value::String(_))
@@ -188,29 +219,47 @@ impl Checker<'_> {
             }
             (Type::Int64, Value::Number(number)) if number.as_i64().is_some() => return Ok(()),
             (Type::Int32 | Type::IntOrString, Value::Number(number))
-                if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) =>
+                if number
+                    .as_i64()
+                    .is_some_and(|number| i32::try_from(number).is_ok()) =>
             {
                 return Ok(());
             }
             (Type::Quantity, Value::String(text)) => {
-                let canonical = Quantity::parse(text).map_err(|e| e.to_string())?.to_string();
+                let canonical = Quantity::parse(text)
+                    .map_err(|e| e.to_string())?
+                    .to_string();
                 if canonical != *text {
                     *text = canonical;
                 }
                 return Ok(());
             }
             (Type::Quantity, Value::Number(number)) => {
-                let canonical = Quantity::parse(&number.to_string()).map_err(|e| e.to_string())?.to_string();
+                let canonical = Quantity::parse(&number.to_string())
+                    .map_err(|e| e.to_string())?
+                    .to_string();
                 *value = canonical.into();
                 return Ok(());
             }
             (Type::Time | Type::MicroTime, Value::String(text)) => {
                 let micro = matches!(type_, Type::MicroTime);
-                let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
+                let layout = if micro {
+                    "2006-01-02T15:04:05.000000Z07:00"
+                } else {
+                    "2006-01-02T15:04:05Z07:00"
+                };
                 let time = meta::parse_time(text).ok_or_else(|| {
-                    format!("parsing time {0} as {1}: cannot parse {0} as \"2006\"", quote(text), quote(layout))
+                    format!(
+                        "parsing time {0} as {1}: cannot parse {0} as \"2006\"",
+                        quote(text),
+                        quote(layout)
+                    )
                 })?;
-                let canonical = if micro { meta::format_micro_time(time) } else { meta::format_time(time) };
+                let canonical = if micro {
+                    meta::format_micro_time(time)
+                } else {
+                    meta::format_time(time)
+                };
                 if canonical != *text {
                     *text = canonical;
                 }
@@ -222,21 +271,30 @@ impl Checker<'_> {
                 }
                 return match STANDARD.decode(text.as_bytes()) {
                     Ok(_) => Ok(()),
-                    Err(e) => Err(format!("illegal base64 data at input byte {}", base64_offset(&e, text.len()))),
+                    Err(e) => Err(format!(
+                        "illegal base64 data at input byte {}",
+                        base64_offset(&e, text.len())
+                    )),
                 };
             }
             _ => {}
         }
         let given = match (type_, &*value) {
-            (Type::Int32 | Type::Int64 | Type::IntOrString, Value::Number(number)) => format!("number {number}"),
+            (Type::Int32 | Type::Int64 | Type::IntOrString, Value::Number(number)) => {
+                format!("number {number}")
+            }
             _ => sort_of(value).to_owned(),
         };
         Err(match type_ {
-            Type::IntOrString => format!("json: cannot unmarshal {given} into Go value of type int32"),
+            Type::IntOrString => {
+                format!("json: cannot unmarshal {given} into Go value of type int32")
+            }
             Type::Quantity => "quantities must match the regular expression \
                                '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
                 .to_owned(),
-            Type::Time | Type::MicroTime => format!("json: cannot unmarshal {given} into Go value of type string"),
+            Type::Time | Type::MicroTime => {
+                format!("json: cannot unmarshal {given} into Go value of type string")
+            }
             _ => format!(
                 "json: cannot unmarshal {given} into Go struct field {owner}.{} of type {}",
                 path.fields(),
@@ -261,8 +319,11 @@ fn zero(type_: &Type) -> Value {
 
 fn base64_offset(error: &base64::DecodeError, len: usize) -> usize {
     match error {
-        base64::DecodeError::InvalidByte(offset, _) | base64::DecodeError::InvalidLastSymbol(offset, _) => *offset,
-        base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => len - len % 4,
+        base64::DecodeError::InvalidByte(offset, _)
+        | base64::DecodeError::InvalidLastSymbol(offset, _) => *offset,
+        base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => {
+            len - len % 4
+        }
     }
 }
 
@@ -270,7 +331,10 @@ fn base64_offset(error: &base64::DecodeError, len: usize) -> usize {
 pub fn duplicates(raw: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(raw);
-    let walk = Walk { path: Path::ROOT, found: &mut found };
+    let walk = Walk {
+        path: Path::ROOT,
+        found: &mut found,
+    };
     if walk.deserialize(&mut reader).is_err() {
         found.clear();
     }
@@ -308,7 +372,10 @@ impl<'de> Visitor<'de> for Walk<'_> {
                 }
                 map.next_value::<IgnoredAny>()?;
             } else {
-                map.next_value_seed(Walk { path: at, found: &mut *self.found })?;
+                map.next_value_seed(Walk {
+                    path: at,
+                    found: &mut *self.found,
+                })?;
                 seen.insert(key);
             }
         }
@@ -317,7 +384,13 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut i = 0;
-        while seq.next_element_seed(Walk { path: self.path.index(i), found: &mut *self.found })?.is_some() {
+        while seq
+            .next_element_seed(Walk {
+                path: self.path.index(i),
+                found: &mut *self.found,
+            })?
+            .is_some()
+        {
             i += 1;
         }
         Ok(())
@@ -424,7 +497,10 @@ mod tests {
         ] {
             let mut object = object;
             let error = check(pods(), &mut object, b"").expect_err(trouble);
-            assert_eq!(error, format!("Pod in version \"v1\" cannot be handled as a Pod: {trouble}"));
+            assert_eq!(
+                error,
+                format!("Pod in version \"v1\" cannot be handled as a Pod: {trouble}")
+            );
         }
     }
 
@@ -435,7 +511,10 @@ mod tests {
             "spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "imag": "i"}]},
         });
         let decoded = check(pods(), &mut pod, b"").expect("types are right");
-        assert_eq!(decoded.unknown, ["metadata.color", "spec.containers[1].imag"]);
+        assert_eq!(
+            decoded.unknown,
+            ["metadata.color", "spec.containers[1].imag"]
+        );
         assert_eq!(
             decoded.strict_error(pods()).as_deref(),
             Some(
@@ -443,18 +522,30 @@ mod tests {
                  \"metadata.color\", unknown field \"spec.containers[1].imag\""
             )
         );
-        assert_eq!(pod["spec"]["containers"], json!([{"name": "c", "image": "i"}, {"name": "d"}]));
+        assert_eq!(
+            pod["spec"]["containers"],
+            json!([{"name": "c", "image": "i"}, {"name": "d"}])
+        );
         assert_eq!(pod["metadata"], json!({"name": "a"}));
     }
 
     #[test]
     fn fields_that_stand_there_twice_are_told() {
         let raw = br#"{"spec":{"containers":[{"name":"a"},{"name":"b","name":"c"}],"containers":[]},"kind":"Pod"}"#;
-        assert_eq!(duplicates(raw), ["spec.containers[1].name", "spec.containers"]);
-        let decoded = Decoded { unknown: Vec::new(), duplicates: duplicates(raw) };
+        assert_eq!(
+            duplicates(raw),
+            ["spec.containers[1].name", "spec.containers"]
+        );
+        let decoded = Decoded {
+            unknown: Vec::new(),
+            duplicates: duplicates(raw),
+        };
         assert_eq!(
             decoded.warnings(),
-            ["duplicate field \"spec.containers[1].name\"", "duplicate field \"spec.containers\""]
+            [
+                "duplicate field \"spec.containers[1].name\"",
+                "duplicate field \"spec.containers\""
+            ]
         );
         assert!(duplicates(b"a: b").is_empty());
     }
@@ -492,9 +583,16 @@ mod tests {
     fn the_kind_must_be_that_of_the_path() {
         let mut object = json!({"metadata": {"name": "a"}});
         check_type(pods(), &mut object).expect("filled in");
-        assert_eq!((object["apiVersion"].as_str(), object["kind"].as_str()), (Some("v1"), Some("Pod")));
-        let error = check_type(pods(), &mut json!({"apiVersion": "v2", "kind": "Pod"})).expect_err("version");
-        assert_eq!(error, "the API version in the data (v2) does not match the expected API version (v1)");
+        assert_eq!(
+            (object["apiVersion"].as_str(), object["kind"].as_str()),
+            (Some("v1"), Some("Pod"))
+        );
+        let error = check_type(pods(), &mut json!({"apiVersion": "v2", "kind": "Pod"}))
+            .expect_err("version");
+        assert_eq!(
+            error,
+            "the API version in the data (v2) does not match the expected API version (v1)"
+        );
         assert!(check_type(pods(), &mut json!({"apiVersion": "v1", "kind": "Node"})).is_err());
         assert!(check_type(pods(), &mut json!([])).is_err());
     }
@@ -504,6 +602,15 @@ mod tests {
         let mut options = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "x"}, "foo": 1});
         let decoded = check_kind("", "v1", "DeleteOptions", &mut options, b"").expect("options");
         assert_eq!(decoded.unknown, ["foo"]);
-        assert!(check_kind("", "v1", "DeleteOptions", &mut json!({"gracePeriodSeconds": "0"}), b"").is_err());
+        assert!(
+            check_kind(
+                "",
+                "v1",
+                "DeleteOptions",
+                &mut json!({"gracePeriodSeconds": "0"}),
+                b""
+            )
+            .is_err()
+        );
     }
 }

@@ -75,8 +75,18 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    fn new(kind: FieldErrorKind, path: &Path<'_>, bad_value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: path.to_string(), bad_value, detail: detail.into() }
+    fn new(
+        kind: FieldErrorKind,
+        path: &Path<'_>,
+        bad_value: Value,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            field: path.to_string(),
+            bad_value,
+            detail: detail.into(),
+        }
     }
 
     /// Nothing was given.
@@ -112,12 +122,22 @@ impl FieldError {
 
     /// The value has more than `bytes_max` bytes.
     pub fn too_long(path: &Path<'_>, bytes_max: usize) -> Self {
-        Self::new(FieldErrorKind::TooLong, path, Value::Null, format!("may not be more than {bytes_max} bytes"))
+        Self::new(
+            FieldErrorKind::TooLong,
+            path,
+            Value::Null,
+            format!("may not be more than {bytes_max} bytes"),
+        )
     }
 
     /// The list has `count` items, more than `count_max`.
     pub fn too_many(path: &Path<'_>, count: usize, count_max: usize) -> Self {
-        Self::new(FieldErrorKind::TooMany, path, count.into(), format!("must have at most {count_max} items"))
+        Self::new(
+            FieldErrorKind::TooMany,
+            path,
+            count.into(),
+            format!("must have at most {count_max} items"),
+        )
     }
 
     /// What the value names is not there.
@@ -126,7 +146,11 @@ impl FieldError {
     }
 
     /// The value has the wrong type.
-    pub fn type_invalid(path: &Path<'_>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+    pub fn type_invalid(
+        path: &Path<'_>,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Self {
         Self::new(FieldErrorKind::TypeInvalid, path, value.into(), detail)
     }
 
@@ -139,7 +163,9 @@ impl FieldError {
     pub fn body(&self) -> String {
         use FieldErrorKind as K;
         let mut text = match self.kind {
-            K::Required | K::Forbidden | K::TooLong | K::InternalError | K::TypeInvalid => self.kind.text().to_owned(),
+            K::Required | K::Forbidden | K::TooLong | K::InternalError | K::TypeInvalid => {
+                self.kind.text().to_owned()
+            }
             _ => format!("{}: {}", self.kind.text(), shown(&self.bad_value)),
         };
         if !self.detail.is_empty() {
@@ -206,26 +232,41 @@ enum Part<'a> {
 
 impl<'a> Path<'a> {
     /// The object itself.
-    pub const ROOT: Path<'static> = Path { parent: None, part: Part::Root };
+    pub const ROOT: Path<'static> = Path {
+        parent: None,
+        part: Part::Root,
+    };
 
     /// A field of the object itself.
     pub fn new(field: &'a str) -> Self {
-        Self { parent: None, part: Part::Field(field) }
+        Self {
+            parent: None,
+            part: Part::Field(field),
+        }
     }
 
     /// A field below this one.
     pub fn child<'b>(&'b self, field: &'b str) -> Path<'b> {
-        Path { parent: Some(self), part: Part::Field(field) }
+        Path {
+            parent: Some(self),
+            part: Part::Field(field),
+        }
     }
 
     /// An item of this list.
     pub fn index<'b>(&'b self, index: usize) -> Path<'b> {
-        Path { parent: Some(self), part: Part::Index(index) }
+        Path {
+            parent: Some(self),
+            part: Part::Index(index),
+        }
     }
 
     /// An entry of this map.
     pub fn key<'b>(&'b self, key: &'b str) -> Path<'b> {
-        Path { parent: Some(self), part: Part::Key(key) }
+        Path {
+            parent: Some(self),
+            part: Part::Key(key),
+        }
     }
 
     /// The names of the fields alone, without indexes and keys.
@@ -277,20 +318,50 @@ mod tests {
         let first = containers.index(0);
         let name = first.child("name");
         for (error, text) in [
-            (FieldError::required(&name, ""), "spec.containers[0].name: Required value"),
-            (FieldError::required(&spec, "must be set"), "spec: Required value: must be set"),
-            (FieldError::invalid(&name, "y", "no"), "spec.containers[0].name: Invalid value: \"y\": no"),
-            (FieldError::invalid(&name, -1, "no"), "spec.containers[0].name: Invalid value: -1: no"),
+            (
+                FieldError::required(&name, ""),
+                "spec.containers[0].name: Required value",
+            ),
+            (
+                FieldError::required(&spec, "must be set"),
+                "spec: Required value: must be set",
+            ),
+            (
+                FieldError::invalid(&name, "y", "no"),
+                "spec.containers[0].name: Invalid value: \"y\": no",
+            ),
+            (
+                FieldError::invalid(&name, -1, "no"),
+                "spec.containers[0].name: Invalid value: -1: no",
+            ),
             (
                 FieldError::not_supported(&name, "Foo", &["A", "B"]),
                 "spec.containers[0].name: Unsupported value: \"Foo\": supported values: \"A\", \"B\"",
             ),
-            (FieldError::forbidden(&spec.key("a/b"), "no"), "spec[a/b]: Forbidden: no"),
-            (FieldError::duplicate(&name, "a\"b"), "spec.containers[0].name: Duplicate value: \"a\\\"b\""),
-            (FieldError::too_long(&name, 63), "spec.containers[0].name: Too long: may not be more than 63 bytes"),
-            (FieldError::too_many(&containers, 4, 3), "spec.containers: Too many: 4: must have at most 3 items"),
-            (FieldError::not_found(&name, "v"), "spec.containers[0].name: Not found: \"v\""),
-            (FieldError::internal(&name, "oh"), "spec.containers[0].name: Internal error: oh"),
+            (
+                FieldError::forbidden(&spec.key("a/b"), "no"),
+                "spec[a/b]: Forbidden: no",
+            ),
+            (
+                FieldError::duplicate(&name, "a\"b"),
+                "spec.containers[0].name: Duplicate value: \"a\\\"b\"",
+            ),
+            (
+                FieldError::too_long(&name, 63),
+                "spec.containers[0].name: Too long: may not be more than 63 bytes",
+            ),
+            (
+                FieldError::too_many(&containers, 4, 3),
+                "spec.containers: Too many: 4: must have at most 3 items",
+            ),
+            (
+                FieldError::not_found(&name, "v"),
+                "spec.containers[0].name: Not found: \"v\"",
+            ),
+            (
+                FieldError::internal(&name, "oh"),
+                "spec.containers[0].name: Internal error: oh",
+            ),
         ] {
             assert_eq!(error.to_string(), text);
         }

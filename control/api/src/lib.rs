@@ -17,10 +17,10 @@ pub mod quantity;
 pub mod resource;
 pub mod resources;
 mod schema;
-mod value;
 pub mod selector;
 pub mod status;
 pub mod table;
+mod value;
 
 pub use field::FieldError;
 pub use resource::{Resource, Strategy, Subresource, Verb};

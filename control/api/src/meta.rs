@@ -16,7 +16,11 @@ const GENERATED_PREFIX_LEN_MAX: usize = 63 - SUFFIX_LEN;
 
 /// A string of metadata; empty when it is not there.
 pub fn str_of<'a>(object: &'a Value, field: &str) -> &'a str {
-    object.get("metadata").and_then(|metadata| metadata.get(field)).and_then(Value::as_str).unwrap_or_default()
+    object
+        .get("metadata")
+        .and_then(|metadata| metadata.get(field))
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// `metadata.name`.
@@ -46,7 +50,10 @@ pub fn resource_version(object: &Value) -> &str {
 
 /// `metadata.generation`; 0 when it is not there.
 pub fn generation(object: &Value) -> i64 {
-    object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default()
+    object
+        .pointer("/metadata/generation")
+        .and_then(Value::as_i64)
+        .unwrap_or_default()
 }
 
 /// `metadata.creationTimestamp`.
@@ -66,12 +73,16 @@ pub fn is_deleting(object: &Value) -> bool {
 
 /// `metadata.deletionGracePeriodSeconds`.
 pub fn deletion_grace_period_seconds(object: &Value) -> Option<i64> {
-    object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64)
+    object
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64)
 }
 
 /// `metadata.finalizers`.
 pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
-    list_of(object, "finalizers").iter().filter_map(Value::as_str)
+    list_of(object, "finalizers")
+        .iter()
+        .filter_map(Value::as_str)
 }
 
 /// `metadata.ownerReferences`.
@@ -118,8 +129,12 @@ pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
 
 /// An object below an object, made (or put in the place of something that is none) when it is not there.
 pub(crate) fn child_object<'a>(object: &'a mut Value, field: &str) -> &'a mut Map<String, Value> {
-    let map = object.as_object_mut().expect("decoded objects are JSON objects");
-    let child = map.entry(field).or_insert_with(|| Value::Object(Map::new()));
+    let map = object
+        .as_object_mut()
+        .expect("decoded objects are JSON objects");
+    let child = map
+        .entry(field)
+        .or_insert_with(|| Value::Object(Map::new()));
     if !child.is_object() {
         *child = Value::Object(Map::new());
     }
@@ -133,23 +148,35 @@ pub fn generated_name(prefix: &str, random: [u8; SUFFIX_LEN]) -> String {
         end -= 1;
     }
     let mut name = prefix[..end].to_owned();
-    name.extend(random.iter().map(|byte| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()])));
+    name.extend(
+        random
+            .iter()
+            .map(|byte| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()])),
+    );
     name
 }
 
 /// `metav1.Time`: RFC 3339 with whole seconds.
 pub fn format_time(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    time.to_zoned(TimeZone::UTC)
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
 /// `metav1.MicroTime`: RFC 3339 with six digits.
 pub fn format_micro_time(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+    time.to_zoned(TimeZone::UTC)
+        .strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
+        .to_string()
 }
 
 /// Reads an RFC 3339 time; `None` when it is empty or none.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
-    if text.is_empty() { None } else { text.parse().ok() }
+    if text.is_empty() {
+        None
+    } else {
+        text.parse().ok()
+    }
 }
 
 const LABEL_TEXT: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
@@ -185,16 +212,26 @@ fn is_lower_alnum(byte: u8) -> bool {
 
 fn is_dns_label_shaped(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return false };
-    is_lower_alnum(*first) && is_lower_alnum(*last) && bytes.iter().all(|byte| is_lower_alnum(*byte) || *byte == b'-')
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
+    is_lower_alnum(*first)
+        && is_lower_alnum(*last)
+        && bytes
+            .iter()
+            .all(|byte| is_lower_alnum(*byte) || *byte == b'-')
 }
 
 fn is_qualified_shaped(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return false };
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
     first.is_ascii_alphanumeric()
         && last.is_ascii_alphanumeric()
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// What keeps a text from being an RFC 1123 label.
@@ -204,7 +241,11 @@ pub fn dns1123_label(text: &str) -> Vec<String> {
         errors.push(length_text(63));
     }
     if !is_dns_label_shaped(text) {
-        errors.push(if is_dns1123_subdomain(text) { "must not contain dots".to_owned() } else { LABEL_TEXT.to_owned() });
+        errors.push(if is_dns1123_subdomain(text) {
+            "must not contain dots".to_owned()
+        } else {
+            LABEL_TEXT.to_owned()
+        });
     }
     errors
 }
@@ -247,7 +288,11 @@ pub fn qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 errors.push("prefix part must be non-empty".to_owned());
             } else {
-                errors.extend(dns1123_subdomain(prefix).into_iter().map(|text| format!("prefix part {text}")));
+                errors.extend(
+                    dns1123_subdomain(prefix)
+                        .into_iter()
+                        .map(|text| format!("prefix part {text}")),
+                );
             }
             *name
         }
@@ -292,7 +337,9 @@ pub fn config_map_key(text: &str) -> Vec<String> {
         errors.push(length_text(253));
     }
     let is_shaped = !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     if !is_shaped {
         errors.push(CONFIG_MAP_KEY_TEXT.to_owned());
     }
@@ -311,7 +358,11 @@ fn has_no_path_dots(text: &str) -> Option<String> {
 
 /// What keeps a text from being the name of an environment variable.
 pub fn env_var_name(text: &str) -> Vec<String> {
-    if !text.is_empty() && text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=') {
+    if !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=')
+    {
         Vec::new()
     } else {
         vec![ENV_VAR_NAME_TEXT.to_owned()]
@@ -343,9 +394,17 @@ pub fn mask_trailing_dash(prefix: &str) -> String {
 pub fn validate_labels(labels: &Value, path: &Path<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for (key, value) in labels.as_object().into_iter().flatten() {
-        errors.extend(qualified_name(key).into_iter().map(|text| FieldError::invalid(path, key.as_str(), text)));
+        errors.extend(
+            qualified_name(key)
+                .into_iter()
+                .map(|text| FieldError::invalid(path, key.as_str(), text)),
+        );
         let value = value.as_str().unwrap_or_default();
-        errors.extend(label_value(value).into_iter().map(|text| FieldError::invalid(&path.key(key), value, text)));
+        errors.extend(
+            label_value(value)
+                .into_iter()
+                .map(|text| FieldError::invalid(&path.key(key), value, text)),
+        );
     }
     errors
 }
@@ -356,7 +415,11 @@ pub fn validate_annotations(annotations: &Value, path: &Path<'_>) -> Vec<FieldEr
     let mut total_bytes = 0;
     for (key, value) in annotations.as_object().into_iter().flatten() {
         let lower = key.to_ascii_lowercase();
-        errors.extend(qualified_name(&lower).into_iter().map(|text| FieldError::invalid(path, key.as_str(), text)));
+        errors.extend(
+            qualified_name(&lower)
+                .into_iter()
+                .map(|text| FieldError::invalid(path, key.as_str(), text)),
+        );
         total_bytes += key.len() + value.as_str().unwrap_or_default().len();
     }
     if total_bytes > ANNOTATIONS_BYTES_MAX {
@@ -371,16 +434,28 @@ pub fn validate_object_meta(resource: &Resource, object: &Value) -> Vec<FieldErr
     let root = Path::new("metadata");
     let (name, generate_name, namespace) = (name(object), generate_name(object), namespace(object));
     if !generate_name.is_empty() {
-        let rule = resource.strategy.validate_name(&mask_trailing_dash(generate_name));
+        let rule = resource
+            .strategy
+            .validate_name(&mask_trailing_dash(generate_name));
         let path = root.child("generateName");
-        errors.extend(rule.into_iter().map(|text| FieldError::invalid(&path, generate_name, text)));
+        errors.extend(
+            rule.into_iter()
+                .map(|text| FieldError::invalid(&path, generate_name, text)),
+        );
     }
     if name.is_empty() {
-        errors.push(FieldError::required(&root.child("name"), "name or generateName is required"));
+        errors.push(FieldError::required(
+            &root.child("name"),
+            "name or generateName is required",
+        ));
     } else {
         let path = root.child("name");
         errors.extend(
-            resource.strategy.validate_name(name).into_iter().map(|text| FieldError::invalid(&path, name, text)),
+            resource
+                .strategy
+                .validate_name(name)
+                .into_iter()
+                .map(|text| FieldError::invalid(&path, name, text)),
         );
     }
     let path = root.child("namespace");
@@ -389,7 +464,9 @@ pub fn validate_object_meta(resource: &Resource, object: &Value) -> Vec<FieldErr
             errors.push(FieldError::required(&path, ""));
         } else {
             errors.extend(
-                dns1123_label(namespace).into_iter().map(|text| FieldError::invalid(&path, namespace, text)),
+                dns1123_label(namespace)
+                    .into_iter()
+                    .map(|text| FieldError::invalid(&path, namespace, text)),
             );
         }
     } else if !namespace.is_empty() {
@@ -397,34 +474,49 @@ pub fn validate_object_meta(resource: &Resource, object: &Value) -> Vec<FieldErr
     }
     if generation(object) < 0 {
         let path = root.child("generation");
-        errors.push(FieldError::invalid(&path, generation(object), "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            &path,
+            generation(object),
+            "must be greater than or equal to 0",
+        ));
     }
     validate_common(object, &root, &mut errors);
     errors
 }
 
 fn validate_common(object: &Value, root: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let Some(metadata) = object.get("metadata") else { return };
+    let Some(metadata) = object.get("metadata") else {
+        return;
+    };
     if let Some(labels) = metadata.get("labels") {
         errors.extend(validate_labels(labels, &root.child("labels")));
     }
     if let Some(annotations) = metadata.get("annotations") {
-        errors.extend(validate_annotations(annotations, &root.child("annotations")));
+        errors.extend(validate_annotations(
+            annotations,
+            &root.child("annotations"),
+        ));
     }
     validate_owner_references(object, root, errors);
     let path = root.child("finalizers");
     let (mut has_orphan, mut has_foreground) = (false, false);
     for (i, finalizer) in finalizers(object).enumerate() {
         let at = path.index(i);
-        errors.extend(qualified_name(finalizer).into_iter().map(|text| FieldError::invalid(&at, finalizer, text)));
+        errors.extend(
+            qualified_name(finalizer)
+                .into_iter()
+                .map(|text| FieldError::invalid(&at, finalizer, text)),
+        );
         match finalizer {
             "orphan" => has_orphan = true,
             "foregroundDeletion" => has_foreground = true,
-            finalizer if !finalizer.contains('/') && finalizer != "kubernetes" => errors.push(FieldError::invalid(
-                &at,
-                finalizer,
-                "name is neither a standard finalizer name nor is it fully qualified",
-            )),
+            finalizer if !finalizer.contains('/') && finalizer != "kubernetes" => {
+                errors.push(FieldError::invalid(
+                    &at,
+                    finalizer,
+                    "name is neither a standard finalizer name nor is it fully qualified",
+                ))
+            }
             _ => {}
         }
     }
@@ -446,11 +538,17 @@ fn validate_owner_references(object: &Value, root: &Path<'_>, errors: &mut Vec<F
         let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
         let version = text("apiVersion");
         if version.split('/').count() > 2 || version.rsplit('/').next().is_none_or(str::is_empty) {
-            errors.push(FieldError::invalid(&path.child("apiVersion"), version, "version must not be empty"));
+            errors.push(FieldError::invalid(
+                &path.child("apiVersion"),
+                version,
+                "version must not be empty",
+            ));
         }
-        for (field, detail) in
-            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
-        {
+        for (field, detail) in [
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
             if text(field).is_empty() {
                 errors.push(FieldError::invalid(&path.child(field), text(field), detail));
             }
@@ -462,7 +560,11 @@ fn validate_owner_references(object: &Value, root: &Path<'_>, errors: &mut Vec<F
                 "/v1, Kind=Event is disallowed from being an owner",
             ));
         }
-        if owner.get("controller").and_then(Value::as_bool).unwrap_or(false) {
+        if owner
+            .get("controller")
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+        {
             let name = text("name");
             if let Some(first) = controller {
                 errors.push(FieldError::invalid(
@@ -499,18 +601,36 @@ pub fn validate_object_meta_update(new: &Value, old: &Value) -> Vec<FieldError> 
             ));
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+    ] {
         let (new, old) = (str_of(new, field), str_of(old, field));
         if new != old {
-            errors.push(FieldError::invalid(&root.child(field), new, "field is immutable"));
+            errors.push(FieldError::invalid(
+                &root.child(field),
+                new,
+                "field is immutable",
+            ));
         }
     }
     if deletion_grace_period_seconds(new) != deletion_grace_period_seconds(old) {
         let shown = deletion_grace_period_seconds(new).map_or(Value::Null, Value::from);
-        errors.push(FieldError::invalid(&root.child("deletionGracePeriodSeconds"), shown, "field is immutable"));
+        errors.push(FieldError::invalid(
+            &root.child("deletionGracePeriodSeconds"),
+            shown,
+            "field is immutable",
+        ));
     }
     if generation(new) < generation(old) {
-        errors.push(FieldError::invalid(&root.child("generation"), generation(new), "must not be decremented"));
+        errors.push(FieldError::invalid(
+            &root.child("generation"),
+            generation(new),
+            "must not be decremented",
+        ));
     }
     validate_common(new, &root, &mut errors);
     errors

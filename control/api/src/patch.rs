@@ -66,12 +66,19 @@ impl PatchKind {
 ///
 /// # Errors
 /// When the patch is none, or does not fit the object.
-pub fn apply(kind: PatchKind, resource: &Resource, original: &Value, patch: &Value) -> Result<Value, PatchError> {
+pub fn apply(
+    kind: PatchKind,
+    resource: &Resource,
+    original: &Value,
+    patch: &Value,
+) -> Result<Value, PatchError> {
     match kind {
         PatchKind::Json => apply_json(original, patch),
         PatchKind::Merge => {
             if !patch.is_object() {
-                return Err(PatchError::BadRequest("error decoding patch: a merge patch must be an object".to_owned()));
+                return Err(PatchError::BadRequest(
+                    "error decoding patch: a merge patch must be an object".to_owned(),
+                ));
             }
             let mut merged = original.clone();
             json_patch::merge(&mut merged, patch);
@@ -80,11 +87,17 @@ pub fn apply(kind: PatchKind, resource: &Resource, original: &Value, patch: &Val
         PatchKind::StrategicMerge => {
             let schema = Schema::get();
             let (Some(original), Some(patch)) = (original.as_object(), patch.as_object()) else {
-                return Err(PatchError::BadRequest("error decoding patch: invalid JSON document".to_owned()));
+                return Err(PatchError::BadRequest(
+                    "error decoding patch: invalid JSON document".to_owned(),
+                ));
             };
-            let type_ = schema.kind(resource.group, resource.version, resource.kind).map(Type::Object);
+            let type_ = schema
+                .kind(resource.group, resource.version, resource.kind)
+                .map(Type::Object);
             let merger = Merger { schema };
-            merger.merge_map(original.clone(), patch.clone(), type_.as_ref(), false).map(Value::Object)
+            merger
+                .merge_map(original.clone(), patch.clone(), type_.as_ref(), false)
+                .map(Value::Object)
         }
     }
 }
@@ -99,7 +112,8 @@ fn apply_json(original: &Value, patch: &Value) -> Result<Value, PatchError> {
         )));
     }
     let mut patched = original.clone();
-    json_patch::patch(&mut patched, &operations).map_err(|e| PatchError::Unprocessable(e.to_string()))?;
+    json_patch::patch(&mut patched, &operations)
+        .map_err(|e| PatchError::Unprocessable(e.to_string()))?;
     Ok(patched)
 }
 
@@ -115,7 +129,11 @@ fn bad<T>(message: impl Into<String>) -> Merged<T> {
 
 impl Merger {
     /// Type and patch rule of a field below `type_`.
-    fn field<'t>(&self, type_: Option<&'t Type>, name: &str) -> (Option<&'t Type>, Option<&'static PatchRule>)
+    fn field<'t>(
+        &self,
+        type_: Option<&'t Type>,
+        name: &str,
+    ) -> (Option<&'t Type>, Option<&'static PatchRule>)
     where
         Self: 't,
     {
@@ -149,12 +167,20 @@ impl Merger {
         }
         if let Some(keys) = patch.remove(RETAIN_KEYS) {
             let Some(keys) = keys.as_array() else {
-                return bad(format!("unexpected patch value in {RETAIN_KEYS}: expected an array"));
+                return bad(format!(
+                    "unexpected patch value in {RETAIN_KEYS}: expected an array"
+                ));
             };
             if retain_keys || type_.is_some() {
                 let is_kept = |key: &str| keys.iter().any(|kept| kept == key);
-                if let Some(lost) = patch.iter().find(|(key, value)| !value.is_null() && !is_kept(key)) {
-                    return bad(format!("patch has a field {} that {RETAIN_KEYS} does not name", lost.0));
+                if let Some(lost) = patch
+                    .iter()
+                    .find(|(key, value)| !value.is_null() && !is_kept(key))
+                {
+                    return bad(format!(
+                        "patch has a field {} that {RETAIN_KEYS} does not name",
+                        lost.0
+                    ));
                 }
                 original.retain(|key, _| is_kept(key));
             }
@@ -199,7 +225,11 @@ impl Merger {
         patch: &mut Map<String, Value>,
         type_: Option<&Type>,
     ) -> Merged<()> {
-        let ordered: Vec<String> = patch.keys().filter(|key| key.starts_with(SET_ORDER)).cloned().collect();
+        let ordered: Vec<String> = patch
+            .keys()
+            .filter(|key| key.starts_with(SET_ORDER))
+            .cloned()
+            .collect();
         for key in ordered {
             let list = &key[SET_ORDER.len()..];
             let Some(Value::Array(order)) = patch.remove(&key) else {
@@ -258,7 +288,12 @@ impl Merger {
                     merged.push(item.clone());
                 }
             }
-            return Ok(sort(merged, order.as_deref().unwrap_or(&patch), &server_order, key));
+            return Ok(sort(
+                merged,
+                order.as_deref().unwrap_or(&patch),
+                &server_order,
+                key,
+            ));
         }
 
         let mut merged = original;
@@ -266,9 +301,15 @@ impl Merger {
         let mut replaces = false;
         for item in patch {
             let Value::Object(mut item) = item else {
-                return bad(format!("the list of {key}s in the patch has an item that is no object: {item}"));
+                return bad(format!(
+                    "the list of {key}s in the patch has an item that is no object: {item}"
+                ));
             };
-            match item.remove(DIRECTIVE).as_ref().map(|directive| directive.as_str().unwrap_or_default()) {
+            match item
+                .remove(DIRECTIVE)
+                .as_ref()
+                .map(|directive| directive.as_str().unwrap_or_default())
+            {
                 None => wanted.push(Value::Object(item)),
                 Some("replace") => {
                     replaces = true;
@@ -278,7 +319,9 @@ impl Merger {
                     }
                 }
                 Some("delete") => {
-                    let Some(gone) = item.get(key) else { return no_key(&item, key) };
+                    let Some(gone) = item.get(key) else {
+                        return no_key(&item, key);
+                    };
                     merged.retain(|kept| kept.get(key) != Some(gone));
                 }
                 Some("merge") => return bad("merging lists cannot yet be specified in the patch"),
@@ -291,36 +334,57 @@ impl Merger {
         let named = wanted.clone();
         for item in wanted {
             let Value::Object(item) = item else { continue };
-            let Some(name) = item.get(key).cloned() else { return no_key(&item, key) };
+            let Some(name) = item.get(key).cloned() else {
+                return no_key(&item, key);
+            };
             match merged.iter_mut().find(|old| old.get(key) == Some(&name)) {
                 Some(old) => {
                     let before = old.as_object_mut().map(std::mem::take).unwrap_or_default();
-                    *old = Value::Object(self.merge_map(before, item, item_type, rule.retain_keys)?);
+                    *old =
+                        Value::Object(self.merge_map(before, item, item_type, rule.retain_keys)?);
                 }
                 None => merged.push(cleaned(Value::Object(item))),
             }
         }
-        Ok(sort(merged, order.as_deref().unwrap_or(&named), &server_order, key))
+        Ok(sort(
+            merged,
+            order.as_deref().unwrap_or(&named),
+            &server_order,
+            key,
+        ))
     }
 }
 
 fn no_key<T>(item: &Map<String, Value>, key: &str) -> Merged<T> {
     let item = Value::Object(item.clone());
-    bad(format!("map: {item} does not contain declared merge key: {key}"))
+    bad(format!(
+        "map: {item} does not contain declared merge key: {key}"
+    ))
 }
 
 /// Orders merged items: those that `order` names as it says, the others as the server had them, and both woven so that
 /// the server's order is kept where it says something of a pair.
 fn sort(merged: Vec<Value>, order: &[Value], server_order: &[Value], key: &str) -> Vec<Value> {
-    let is_same = |a: &Value, b: &Value| if key.is_empty() { a == b } else { a.get(key) == b.get(key) };
-    let position = |list: &[Value], item: &Value| list.iter().position(|other| is_same(other, item));
-    let (mut patched, mut server_only): (Vec<Value>, Vec<Value>) =
-        merged.into_iter().partition(|item| position(order, item).is_some());
+    let is_same = |a: &Value, b: &Value| {
+        if key.is_empty() {
+            a == b
+        } else {
+            a.get(key) == b.get(key)
+        }
+    };
+    let position =
+        |list: &[Value], item: &Value| list.iter().position(|other| is_same(other, item));
+    let (mut patched, mut server_only): (Vec<Value>, Vec<Value>) = merged
+        .into_iter()
+        .partition(|item| position(order, item).is_some());
     patched.sort_by_key(|item| position(order, item));
     server_only.sort_by_key(|item| position(server_order, item));
 
     let mut sorted = Vec::with_capacity(patched.len() + server_only.len());
-    let (mut patched, mut server_only) = (patched.into_iter().peekable(), server_only.into_iter().peekable());
+    let (mut patched, mut server_only) = (
+        patched.into_iter().peekable(),
+        server_only.into_iter().peekable(),
+    );
     loop {
         let server_first = match (server_only.peek(), patched.peek()) {
             (Some(ours), Some(theirs)) => position(server_order, ours)
@@ -330,7 +394,11 @@ fn sort(merged: Vec<Value>, order: &[Value], server_order: &[Value], key: &str) 
             (None, Some(_)) => false,
             (None, None) => return sorted,
         };
-        sorted.extend(if server_first { server_only.next() } else { patched.next() });
+        sorted.extend(if server_first {
+            server_only.next()
+        } else {
+            patched.next()
+        });
     }
 }
 
@@ -369,7 +437,12 @@ mod tests {
     use super::*;
 
     fn strategic(original: Value, patch: Value) -> Result<Value, PatchError> {
-        apply(PatchKind::StrategicMerge, crate::find("", "v1", "pods").expect("pods"), &original, &patch)
+        apply(
+            PatchKind::StrategicMerge,
+            crate::find("", "v1", "pods").expect("pods"),
+            &original,
+            &patch,
+        )
     }
 
     #[test]
@@ -384,9 +457,15 @@ mod tests {
             ),
             (
                 "ports are merged by containerPort and env by name",
-                containers(json!([{"name": "a", "env": [{"name": "X", "value": "1"}], "ports": [{"containerPort": 80}]}])),
-                containers(json!([{"name": "a", "env": [{"name": "X", "value": "2"}], "ports": [{"containerPort": 80, "name": "http"}]}])),
-                containers(json!([{"name": "a", "env": [{"name": "X", "value": "2"}], "ports": [{"containerPort": 80, "name": "http"}]}])),
+                containers(
+                    json!([{"name": "a", "env": [{"name": "X", "value": "1"}], "ports": [{"containerPort": 80}]}]),
+                ),
+                containers(
+                    json!([{"name": "a", "env": [{"name": "X", "value": "2"}], "ports": [{"containerPort": 80, "name": "http"}]}]),
+                ),
+                containers(
+                    json!([{"name": "a", "env": [{"name": "X", "value": "2"}], "ports": [{"containerPort": 80, "name": "http"}]}]),
+                ),
             ),
             (
                 "lists without a merge key are replaced",
@@ -461,7 +540,9 @@ mod tests {
                     "$setElementOrder/containers": [{"name": "b"}, {"name": "a"}, {"name": "c"}],
                     "containers": [{"name": "c", "image": "i"}],
                 }}),
-                containers(json!([{"name": "server"}, {"name": "b"}, {"name": "a"}, {"name": "c", "image": "i"}])),
+                containers(
+                    json!([{"name": "server"}, {"name": "b"}, {"name": "a"}, {"name": "c", "image": "i"}]),
+                ),
             ),
             (
                 "$setElementOrder alone only orders",
@@ -497,7 +578,10 @@ mod tests {
             (json!([]), "error decoding patch: invalid JSON document"),
         ] {
             let original = json!({"spec": {"containers": [{"name": "a"}]}});
-            assert_eq!(strategic(original, patch), Err(PatchError::BadRequest(message.to_owned())));
+            assert_eq!(
+                strategic(original, patch),
+                Err(PatchError::BadRequest(message.to_owned()))
+            );
         }
     }
 
@@ -518,15 +602,27 @@ mod tests {
             json!({"metadata": {"labels": {"a": "2"}}})
         );
         let patch = json!([{"op": "test", "path": "/metadata/labels/a", "value": "2"}]);
-        assert!(matches!(apply(PatchKind::Json, pods, &pod, &patch), Err(PatchError::Unprocessable(_))));
+        assert!(matches!(
+            apply(PatchKind::Json, pods, &pod, &patch),
+            Err(PatchError::Unprocessable(_))
+        ));
         let patch = json!({"op": "test"});
-        assert!(matches!(apply(PatchKind::Json, pods, &pod, &patch), Err(PatchError::BadRequest(_))));
+        assert!(matches!(
+            apply(PatchKind::Json, pods, &pod, &patch),
+            Err(PatchError::BadRequest(_))
+        ));
         let patch = json!({"metadata": {"labels": {"a": null, "b": "2"}}});
         assert_eq!(
             apply(PatchKind::Merge, pods, &pod, &patch).expect("patch"),
             json!({"metadata": {"labels": {"b": "2"}}})
         );
-        let many = Value::Array(vec![json!({"op": "test", "path": "", "value": 1}); OPERATIONS_MAX + 1]);
-        assert!(matches!(apply(PatchKind::Json, pods, &pod, &many), Err(PatchError::TooLarge(_))));
+        let many = Value::Array(vec![
+            json!({"op": "test", "path": "", "value": 1});
+            OPERATIONS_MAX + 1
+        ]);
+        assert!(matches!(
+            apply(PatchKind::Json, pods, &pod, &many),
+            Err(PatchError::TooLarge(_))
+        ));
     }
 }

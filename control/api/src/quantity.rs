@@ -37,16 +37,25 @@ pub enum QuantityError {
 
 impl Quantity {
     /// Nothing.
-    pub const ZERO: Self = Self { nanos: 0, format: Format::DecimalSi };
+    pub const ZERO: Self = Self {
+        nanos: 0,
+        format: Format::DecimalSi,
+    };
 
     /// So many thousandths, as of a CPU.
     pub fn from_milli(milli: i64) -> Self {
-        Self { nanos: i128::from(milli) * (NANO / 1000), format: Format::DecimalSi }
+        Self {
+            nanos: i128::from(milli) * (NANO / 1000),
+            format: Format::DecimalSi,
+        }
     }
 
     /// So many whole ones, to be written in `format`.
     pub fn from_value(value: i64, format: Format) -> Self {
-        Self { nanos: i128::from(value) * NANO, format }
+        Self {
+            nanos: i128::from(value) * NANO,
+            format,
+        }
     }
 
     /// Reads a quantity.
@@ -60,7 +69,10 @@ impl Quantity {
             Some(_) => (false, text),
             None => return Err(QuantityError::Format),
         };
-        let number_len = rest.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+        let number_len = rest
+            .bytes()
+            .take_while(|byte| byte.is_ascii_digit() || *byte == b'.')
+            .count();
         let (number, suffix) = rest.split_at(number_len);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -73,7 +85,10 @@ impl Quantity {
         let mut dropped = 0i32;
         let mut is_inexact = false;
         for byte in whole.bytes().chain(fraction.bytes()) {
-            match digits.checked_mul(10).and_then(|value| value.checked_add(i128::from(byte - b'0'))) {
+            match digits
+                .checked_mul(10)
+                .and_then(|value| value.checked_add(i128::from(byte - b'0')))
+            {
                 Some(value) if value < i128::MAX / 2048 => digits = value,
                 _ => {
                     dropped += 1;
@@ -106,7 +121,10 @@ impl Quantity {
         }
         // Kubernetes caps at 2^63-1.
         nanos = nanos.min(i128::from(i64::MAX) * NANO);
-        Ok(Self { nanos: if negative { -nanos } else { nanos }, format })
+        Ok(Self {
+            nanos: if negative { -nanos } else { nanos },
+            format,
+        })
     }
 
     /// Thousandths, rounded up.
@@ -136,7 +154,11 @@ impl Quantity {
 }
 
 fn div_up(value: i128, by: i128) -> i128 {
-    if value >= 0 { (value + by - 1) / by } else { -((-value + by - 1) / by) }
+    if value >= 0 {
+        (value + by - 1) / by
+    } else {
+        -((-value + by - 1) / by)
+    }
 }
 
 fn suffix_of(suffix: &str) -> Result<(u8, i32, Format), QuantityError> {
@@ -160,7 +182,11 @@ fn suffix_of(suffix: &str) -> Result<(u8, i32, Format), QuantityError> {
         _ => {
             let Some(exponent) = suffix.strip_prefix(['e', 'E']) else {
                 let is_word = suffix.bytes().all(|byte| b"eEinumkKMGTP".contains(&byte));
-                return Err(if is_word { QuantityError::Suffix } else { QuantityError::Format });
+                return Err(if is_word {
+                    QuantityError::Suffix
+                } else {
+                    QuantityError::Format
+                });
             };
             let exponent: i32 = exponent.parse().map_err(|_| QuantityError::Suffix)?;
             (10, exponent.clamp(-60, 60), Format::DecimalExponent)
@@ -183,8 +209,9 @@ impl fmt::Display for Quantity {
             return f.write_str("0");
         }
         // Kubernetes writes binary quantities that are small or have a fraction as decimal ones.
-        let is_binary =
-            self.format == Format::BinarySi && self.nanos % NANO == 0 && self.nanos.abs() >= 1024 * NANO;
+        let is_binary = self.format == Format::BinarySi
+            && self.nanos % NANO == 0
+            && self.nanos.abs() >= 1024 * NANO;
         if is_binary {
             let mut value = self.nanos / NANO;
             let mut step = 0;
@@ -192,7 +219,11 @@ impl fmt::Display for Quantity {
                 value /= 1024;
                 step += 1;
             }
-            return write!(f, "{value}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][step]);
+            return write!(
+                f,
+                "{value}{}",
+                ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][step]
+            );
         }
         let mut value = self.nanos;
         let mut step = 0;
@@ -203,9 +234,17 @@ impl fmt::Display for Quantity {
         match self.format {
             Format::DecimalExponent => {
                 let exponent = i32::try_from(step).unwrap_or_default() * 3 - 9;
-                if exponent == 0 { write!(f, "{value}") } else { write!(f, "{value}e{exponent}") }
+                if exponent == 0 {
+                    write!(f, "{value}")
+                } else {
+                    write!(f, "{value}e{exponent}")
+                }
             }
-            _ => write!(f, "{value}{}", ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][step]),
+            _ => write!(
+                f,
+                "{value}{}",
+                ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][step]
+            ),
         }
     }
 }
@@ -234,8 +273,15 @@ impl ops::Add for Quantity {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        let format = if self.is_zero() { other.format } else { self.format };
-        Self { nanos: self.nanos + other.nanos, format }
+        let format = if self.is_zero() {
+            other.format
+        } else {
+            self.format
+        };
+        Self {
+            nanos: self.nanos + other.nanos,
+            format,
+        }
     }
 }
 
@@ -249,7 +295,10 @@ impl ops::Sub for Quantity {
     type Output = Self;
 
     fn sub(self, other: Self) -> Self {
-        Self { nanos: self.nanos - other.nanos, format: self.format }
+        Self {
+            nanos: self.nanos - other.nanos,
+            format: self.format,
+        }
     }
 }
 
@@ -272,7 +321,12 @@ mod tests {
             ("1024Mi", "1Gi", 1_073_741_824_000, 1_073_741_824),
             ("1e3", "1e3", 1_000_000, 1000),
             ("12E2", "1200", 1_200_000, 1200),
-            ("1E", "1E", 1_000_000_000_000_000_000_000, 1_000_000_000_000_000_000),
+            (
+                "1E",
+                "1E",
+                1_000_000_000_000_000_000_000,
+                1_000_000_000_000_000_000,
+            ),
             ("0.5Mi", "512Ki", 524_288_000, 524_288),
             ("512", "512", 512_000, 512),
             ("-1", "-1", -1000, -1),
@@ -291,7 +345,9 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity_is_refused() {
-        for text in ["", "a", "1x", "1 Gi", "1.2.3", "--1", "1Kii", "1e", "1e1.5", "Mi", "-", "1MiB"] {
+        for text in [
+            "", "a", "1x", "1 Gi", "1.2.3", "--1", "1Kii", "1e", "1e1.5", "Mi", "-", "1MiB",
+        ] {
             assert!(Quantity::parse(text).is_err(), "{text}");
         }
         assert_eq!(
@@ -312,7 +368,15 @@ mod tests {
 
     #[test]
     fn too_large_quantities_are_capped() {
-        assert_eq!(Quantity::parse("99999999999999999999Ei").expect("number").value(), i128::from(i64::MAX));
-        assert_eq!(Quantity::parse("1e60").expect("number").value(), i128::from(i64::MAX));
+        assert_eq!(
+            Quantity::parse("99999999999999999999Ei")
+                .expect("number")
+                .value(),
+            i128::from(i64::MAX)
+        );
+        assert_eq!(
+            Quantity::parse("1e60").expect("number").value(),
+            i128::from(i64::MAX)
+        );
     }
 }

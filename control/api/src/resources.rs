@@ -19,7 +19,16 @@ pub use pod::qos_class;
 use Verb::{Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch};
 
 /// Every verb.
-const ALL: &[Verb] = &[Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch];
+const ALL: &[Verb] = &[
+    Create,
+    Delete,
+    DeleteCollection,
+    Get,
+    List,
+    Patch,
+    Update,
+    Watch,
+];
 /// Every verb but deletion of a collection.
 const NO_COLLECTION: &[Verb] = &[Create, Delete, Get, List, Patch, Update, Watch];
 
@@ -27,7 +36,11 @@ const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 const STREAM_VERBS: &[&str] = &["create", "get"];
 
-const fn sub(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Subresource {
+const fn sub(
+    name: &'static str,
+    kind: &'static str,
+    verbs: &'static [&'static str],
+) -> Subresource {
     Subresource { name, kind, verbs }
 }
 
@@ -243,10 +256,17 @@ pub static RESOURCES: &[Resource] = &[
 
 /// The row of a resource.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    RESOURCES.iter().find(|row| row.plural == plural && row.group == group && row.version == version)
+    RESOURCES
+        .iter()
+        .find(|row| row.plural == plural && row.group == group && row.version == version)
 }
 
 /// The row of a kind.
 pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
-    RESOURCES.iter().find(|row| row.kind == kind && row.group == group && row.version == version)
+    RESOURCES
+        .iter()
+        .find(|row| row.kind == kind && row.group == group && row.version == version)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,8 @@ use std::{borrow::Cow, collections::BTreeMap, sync::OnceLock};
 use k8s_openapi::{
     Resource as Kind,
     api::{
-        authentication::v1 as authentication, authorization::v1 as authorization, coordination::v1 as coordination,
-        core::v1 as core, node::v1 as node, policy::v1 as policy,
+        authentication::v1 as authentication, authorization::v1 as authorization,
+        coordination::v1 as coordination, core::v1 as core, node::v1 as node, policy::v1 as policy,
     },
     apimachinery::pkg::apis::meta::v1 as meta,
     schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings},
@@ -75,7 +75,8 @@ pub(crate) fn definitions(prefix: &'static str) -> Map<String, Value> {
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::Status>();
     generator.subschema_for::<meta::ListMeta>();
-    generator.subschema_for::<meta::WatchEvent<k8s_openapi::apimachinery::pkg::runtime::RawExtension>>();
+    generator
+        .subschema_for::<meta::WatchEvent<k8s_openapi::apimachinery::pkg::runtime::RawExtension>>();
     generator.take_definitions(false)
 }
 
@@ -117,7 +118,10 @@ impl Object {
     }
 
     pub(crate) fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|field| (*field.name).cmp(name)).ok().map(|i| &self.fields[i])
+        self.fields
+            .binary_search_by(|field| (*field.name).cmp(name))
+            .ok()
+            .map(|i| &self.fields[i])
     }
 }
 
@@ -142,16 +146,30 @@ pub(crate) struct PatchRule {
 impl PatchRule {
     /// As in `x-kubernetes-patch-strategy`.
     pub(crate) fn strategy(&self) -> &'static str {
-        if self.retain_keys { "merge,retainKeys" } else { "merge" }
+        if self.retain_keys {
+            "merge,retainKeys"
+        } else {
+            "merge"
+        }
     }
 }
 
 const fn rule(object: &'static str, field: &'static str, merge_key: &'static str) -> PatchRule {
-    PatchRule { object, field, merge_key, retain_keys: false }
+    PatchRule {
+        object,
+        field,
+        merge_key,
+        retain_keys: false,
+    }
 }
 
 const fn union(object: &'static str, field: &'static str, merge_key: &'static str) -> PatchRule {
-    PatchRule { object, field, merge_key, retain_keys: true }
+    PatchRule {
+        object,
+        field,
+        merge_key,
+        retain_keys: true,
+    }
 }
 
 /// `patchStrategy` and `patchMergeKey` of Kubernetes' types; every other list is replaced.
@@ -191,7 +209,9 @@ static PATCH_RULES: &[PatchRule] = &[
 
 /// The rule of a field of an object, by the short name of the object's type.
 pub(crate) fn patch_rule(object: &str, field: &str) -> Option<&'static PatchRule> {
-    PATCH_RULES.iter().find(|rule| rule.object == object && rule.field == field)
+    PATCH_RULES
+        .iter()
+        .find(|rule| rule.object == object && rule.field == field)
 }
 
 /// Types of all objects.
@@ -218,12 +238,22 @@ impl Schema {
             .map(|(i, (name, _))| (name.as_str().into(), i))
             .collect();
         let mut objects: Vec<Object> = Vec::with_capacity(index.len());
-        for (name, definition) in definitions.iter().filter(|(_, definition)| is_object(definition)) {
-            let mut object = Object { name: name.as_str().into(), fields: Vec::new() };
+        for (name, definition) in definitions
+            .iter()
+            .filter(|(_, definition)| is_object(definition))
+        {
+            let mut object = Object {
+                name: name.as_str().into(),
+                fields: Vec::new(),
+            };
             for (field, property) in definition["properties"].as_object().into_iter().flatten() {
                 let patch = patch_rule(object.short_name(), field);
                 let type_ = type_of(property, &index);
-                object.fields.push(Field { name: field.as_str().into(), type_, patch });
+                object.fields.push(Field {
+                    name: field.as_str().into(),
+                    type_,
+                    patch,
+                });
             }
             object.fields.sort_by(|a, b| a.name.cmp(&b.name));
             object.fields.shrink_to_fit();
@@ -234,10 +264,15 @@ impl Schema {
 
     /// The type of a kind.
     pub(crate) fn kind(&self, group: &str, version: &str, kind: &str) -> Option<usize> {
-        let found = KINDS.iter().find(|row| row.kind == kind && row.version == version && row.group == group);
+        let found = KINDS
+            .iter()
+            .find(|row| row.kind == kind && row.version == version && row.group == group);
         match found {
             Some(found) => self.index.get(&*(found.definition)()).copied(),
-            None if kind == "DeleteOptions" => self.index.get(&*meta::DeleteOptions::schema_name()).copied(),
+            None if kind == "DeleteOptions" => self
+                .index
+                .get(&*meta::DeleteOptions::schema_name())
+                .copied(),
             None => None,
         }
     }
@@ -278,7 +313,12 @@ fn type_of(property: &Value, index: &BTreeMap<Box<str>, usize>) -> Type {
             _ => index.get(name).map_or(Type::Any, |id| Type::Object(*id)),
         };
     }
-    let text = |field: &str| property.get(field).and_then(Value::as_str).unwrap_or_default();
+    let text = |field: &str| {
+        property
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     match (text("type"), text("format")) {
         ("string", "byte") => Type::Bytes,
         ("string", _) => Type::Text,
@@ -302,7 +342,12 @@ mod tests {
     #[test]
     fn every_row_of_the_table_has_a_schema() {
         for row in crate::RESOURCES {
-            assert!(Schema::get().kind(row.group, row.version, row.kind).is_some(), "{row:?}");
+            assert!(
+                Schema::get()
+                    .kind(row.group, row.version, row.kind)
+                    .is_some(),
+                "{row:?}"
+            );
         }
     }
 
@@ -310,12 +355,18 @@ mod tests {
     fn every_patch_rule_names_a_list_that_exists_and_a_key_of_its_items() {
         let schema = Schema::get();
         for rule in PATCH_RULES {
-            let object = schema.objects.iter().find(|object| object.short_name() == rule.object).expect(rule.object);
+            let object = schema
+                .objects
+                .iter()
+                .find(|object| object.short_name() == rule.object)
+                .expect(rule.object);
             let field = object.field(rule.field).expect(rule.field);
             assert_eq!(field.patch, Some(rule));
             match &field.type_ {
                 Type::List(item) => match (&**item, rule.merge_key) {
-                    (Type::Object(id), key) => assert!(schema.object(*id).field(key).is_some(), "{rule:?}"),
+                    (Type::Object(id), key) => {
+                        assert!(schema.object(*id).field(key).is_some(), "{rule:?}")
+                    }
                     (_, key) => assert_eq!(key, "", "{rule:?}"),
                 },
                 other => panic!("{rule:?} is of type {other:?}"),
@@ -327,7 +378,11 @@ mod tests {
     fn only_free_form_fields_are_of_any_type() {
         let mut any: Vec<String> = Vec::new();
         for object in &Schema::get().objects {
-            for field in object.fields.iter().filter(|field| matches!(field.type_, Type::Any)) {
+            for field in object
+                .fields
+                .iter()
+                .filter(|field| matches!(field.type_, Type::Any))
+            {
                 any.push(format!("{}.{}", object.short_name(), field.name));
             }
         }

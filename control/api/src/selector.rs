@@ -55,7 +55,10 @@ impl LabelSelector {
 
     /// Matches no object.
     pub fn nothing() -> Self {
-        Self { requirements: Vec::new(), matches_nothing: true }
+        Self {
+            requirements: Vec::new(),
+            matches_nothing: true,
+        }
     }
 
     /// Reads `a=b,c!=d,e in (x,y),f notin (z),g,!h`.
@@ -63,23 +66,35 @@ impl LabelSelector {
     /// # Errors
     /// When the text is no selector; the message is for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut parser = Parser { tokens: tokenize(text)?, at: 0 };
+        let mut parser = Parser {
+            tokens: tokenize(text)?,
+            at: 0,
+        };
         let mut requirements = Vec::new();
         if matches!(parser.peek(), Token::End) {
             return Ok(Self::default());
         }
         loop {
-            requirements.push(parser.requirement().map_err(|e| format!("unable to parse requirement: {e}"))?);
+            requirements.push(
+                parser
+                    .requirement()
+                    .map_err(|e| format!("unable to parse requirement: {e}"))?,
+            );
             match parser.next() {
                 Token::End => break,
                 Token::Comma => match parser.peek() {
                     Token::Word(_) | Token::Not => {}
-                    other => return Err(format!("found '{other}', expected: identifier after ','")),
+                    other => {
+                        return Err(format!("found '{other}', expected: identifier after ','"));
+                    }
                 },
                 other => return Err(format!("found '{other}', expected: ',' or 'end of string'")),
             }
         }
-        Ok(Self { requirements, matches_nothing: false })
+        Ok(Self {
+            requirements,
+            matches_nothing: false,
+        })
     }
 
     /// From a `metav1.LabelSelector`; null matches nothing and `{}` everything.
@@ -87,9 +102,16 @@ impl LabelSelector {
     /// # Errors
     /// When an expression makes no sense; the message is for the user.
     pub fn from_value(value: &Value) -> Result<Self, String> {
-        let Some(map) = value.as_object() else { return Ok(Self::nothing()) };
+        let Some(map) = value.as_object() else {
+            return Ok(Self::nothing());
+        };
         let mut requirements = Vec::new();
-        for (key, value) in map.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
+        for (key, value) in map
+            .get("matchLabels")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
             requirements.push(Requirement {
                 key: key.clone(),
                 operator: Operator::In,
@@ -97,14 +119,32 @@ impl LabelSelector {
                 is_equality: true,
             });
         }
-        for expression in map.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
-            let key = expression.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
-            let operator = match expression.get("operator").and_then(Value::as_str).unwrap_or_default() {
+        for expression in map
+            .get("matchExpressions")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let key = expression
+                .get("key")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned();
+            let operator = match expression
+                .get("operator")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+            {
                 "In" => Operator::In,
                 "NotIn" => Operator::NotIn,
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
-                other => return Err(format!("{} is not a valid label selector operator", quote(other))),
+                other => {
+                    return Err(format!(
+                        "{} is not a valid label selector operator",
+                        quote(other)
+                    ));
+                }
             };
             let values = expression
                 .get("values")
@@ -114,12 +154,20 @@ impl LabelSelector {
                 .filter_map(Value::as_str)
                 .map(str::to_owned)
                 .collect();
-            requirements.push(Requirement { key, operator, values, is_equality: false });
+            requirements.push(Requirement {
+                key,
+                operator,
+                values,
+                is_equality: false,
+            });
         }
         for requirement in &requirements {
             requirement.check()?;
         }
-        Ok(Self { requirements, matches_nothing: false })
+        Ok(Self {
+            requirements,
+            matches_nothing: false,
+        })
     }
 
     /// Exactly these labels.
@@ -133,7 +181,10 @@ impl LabelSelector {
                 is_equality: true,
             })
             .collect();
-        Self { requirements, matches_nothing: false }
+        Self {
+            requirements,
+            matches_nothing: false,
+        }
     }
 
     /// Whether it matches every object.
@@ -148,7 +199,11 @@ impl LabelSelector {
 
     /// Whether these labels meet all conditions.
     pub fn matches(&self, labels: Option<&Map<String, Value>>) -> bool {
-        !self.matches_nothing && self.requirements.iter().all(|requirement| requirement.matches(labels))
+        !self.matches_nothing
+            && self
+                .requirements
+                .iter()
+                .all(|requirement| requirement.matches(labels))
     }
 }
 
@@ -180,23 +235,39 @@ impl Requirement {
         for (i, value) in self.values.iter().enumerate() {
             if let Some(text) = meta::label_value(value).into_iter().next() {
                 let at = values.index(i);
-                return Err(FieldError::invalid(&at.key(&self.key), value.as_str(), text).to_string());
+                return Err(
+                    FieldError::invalid(&at.key(&self.key), value.as_str(), text).to_string(),
+                );
             }
         }
         Ok(())
     }
 
     fn matches(&self, labels: Option<&Map<String, Value>>) -> bool {
-        let label = labels.and_then(|labels| labels.get(&self.key)).and_then(Value::as_str);
+        let label = labels
+            .and_then(|labels| labels.get(&self.key))
+            .and_then(Value::as_str);
         let number = || label.and_then(|label| label.parse::<i64>().ok());
-        let bound = || self.values.first().and_then(|value| value.parse::<i64>().ok());
+        let bound = || {
+            self.values
+                .first()
+                .and_then(|value| value.parse::<i64>().ok())
+        };
         match self.operator {
-            Operator::In => label.is_some_and(|label| self.values.iter().any(|value| value == label)),
-            Operator::NotIn => label.is_none_or(|label| self.values.iter().all(|value| value != label)),
+            Operator::In => {
+                label.is_some_and(|label| self.values.iter().any(|value| value == label))
+            }
+            Operator::NotIn => {
+                label.is_none_or(|label| self.values.iter().all(|value| value != label))
+            }
             Operator::Exists => label.is_some(),
             Operator::DoesNotExist => label.is_none(),
-            Operator::GreaterThan => number().zip(bound()).is_some_and(|(number, bound)| number > bound),
-            Operator::LessThan => number().zip(bound()).is_some_and(|(number, bound)| number < bound),
+            Operator::GreaterThan => number()
+                .zip(bound())
+                .is_some_and(|(number, bound)| number > bound),
+            Operator::LessThan => number()
+                .zip(bound())
+                .is_some_and(|(number, bound)| number < bound),
         }
     }
 }
@@ -304,7 +375,12 @@ impl Parser {
 
     fn requirement(&mut self) -> Result<Requirement, String> {
         let make = |key: String, operator: Operator, values: Vec<String>, is_equality: bool| {
-            let requirement = Requirement { key, operator, values, is_equality };
+            let requirement = Requirement {
+                key,
+                operator,
+                values,
+                is_equality,
+            };
             requirement.check().map(|()| requirement)
         };
         let is_negated = self.peek() == Token::Not;
@@ -329,7 +405,9 @@ impl Parser {
             Token::Word(word) if word == "in" => (Operator::In, false),
             Token::Word(word) if word == "notin" => (Operator::NotIn, false),
             other => {
-                return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt"));
+                return Err(format!(
+                    "found '{other}', expected: in, notin, =, ==, !=, gt, lt"
+                ));
             }
         };
         if is_equality {
@@ -409,11 +487,7 @@ impl FieldSelector {
             if term.is_empty() {
                 continue;
             }
-            let no_term = || {
-                format!(
-                    "invalid selector: '{text}'; can't understand '{term}'"
-                )
-            };
+            let no_term = || format!("invalid selector: '{text}'; can't understand '{term}'");
             let (field, operator, value) = split_term(term).ok_or_else(no_term)?;
             requirements.push(FieldRequirement {
                 field: field.to_owned(),
@@ -442,7 +516,8 @@ impl FieldSelector {
         let known = resource.strategy.selectable_fields();
         for requirement in &self.requirements {
             let field = requirement.field.as_str();
-            let is_known = field == "metadata.name" || field == "metadata.namespace" || known.contains(&field);
+            let is_known =
+                field == "metadata.name" || field == "metadata.namespace" || known.contains(&field);
             if !is_known {
                 return Err(if known.is_empty() {
                     format!(
@@ -471,7 +546,13 @@ impl FieldSelector {
             let is_same = match requirement.field.as_str() {
                 "metadata.name" => meta::name(object) == requirement.value,
                 "metadata.namespace" => meta::namespace(object) == requirement.value,
-                field => resource.strategy.selectable_field(object, field).unwrap_or_default() == requirement.value,
+                field => {
+                    resource
+                        .strategy
+                        .selectable_field(object, field)
+                        .unwrap_or_default()
+                        == requirement.value
+                }
             };
             is_same == requirement.is_equal
         })
@@ -483,7 +564,11 @@ impl fmt::Display for FieldSelector {
         for (i, requirement) in self.requirements.iter().enumerate() {
             let comma = if i > 0 { "," } else { "" };
             let operator = if requirement.is_equal { "=" } else { "!=" };
-            let value = requirement.value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
+            let value = requirement
+                .value
+                .replace('\\', "\\\\")
+                .replace(',', "\\,")
+                .replace('=', "\\=");
             write!(f, "{comma}{}{operator}{value}", requirement.field)?;
         }
         Ok(())
@@ -512,7 +597,9 @@ fn split_terms(text: &str) -> Vec<&str> {
 fn split_term(term: &str) -> Option<(&str, &str, &str)> {
     let at = term.find(['=', '!'])?;
     let rest = &term[at..];
-    let operator = ["!=", "==", "="].into_iter().find(|operator| rest.starts_with(operator))?;
+    let operator = ["!=", "==", "="]
+        .into_iter()
+        .find(|operator| rest.starts_with(operator))?;
     Some((&term[..at], operator, &rest[operator.len()..]))
 }
 
@@ -523,11 +610,19 @@ fn unescape(value: &str) -> Result<String, String> {
         match c {
             '\\' => match chars.next() {
                 Some(c @ ('\\' | ',' | '=')) => out.push(c),
-                Some(c) => return Err(format!("invalid field selector: invalid escape sequence: \\{c}")),
-                None => return Err("invalid field selector: invalid escape sequence: \\".to_owned()),
+                Some(c) => {
+                    return Err(format!(
+                        "invalid field selector: invalid escape sequence: \\{c}"
+                    ));
+                }
+                None => {
+                    return Err("invalid field selector: invalid escape sequence: \\".to_owned());
+                }
             },
             ',' | '=' => {
-                return Err(format!("invalid field selector: unescaped character in value: {c}"));
+                return Err(format!(
+                    "invalid field selector: unescaped character in value: {c}"
+                ));
             }
             c => out.push(c),
         }
@@ -569,7 +664,8 @@ mod tests {
         ] {
             let parsed = LabelSelector::parse(selector).expect(selector);
             assert_eq!(parsed.matches(labels), is_match, "{selector}");
-            let again = LabelSelector::parse(&parsed.to_string()).expect("what is printed is read again");
+            let again =
+                LabelSelector::parse(&parsed.to_string()).expect("what is printed is read again");
             assert_eq!(again.matches(labels), is_match, "{selector} → {parsed}");
         }
     }
@@ -578,10 +674,22 @@ mod tests {
     fn label_selectors_that_make_no_sense_are_refused() {
         for (selector, text) in [
             ("a=b,", "found '', expected: identifier after ','"),
-            ("=b", "unable to parse requirement: found '=', expected: identifier"),
-            ("a in b", "unable to parse requirement: found 'b' expected: '('"),
-            ("a in (b", "unable to parse requirement: found '', expected: ',', or ')'"),
-            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+            (
+                "=b",
+                "unable to parse requirement: found '=', expected: identifier",
+            ),
+            (
+                "a in b",
+                "unable to parse requirement: found 'b' expected: '('",
+            ),
+            (
+                "a in (b",
+                "unable to parse requirement: found '', expected: ',', or ')'",
+            ),
+            (
+                "a b",
+                "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+            ),
             ("a=b c", "found 'c', expected: ',' or 'end of string'"),
         ] {
             assert_eq!(LabelSelector::parse(selector).expect_err(selector), text);
@@ -601,11 +709,26 @@ mod tests {
         .expect("selector");
         assert_eq!(selector.to_string(), "app=web,tier notin (back)");
         assert!(selector.matches(json!({"app": "web"}).as_object()));
-        assert!(!LabelSelector::from_value(&Value::Null).expect("null").matches(None));
-        assert!(LabelSelector::from_value(&json!({})).expect("empty").matches(None));
-        assert!(LabelSelector::from_value(&json!({"matchExpressions": [{"key": "a", "operator": "In"}]})).is_err());
+        assert!(
+            !LabelSelector::from_value(&Value::Null)
+                .expect("null")
+                .matches(None)
+        );
+        assert!(
+            LabelSelector::from_value(&json!({}))
+                .expect("empty")
+                .matches(None)
+        );
+        assert!(
+            LabelSelector::from_value(
+                &json!({"matchExpressions": [{"key": "a", "operator": "In"}]})
+            )
+            .is_err()
+        );
         assert_eq!(
-            LabelSelector::from_value(&json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})),
+            LabelSelector::from_value(
+                &json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})
+            ),
             Err("\"Is\" is not a valid label selector operator".to_owned())
         );
     }
@@ -616,7 +739,10 @@ mod tests {
         assert_eq!(selector.to_string(), "a=b,c=d,e!=f,g=h\\,i\\=");
         assert_eq!(selector.required_value("g"), Some("h,i="));
         assert_eq!(selector.required_value("e"), None);
-        assert_eq!(FieldSelector::parse("x").expect_err("no operator"), "invalid selector: 'x'; can't understand 'x'");
+        assert_eq!(
+            FieldSelector::parse("x").expect_err("no operator"),
+            "invalid selector: 'x'; can't understand 'x'"
+        );
         assert!(FieldSelector::parse("").expect("empty").is_everything());
     }
 
@@ -636,9 +762,14 @@ mod tests {
             assert_eq!(selector.matches(pods, &pod), is_match, "{selector}");
         }
         let check = |plural, selector| {
-            FieldSelector::parse(selector).expect("selector").check(crate::find("", "v1", plural).expect("resource"))
+            FieldSelector::parse(selector)
+                .expect("selector")
+                .check(crate::find("", "v1", plural).expect("resource"))
         };
-        assert_eq!(check("pods", "spec.foo=a"), Err("field label not supported: spec.foo".to_owned()));
+        assert_eq!(
+            check("pods", "spec.foo=a"),
+            Err("field label not supported: spec.foo".to_owned())
+        );
         assert_eq!(
             check("configmaps", "data=a"),
             Err("\"data\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"".to_owned())

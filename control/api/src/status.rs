@@ -138,13 +138,23 @@ impl Status {
 
     /// 404: no such object.
     pub fn not_found(resource: &Resource, name: &str) -> Self {
-        Self::of(404, "NotFound", resource, name, format!("{} {} not found", resource.qualified(), quote(name)))
+        Self::of(
+            404,
+            "NotFound",
+            resource,
+            name,
+            format!("{} {} not found", resource.qualified(), quote(name)),
+        )
     }
 
     /// 404: no such path.
     pub fn unknown_path() -> Self {
-        Self::failure(404, "NotFound", "the server could not find the requested resource")
-            .with_details(StatusDetails::default())
+        Self::failure(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        )
+        .with_details(StatusDetails::default())
     }
 
     /// 409: the name is taken.
@@ -155,7 +165,11 @@ impl Status {
 
     /// 409: the object is not in the state the request needs.
     pub fn conflict(resource: &Resource, name: &str, detail: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {}: {detail}", resource.qualified(), quote(name));
+        let message = format!(
+            "Operation cannot be fulfilled on {} {}: {detail}",
+            resource.qualified(),
+            quote(name)
+        );
         Self::of(409, "Conflict", resource, name, message)
     }
 
@@ -182,8 +196,16 @@ impl Status {
                 texts.push(text);
             }
         }
-        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
-        let text = if texts.len() == 1 { texts.remove(0) } else { format!("[{}]", texts.join(", ")) };
+        let qualified = if group.is_empty() {
+            kind.to_owned()
+        } else {
+            format!("{kind}.{group}")
+        };
+        let text = if texts.len() == 1 {
+            texts.remove(0)
+        } else {
+            format!("[{}]", texts.join(", "))
+        };
         let causes = errors
             .into_iter()
             .map(|error| StatusCause {
@@ -192,15 +214,18 @@ impl Status {
                 field: error.field,
             })
             .collect();
-        Self::failure(422, "Invalid", format!("{qualified} {} is invalid: {text}", quote(name))).with_details(
-            StatusDetails {
-                name: name.to_owned(),
-                group: group.to_owned(),
-                kind: kind.to_owned(),
-                causes,
-                ..StatusDetails::default()
-            },
+        Self::failure(
+            422,
+            "Invalid",
+            format!("{qualified} {} is invalid: {text}", quote(name)),
         )
+        .with_details(StatusDetails {
+            name: name.to_owned(),
+            group: group.to_owned(),
+            kind: kind.to_owned(),
+            causes,
+            ..StatusDetails::default()
+        })
     }
 
     /// 400: the request makes no sense.
@@ -218,7 +243,11 @@ impl Status {
         let message = if name.is_empty() {
             format!("{} is forbidden: {detail}", resource.qualified())
         } else {
-            format!("{} {} is forbidden: {detail}", resource.qualified(), quote(name))
+            format!(
+                "{} {} is forbidden: {detail}",
+                resource.qualified(),
+                quote(name)
+            )
         };
         Self::of(403, "Forbidden", resource, name, message)
     }
@@ -253,25 +282,39 @@ impl Status {
 
     /// 403 for a path that is no resource.
     pub fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
-        let message = format!("forbidden: User {} cannot {verb} path {}", quote(user), quote(path));
+        let message = format!(
+            "forbidden: User {} cannot {verb} path {}",
+            quote(user),
+            quote(path)
+        );
         Self::failure(403, "Forbidden", message).with_details(StatusDetails::default())
     }
 
     /// 405: the resource has no such verb.
     pub fn method_not_allowed(resource: &Resource, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind {}", quote(&resource.qualified()));
+        let message = format!(
+            "{verb} is not supported on resources of kind {}",
+            quote(&resource.qualified())
+        );
         Self::of(405, "MethodNotAllowed", resource, "", message)
     }
 
     /// 405: the path has no such method.
     pub fn path_method_not_allowed() -> Self {
-        Self::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
-            .with_details(StatusDetails::default())
+        Self::failure(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
+        .with_details(StatusDetails::default())
     }
 
     /// 406: none of the accepted types can be had.
     pub fn not_acceptable(types: &[&str]) -> Self {
-        let message = format!("only the following media types are accepted: {}", types.join(", "));
+        let message = format!(
+            "only the following media types are accepted: {}",
+            types.join(", ")
+        );
         Self::failure(406, "NotAcceptable", message)
     }
 
@@ -334,8 +377,19 @@ impl Status {
     /// 500: the trouble is here, not with the request.
     pub fn internal(message: impl std::fmt::Display) -> Self {
         let text = message.to_string();
-        let mut status = Self::failure(500, "InternalError", format!("Internal error occurred: {text}"));
-        status.details.get_or_insert_default().causes.push(StatusCause { message: text, ..StatusCause::default() });
+        let mut status = Self::failure(
+            500,
+            "InternalError",
+            format!("Internal error occurred: {text}"),
+        );
+        status
+            .details
+            .get_or_insert_default()
+            .causes
+            .push(StatusCause {
+                message: text,
+                ..StatusCause::default()
+            });
         status
     }
 
@@ -354,5 +408,130 @@ impl Status {
     /// As JSON.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::field::Path;
+
+    fn row(group: &str, plural: &str) -> &'static Resource {
+        crate::find(group, "v1", plural).expect("row")
+    }
+
+    #[test]
+    fn messages_are_those_of_kube_apiserver() {
+        let (pods, leases) = (row("", "pods"), row("coordination.k8s.io", "leases"));
+        for (status, code, reason, message) in [
+            (
+                Status::not_found(pods, "x"),
+                404,
+                "NotFound",
+                "pods \"x\" not found",
+            ),
+            (
+                Status::not_found(leases, "x"),
+                404,
+                "NotFound",
+                "leases.coordination.k8s.io \"x\" not found",
+            ),
+            (
+                Status::already_exists(pods, "x"),
+                409,
+                "AlreadyExists",
+                "pods \"x\" already exists",
+            ),
+            (
+                Status::modified(pods, "x"),
+                409,
+                "Conflict",
+                "Operation cannot be fulfilled on pods \"x\": the object has been modified; please apply your changes \
+                 to the latest version and try again",
+            ),
+            (Status::unauthorized(), 401, "Unauthorized", "Unauthorized"),
+            (
+                Status::forbidden_verb(pods, "", "", "default", "x", "list"),
+                403,
+                "Forbidden",
+                "pods is forbidden: User \"x\" cannot list resource \"pods\" in API group \"\" in the namespace \
+                 \"default\"",
+            ),
+            (
+                Status::forbidden_verb(pods, "log", "p", "", "x", "get"),
+                403,
+                "Forbidden",
+                "pods \"p\" is forbidden: User \"x\" cannot get resource \"pods/log\" in API group \"\" at the cluster \
+                 scope",
+            ),
+            (
+                Status::too_old(3, 9),
+                410,
+                "Expired",
+                "too old resource version: 3 (9)",
+            ),
+            (
+                Status::request_entity_too_large(3_145_728),
+                413,
+                "RequestEntityTooLarge",
+                "Request entity too large: limit is 3145728",
+            ),
+            (
+                Status::internal("oh"),
+                500,
+                "InternalError",
+                "Internal error occurred: oh",
+            ),
+        ] {
+            assert_eq!(
+                (status.code, status.reason.as_str(), status.message.as_str()),
+                (code, reason, message)
+            );
+            assert_eq!(status.status, "Failure");
+        }
+    }
+
+    #[test]
+    fn an_invalid_object_is_told_field_by_field() {
+        let spec = Path::new("spec");
+        let a = FieldError::required(&spec.child("a"), "");
+        let b = FieldError::invalid(&spec.child("b"), "x", "no");
+        let status = Status::invalid(row("", "pods"), "p", vec![a.clone()]);
+        assert_eq!(
+            status.message,
+            "Pod \"p\" is invalid: spec.a: Required value"
+        );
+        let status = Status::invalid(row("coordination.k8s.io", "leases"), "p", vec![a, b]);
+        assert_eq!(
+            status.message,
+            "Lease.coordination.k8s.io \"p\" is invalid: [spec.a: Required value, spec.b: Invalid value: \"x\": no]"
+        );
+        assert_eq!(
+            status.to_json(),
+            json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": status.message, "reason": "Invalid", "code": 422,
+                "details": {
+                    "name": "p", "group": "coordination.k8s.io", "kind": "Lease",
+                    "causes": [
+                        {"reason": "FieldValueRequired", "message": "Required value", "field": "spec.a"},
+                        {"reason": "FieldValueInvalid", "message": "Invalid value: \"x\": no", "field": "spec.b"},
+                    ],
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_deletion_is_answered_with_success() {
+        assert_eq!(
+            Status::success(row("", "pods"), "p", "u").to_json(),
+            json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 200,
+                "details": {"name": "p", "kind": "pods", "uid": "u"},
+            })
+        );
     }
 }

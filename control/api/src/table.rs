@@ -23,7 +23,13 @@ pub struct Column {
 impl Column {
     /// A column of text that is always printed.
     pub const fn text(name: &'static str, description: &'static str) -> Self {
-        Self { name, type_: "string", format: "", description, priority: 0 }
+        Self {
+            name,
+            type_: "string",
+            format: "",
+            description,
+            priority: 0,
+        }
     }
 
     /// The column that names the object.
@@ -39,7 +45,10 @@ impl Column {
 
     /// The column that shows the age.
     pub const fn age() -> Self {
-        Self::text("Age", "CreationTimestamp is the time at which this object was created, in UTC.")
+        Self::text(
+            "Age",
+            "CreationTimestamp is the time at which this object was created, in UTC.",
+        )
     }
 
     /// Makes it a column of numbers.
@@ -75,7 +84,9 @@ impl std::str::FromStr for IncludeObject {
             "None" => Ok(Self::None),
             "" | "Metadata" => Ok(Self::Metadata),
             "Object" => Ok(Self::Object),
-            other => Err(format!("includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty")),
+            other => Err(format!(
+                "includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+            )),
         }
     }
 }
@@ -118,8 +129,15 @@ pub fn render<'a>(
     include: IncludeObject,
     with_columns: bool,
 ) -> Value {
-    let rows: Vec<Value> = items.into_iter().map(|item| row(resource, item, now, include)).collect();
-    let columns = if with_columns { column_definitions(resource) } else { json!([]) };
+    let rows: Vec<Value> = items
+        .into_iter()
+        .map(|item| row(resource, item, now, include))
+        .collect();
+    let columns = if with_columns {
+        column_definitions(resource)
+    } else {
+        json!([])
+    };
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -163,7 +181,9 @@ pub fn human_duration(seconds: i64) -> String {
 /// How long ago an RFC 3339 time was; `<unknown>` without one.
 pub fn since(time: &str, now: Timestamp) -> String {
     match meta::parse_time(time) {
-        Some(time) => human_duration((now.as_millisecond() - time.as_millisecond()).div_euclid(1000)),
+        Some(time) => {
+            human_duration((now.as_millisecond() - time.as_millisecond()).div_euclid(1000))
+        }
         None => "<unknown>".to_owned(),
     }
 }
@@ -218,9 +238,22 @@ mod tests {
         let resource = crate::find("", "v1", "configmaps").expect("configmaps");
         let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}});
         let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(row(resource, &object, now, IncludeObject::None)["object"], Value::Null);
-        assert_eq!(row(resource, &object, now, IncludeObject::Object)["object"], object);
-        let table = render(resource, [&object], json!({"resourceVersion": "7"}), now, IncludeObject::Metadata, true);
+        assert_eq!(
+            row(resource, &object, now, IncludeObject::None)["object"],
+            Value::Null
+        );
+        assert_eq!(
+            row(resource, &object, now, IncludeObject::Object)["object"],
+            object
+        );
+        let table = render(
+            resource,
+            [&object],
+            json!({"resourceVersion": "7"}),
+            now,
+            IncludeObject::Metadata,
+            true,
+        );
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         assert_eq!(table["rows"][0]["cells"], json!(["a", 1, "<unknown>"]));
         assert_eq!(table["columnDefinitions"][0]["format"], "name");

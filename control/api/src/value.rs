@@ -11,7 +11,10 @@ pub(crate) fn get<'a>(object: &'a Value, field: &str) -> &'a Value {
 
 /// A text; empty when it is not there.
 pub(crate) fn text<'a>(object: &'a Value, field: &str) -> &'a str {
-    object.get(field).and_then(Value::as_str).unwrap_or_default()
+    object
+        .get(field)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// A number; `None` when it is not there.
@@ -21,22 +24,40 @@ pub(crate) fn integer(object: &Value, field: &str) -> Option<i64> {
 
 /// A truth; false when it is not there.
 pub(crate) fn flag(object: &Value, field: &str) -> bool {
-    object.get(field).and_then(Value::as_bool).unwrap_or_default()
+    object
+        .get(field)
+        .and_then(Value::as_bool)
+        .unwrap_or_default()
 }
 
 /// A list; empty when it is not there.
 pub(crate) fn list<'a>(object: &'a Value, field: &str) -> &'a [Value] {
-    object.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    object
+        .get(field)
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }
 
 /// A list to write to; empty when it is not there.
 pub(crate) fn list_mut<'a>(object: &'a mut Value, field: &str) -> &'a mut [Value] {
-    object.get_mut(field).and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default()
+    object
+        .get_mut(field)
+        .and_then(Value::as_array_mut)
+        .map(Vec::as_mut_slice)
+        .unwrap_or_default()
 }
 
 /// The entries of a map; none when it is not there.
-pub(crate) fn entries<'a>(object: &'a Value, field: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
-    object.get(field).and_then(Value::as_object).into_iter().flatten()
+pub(crate) fn entries<'a>(
+    object: &'a Value,
+    field: &str,
+) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    object
+        .get(field)
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
 }
 
 /// Whether a field has been given: Go cannot tell an empty text from none.
@@ -71,7 +92,9 @@ pub(crate) fn empty() -> Value {
 
 /// Puts a field of `from` in the place of that of `to`, or takes it out when `from` has none.
 pub(crate) fn keep(to: &mut Value, from: &Value, field: &str) {
-    let Some(map) = to.as_object_mut() else { return };
+    let Some(map) = to.as_object_mut() else {
+        return;
+    };
     match from.get(field) {
         Some(value) => {
             map.insert(field.to_owned(), value.clone());

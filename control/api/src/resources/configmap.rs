@@ -16,7 +16,10 @@ pub(super) const DATA_BYTES_MAX: usize = 1024 * 1024;
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),
-    Column::text("Data", "Data contains the configuration data. Each key must consist of alphanumeric characters, '-', '_' or '.'."),
+    Column::text(
+        "Data",
+        "Data contains the configuration data. Each key must consist of alphanumeric characters, '-', '_' or '.'.",
+    ),
     Column::age(),
 ];
 
@@ -31,10 +34,16 @@ impl Strategy for ConfigMap {
             for (key, value) in entries(object, field) {
                 let at = path.key(key);
                 errors.extend(
-                    meta::config_map_key(key).into_iter().map(|text| FieldError::invalid(&at, key.as_str(), text)),
+                    meta::config_map_key(key)
+                        .into_iter()
+                        .map(|text| FieldError::invalid(&at, key.as_str(), text)),
                 );
                 if is_base64 && get(object, "data").get(key).is_some() {
-                    errors.push(FieldError::invalid(&at, key.as_str(), "duplicate of key present in data"));
+                    errors.push(FieldError::invalid(
+                        &at,
+                        key.as_str(),
+                        "duplicate of key present in data",
+                    ));
                 }
                 let len = value.as_str().unwrap_or_default().len();
                 total_bytes += if is_base64 { len / 4 * 3 } else { len };
@@ -54,7 +63,11 @@ impl Strategy for ConfigMap {
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         let count = entries(object, "data").count() + entries(object, "binaryData").count();
-        vec![meta::name(object).into(), count.into(), table::age(object, now).into()]
+        vec![
+            meta::name(object).into(),
+            count.into(),
+            table::age(object, now).into(),
+        ]
     }
 }
 
@@ -77,6 +90,11 @@ pub(super) fn immutable(new: &Value, old: &Value, fields: &[&str]) -> Vec<FieldE
 
 /// `field` may never change.
 pub(super) fn unchanged(new: &Value, old: &Value, field: &str) -> Option<FieldError> {
-    (text(new, field) != text(old, field))
-        .then(|| FieldError::invalid(&Path::new(field), get(new, field).clone(), "field is immutable"))
+    (text(new, field) != text(old, field)).then(|| {
+        FieldError::invalid(
+            &Path::new(field),
+            get(new, field).clone(),
+            "field is immutable",
+        )
+    })
 }

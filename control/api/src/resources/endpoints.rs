@@ -16,7 +16,10 @@ const SHOWN_MAX: usize = 3;
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),
-    Column::text("Endpoints", "The set of all endpoints is the union of all subsets."),
+    Column::text(
+        "Endpoints",
+        "The set of all endpoints is the union of all subsets.",
+    ),
     Column::age(),
 ];
 
@@ -36,8 +39,12 @@ impl Strategy for Endpoints {
         let path = Path::new("subsets");
         for (i, subset) in list(object, "subsets").iter().enumerate() {
             let at = path.index(i);
-            if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty() {
-                errors.push(FieldError::required(&at, "must specify `addresses` or `notReadyAddresses`"));
+            if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty()
+            {
+                errors.push(FieldError::required(
+                    &at,
+                    "must specify `addresses` or `notReadyAddresses`",
+                ));
             }
             for field in ["addresses", "notReadyAddresses"] {
                 let at = at.child(field);
@@ -56,13 +63,25 @@ impl Strategy for Endpoints {
                     }
                 } else {
                     let texts = meta::dns1123_label(name);
-                    errors.extend(texts.into_iter().map(|text| FieldError::invalid(&at.child("name"), name, text)));
+                    errors.extend(
+                        texts
+                            .into_iter()
+                            .map(|text| FieldError::invalid(&at.child("name"), name, text)),
+                    );
                 }
-                super::pod::port_number(integer(port, "port").unwrap_or_default(), &at.child("port"), &mut errors);
+                super::pod::port_number(
+                    integer(port, "port").unwrap_or_default(),
+                    &at.child("port"),
+                    &mut errors,
+                );
                 let protocol = text(port, "protocol");
                 if !["SCTP", "TCP", "UDP"].contains(&protocol) {
                     let supported = ["SCTP", "TCP", "UDP"];
-                    errors.push(FieldError::not_supported(&at.child("protocol"), protocol, &supported));
+                    errors.push(FieldError::not_supported(
+                        &at.child("protocol"),
+                        protocol,
+                        &supported,
+                    ));
                 }
             }
         }
@@ -74,7 +93,11 @@ impl Strategy for Endpoints {
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        vec![meta::name(object).into(), shown(list(object, "subsets")).into(), table::age(object, now).into()]
+        vec![
+            meta::name(object).into(),
+            shown(list(object, "subsets")).into(),
+            table::age(object, now).into(),
+        ]
     }
 }
 
@@ -88,11 +111,17 @@ fn shown(subsets: &[Value]) -> String {
         let addresses = list(subset, "addresses");
         let ports: Vec<Option<i64>> = match list(subset, "ports") {
             [] => vec![None],
-            ports => ports.iter().map(|port| Some(get(port, "port").as_i64().unwrap_or_default())).collect(),
+            ports => ports
+                .iter()
+                .map(|port| Some(get(port, "port").as_i64().unwrap_or_default()))
+                .collect(),
         };
         for port in ports {
             count += addresses.len();
-            for address in addresses.iter().take(SHOWN_MAX - texts.len().min(SHOWN_MAX)) {
+            for address in addresses
+                .iter()
+                .take(SHOWN_MAX - texts.len().min(SHOWN_MAX))
+            {
                 let ip = text(address, "ip");
                 texts.push(match port {
                     None => ip.to_owned(),
@@ -103,5 +132,9 @@ fn shown(subsets: &[Value]) -> String {
         }
     }
     let list = texts.join(",");
-    if count > SHOWN_MAX { format!("{list} + {} more...", count - SHOWN_MAX) } else { list }
+    if count > SHOWN_MAX {
+        format!("{list} + {} more...", count - SHOWN_MAX)
+    } else {
+        list
+    }
 }

@@ -14,16 +14,39 @@ use crate::{
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 pub(super) const COLUMNS: &[Column] = &[
-    Column::text("Last Seen", "The time at which the most recent occurrence of this event was recorded."),
-    Column::text("Type", "Type of this event (Normal, Warning), new types could be added in the future"),
-    Column::text("Reason", "This should be a short, machine understandable string that gives the reason for the transition."),
+    Column::text(
+        "Last Seen",
+        "The time at which the most recent occurrence of this event was recorded.",
+    ),
+    Column::text(
+        "Type",
+        "Type of this event (Normal, Warning), new types could be added in the future",
+    ),
+    Column::text(
+        "Reason",
+        "This should be a short, machine understandable string that gives the reason for the transition.",
+    ),
     Column::text("Object", "The object that this event is about."),
-    Column::text("Subobject", "If referring to a piece of an object, the path of that piece.").wide(),
+    Column::text(
+        "Subobject",
+        "If referring to a piece of an object, the path of that piece.",
+    )
+    .wide(),
     Column::text("Source", "The component reporting this event.").wide(),
-    Column::text("Message", "A human-readable description of the status of this operation."),
-    Column::text("First Seen", "The time at which the event was first recorded.").wide(),
+    Column::text(
+        "Message",
+        "A human-readable description of the status of this operation.",
+    ),
+    Column::text(
+        "First Seen",
+        "The time at which the event was first recorded.",
+    )
+    .wide(),
     Column::text("Count", "The number of times this event has occurred.").wide(),
-    Column { priority: 1, ..Column::name() },
+    Column {
+        priority: 1,
+        ..Column::name()
+    },
 ];
 
 pub(super) struct Event;
@@ -42,10 +65,19 @@ impl Strategy for Event {
         };
         if !is_right {
             let path = Path::new("involvedObject");
-            errors.push(FieldError::invalid(&path.child("namespace"), involved, "does not match event.namespace"));
+            errors.push(FieldError::invalid(
+                &path.child("namespace"),
+                involved,
+                "does not match event.namespace",
+            ));
         }
         if is_new_style {
-            for field in ["reportingComponent", "reportingInstance", "action", "reason"] {
+            for field in [
+                "reportingComponent",
+                "reportingInstance",
+                "action",
+                "reason",
+            ] {
                 if text(object, field).is_empty() {
                     errors.push(FieldError::required(&Path::new(field), ""));
                 }
@@ -71,9 +103,10 @@ impl Strategy for Event {
             match field {
                 "reason" | "type" | "reportingComponent" => text(object, field),
                 "source" => reporter(),
-                _ if self.selectable_fields().contains(&field) => {
-                    text(get(object, "involvedObject"), field.strip_prefix("involvedObject.")?)
-                }
+                _ if self.selectable_fields().contains(&field) => text(
+                    get(object, "involvedObject"),
+                    field.strip_prefix("involvedObject.")?,
+                ),
                 _ => return None,
             }
             .to_owned(),
@@ -126,7 +159,11 @@ impl Strategy for Event {
             "" => text(object, "reportingInstance"),
             host => host,
         };
-        let source = if host.is_empty() { component.to_owned() } else { format!("{component}, {host}") };
+        let source = if host.is_empty() {
+            component.to_owned()
+        } else {
+            format!("{component}, {host}")
+        };
         vec![
             last.into(),
             text(object, "type").into(),

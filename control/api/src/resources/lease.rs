@@ -11,8 +11,14 @@ use crate::{
     value::{get, integer, text},
 };
 
-pub(super) const COLUMNS: &[Column] =
-    &[Column::name(), Column::text("Holder", "holderIdentity contains the identity of the holder of a current lease."), Column::age()];
+pub(super) const COLUMNS: &[Column] = &[
+    Column::name(),
+    Column::text(
+        "Holder",
+        "holderIdentity contains the identity of the holder of a current lease.",
+    ),
+    Column::age(),
+];
 
 pub(super) struct Lease;
 
@@ -31,7 +37,11 @@ impl Strategy for Lease {
             && count < 0
         {
             let at = path.child("leaseTransitions");
-            errors.push(FieldError::invalid(&at, count, "must be greater than or equal to 0"));
+            errors.push(FieldError::invalid(
+                &at,
+                count,
+                "must be greater than or equal to 0",
+            ));
         }
         errors
     }
@@ -42,6 +52,10 @@ impl Strategy for Lease {
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         let holder = text(get(object, "spec"), "holderIdentity");
-        vec![meta::name(object).into(), holder.into(), table::age(object, now).into()]
+        vec![
+            meta::name(object).into(),
+            holder.into(),
+            table::age(object, now).into(),
+        ]
     }
 }

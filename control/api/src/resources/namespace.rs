@@ -16,8 +16,11 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Held until everything in the namespace is gone.
 const FINALIZER: &str = "kubernetes";
 
-pub(super) const COLUMNS: &[Column] =
-    &[Column::name(), Column::text("Status", "The status of the namespace"), Column::age()];
+pub(super) const COLUMNS: &[Column] = &[
+    Column::name(),
+    Column::text("Status", "The status of the namespace"),
+    Column::age(),
+];
 
 pub(super) struct Namespace;
 
@@ -68,9 +71,14 @@ impl Strategy for Namespace {
         let spec = Path::new("spec");
         let path = spec.child("finalizers");
         let mut errors = Vec::new();
-        for finalizer in list(get(object, "spec"), "finalizers").iter().filter_map(Value::as_str) {
+        for finalizer in list(get(object, "spec"), "finalizers")
+            .iter()
+            .filter_map(Value::as_str)
+        {
             errors.extend(
-                meta::qualified_name(finalizer).into_iter().map(|text| FieldError::invalid(&path, finalizer, text)),
+                meta::qualified_name(finalizer)
+                    .into_iter()
+                    .map(|text| FieldError::invalid(&path, finalizer, text)),
             );
             if !finalizer.contains('/') && finalizer != FINALIZER {
                 let detail = "name is neither a standard finalizer name nor is it fully qualified";
@@ -81,7 +89,11 @@ impl Strategy for Namespace {
     }
 
     fn validate_update(&self, subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        if subresource == "finalize" { self.validate_create(new) } else { Vec::new() }
+        if subresource == "finalize" {
+            self.validate_create(new)
+        } else {
+            Vec::new()
+        }
     }
 
     fn selectable_field(&self, object: &Value, field: &str) -> Option<String> {
@@ -98,6 +110,10 @@ impl Strategy for Namespace {
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         let phase = text(get(object, "status"), "phase");
-        vec![meta::name(object).into(), phase.into(), table::age(object, now).into()]
+        vec![
+            meta::name(object).into(),
+            phase.into(),
+            table::age(object, now).into(),
+        ]
     }
 }

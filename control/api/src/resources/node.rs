@@ -21,9 +21,21 @@ pub(super) const COLUMNS: &[Column] = &[
     Column::text("Version", "Kubelet Version reported by the node."),
     Column::text("Internal-IP", "Address of the node inside the cluster.").wide(),
     Column::text("External-IP", "Address of the node outside the cluster.").wide(),
-    Column::text("OS-Image", "OS Image reported by the node from /etc/os-release.").wide(),
-    Column::text("Kernel-Version", "Kernel Version reported by the node from 'uname -r'.").wide(),
-    Column::text("Container-Runtime", "ContainerRuntime Version reported by the node.").wide(),
+    Column::text(
+        "OS-Image",
+        "OS Image reported by the node from /etc/os-release.",
+    )
+    .wide(),
+    Column::text(
+        "Kernel-Version",
+        "Kernel Version reported by the node from 'uname -r'.",
+    )
+    .wide(),
+    Column::text(
+        "Container-Runtime",
+        "ContainerRuntime Version reported by the node.",
+    )
+    .wide(),
 ];
 
 pub(super) struct Node;
@@ -39,7 +51,15 @@ impl Strategy for Node {
     }
 
     fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        keep(new, old, if subresource == "status" { "spec" } else { "status" });
+        keep(
+            new,
+            old,
+            if subresource == "status" {
+                "spec"
+            } else {
+                "status"
+            },
+        );
     }
 
     fn validate_create(&self, object: &Value) -> Vec<FieldError> {
@@ -76,7 +96,8 @@ impl Strategy for Node {
         let (new, old) = (get(new, "spec"), get(old, "spec"));
         for (field, at) in [("podCIDR", "podCIDRs"), ("providerID", "providerID")] {
             if !text(old, field).is_empty() && text(old, field) != text(new, field) {
-                let detail = format!("node updates may not change {field} except from \"\" to valid");
+                let detail =
+                    format!("node updates may not change {field} except from \"\" to valid");
                 errors.push(FieldError::forbidden(&path.child(at), detail));
             }
         }
@@ -84,7 +105,8 @@ impl Strategy for Node {
     }
 
     fn selectable_field(&self, object: &Value, field: &str) -> Option<String> {
-        (field == "spec.unschedulable").then(|| flag(get(object, "spec"), "unschedulable").to_string())
+        (field == "spec.unschedulable")
+            .then(|| flag(get(object, "spec"), "unschedulable").to_string())
     }
 
     fn selectable_fields(&self) -> &'static [&'static str] {
@@ -120,7 +142,9 @@ impl Strategy for Node {
 }
 
 fn ready(object: &Value) -> String {
-    let ready = list(get(object, "status"), "conditions").iter().find(|condition| text(condition, "type") == "Ready");
+    let ready = list(get(object, "status"), "conditions")
+        .iter()
+        .find(|condition| text(condition, "type") == "Ready");
     let mut status = match ready.map(|condition| text(condition, "status")) {
         None => "Unknown",
         Some("True") => "Ready",
@@ -135,31 +159,49 @@ fn ready(object: &Value) -> String {
 
 fn roles(object: &Value) -> String {
     let roles: BTreeSet<&str> = entries(get(object, "metadata"), "labels")
-        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
-            Some(role) if !role.is_empty() => Some(role),
-            _ if key == "kubernetes.io/role" => value.as_str().filter(|role| !role.is_empty()),
-            _ => None,
-        })
+        .filter_map(
+            |(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+                Some(role) if !role.is_empty() => Some(role),
+                _ if key == "kubernetes.io/role" => value.as_str().filter(|role| !role.is_empty()),
+                _ => None,
+            },
+        )
         .collect();
-    if roles.is_empty() { "<none>".to_owned() } else { roles.into_iter().collect::<Vec<_>>().join(",") }
+    if roles.is_empty() {
+        "<none>".to_owned()
+    } else {
+        roles.into_iter().collect::<Vec<_>>().join(",")
+    }
 }
 
 fn taints(taints: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
     let mut seen = BTreeSet::new();
     for (i, taint) in taints.iter().enumerate() {
         let at = path.index(i);
-        let (key, value, effect) = (text(taint, "key"), text(taint, "value"), text(taint, "effect"));
-        errors.extend(
-            meta::qualified_name(key).into_iter().map(|text| FieldError::invalid(&at.child("key"), key, text)),
+        let (key, value, effect) = (
+            text(taint, "key"),
+            text(taint, "value"),
+            text(taint, "effect"),
         );
         errors.extend(
-            meta::label_value(value).into_iter().map(|text| FieldError::invalid(&at.child("value"), value, text)),
+            meta::qualified_name(key)
+                .into_iter()
+                .map(|text| FieldError::invalid(&at.child("key"), key, text)),
+        );
+        errors.extend(
+            meta::label_value(value)
+                .into_iter()
+                .map(|text| FieldError::invalid(&at.child("value"), value, text)),
         );
         let supported = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         if effect.is_empty() {
             errors.push(FieldError::required(&at.child("effect"), ""));
         } else if !supported.contains(&effect) {
-            errors.push(FieldError::not_supported(&at.child("effect"), effect, &supported));
+            errors.push(FieldError::not_supported(
+                &at.child("effect"),
+                effect,
+                &supported,
+            ));
         }
         if !seen.insert((key, effect)) {
             let mut error = FieldError::duplicate(&at, taint.clone());
@@ -170,7 +212,12 @@ fn taints(taints: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 fn is_cidr(text: &str) -> bool {
-    let Some((address, bits)) = text.split_once('/') else { return false };
-    let Ok(address) = address.parse::<std::net::IpAddr>() else { return false };
-    bits.parse::<u8>().is_ok_and(|bits| bits <= if address.is_ipv4() { 32 } else { 128 })
+    let Some((address, bits)) = text.split_once('/') else {
+        return false;
+    };
+    let Ok(address) = address.parse::<std::net::IpAddr>() else {
+        return false;
+    };
+    bits.parse::<u8>()
+        .is_ok_and(|bits| bits <= if address.is_ipv4() { 32 } else { 128 })
 }

@@ -29,13 +29,21 @@ impl Strategy for RuntimeClass {
         let mut errors = Vec::new();
         let handler = text(object, "handler");
         let path = Path::new("handler");
-        errors.extend(meta::dns1123_label(handler).into_iter().map(|text| FieldError::invalid(&path, handler, text)));
+        errors.extend(
+            meta::dns1123_label(handler)
+                .into_iter()
+                .map(|text| FieldError::invalid(&path, handler, text)),
+        );
         let path = Path::new("scheduling");
         let scheduling = get(object, "scheduling");
         if let Some(selector) = scheduling.get("nodeSelector") {
             errors.extend(meta::validate_labels(selector, &path.child("nodeSelector")));
         }
-        super::pod::tolerations(list(scheduling, "tolerations"), &path.child("tolerations"), &mut errors);
+        super::pod::tolerations(
+            list(scheduling, "tolerations"),
+            &path.child("tolerations"),
+            &mut errors,
+        );
         errors
     }
 
@@ -44,6 +52,10 @@ impl Strategy for RuntimeClass {
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        vec![meta::name(object).into(), text(object, "handler").into(), table::age(object, now).into()]
+        vec![
+            meta::name(object).into(),
+            text(object, "handler").into(),
+            table::age(object, now).into(),
+        ]
     }
 }

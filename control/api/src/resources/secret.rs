@@ -15,8 +15,14 @@ use crate::{
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),
-    Column::text("Type", "Used to facilitate programmatic handling of secret data."),
-    Column::text("Data", "Data contains the secret data. Each key must consist of alphanumeric characters, '-', '_' or '.'."),
+    Column::text(
+        "Type",
+        "Used to facilitate programmatic handling of secret data.",
+    ),
+    Column::text(
+        "Data",
+        "Data contains the secret data. Each key must consist of alphanumeric characters, '-', '_' or '.'.",
+    ),
     Column::age(),
 ];
 
@@ -26,12 +32,17 @@ impl Strategy for Secret {
     fn default(&self, object: &mut Value) {
         default(object, "type", "Opaque");
         // stringData is for writing only: it goes over to data.
-        let Some(map) = object.as_object_mut() else { return };
+        let Some(map) = object.as_object_mut() else {
+            return;
+        };
         if let Some(Value::Object(texts)) = map.remove("stringData") {
             let data = map.entry("data").or_insert_with(empty);
             if let Some(data) = data.as_object_mut() {
                 data.extend(texts.into_iter().map(|(key, text)| {
-                    (key, STANDARD.encode(text.as_str().unwrap_or_default()).into())
+                    (
+                        key,
+                        STANDARD.encode(text.as_str().unwrap_or_default()).into(),
+                    )
                 }));
             }
         }
@@ -44,7 +55,9 @@ impl Strategy for Secret {
         for (key, value) in entries(object, "data") {
             let at = path.key(key);
             errors.extend(
-                meta::config_map_key(key).into_iter().map(|text| FieldError::invalid(&at, key.as_str(), text)),
+                meta::config_map_key(key)
+                    .into_iter()
+                    .map(|text| FieldError::invalid(&at, key.as_str(), text)),
             );
             total_bytes += value.as_str().unwrap_or_default().len() / 4 * 3;
         }
@@ -85,7 +98,10 @@ fn of_type(object: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     let data = get(object, "data");
     let mut require = |keys: &[&str]| {
         if keys.iter().all(|key| data.get(key).is_none()) {
-            errors.extend(keys.iter().map(|key| FieldError::required(&path.key(key), "")));
+            errors.extend(
+                keys.iter()
+                    .map(|key| FieldError::required(&path.key(key), "")),
+            );
         }
     };
     let config = match text(object, "type") {
@@ -93,7 +109,10 @@ fn of_type(object: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
             let key = "kubernetes.io/service-account.name";
             if meta::annotation(object, key).is_none_or(str::is_empty) {
                 let metadata = Path::new("metadata");
-                errors.push(FieldError::required(&metadata.child("annotations").key(key), ""));
+                errors.push(FieldError::required(
+                    &metadata.child("annotations").key(key),
+                    "",
+                ));
             }
             return;
         }
@@ -111,7 +130,11 @@ fn of_type(object: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     if let Some(text) = data.get(config).and_then(Value::as_str) {
         let decoded = STANDARD.decode(text).unwrap_or_default();
         if let Err(e) = serde_json::from_slice::<serde_json::Map<String, Value>>(&decoded) {
-            errors.push(FieldError::invalid(&path.key(config), "<secret contents redacted>", e.to_string()));
+            errors.push(FieldError::invalid(
+                &path.key(config),
+                "<secret contents redacted>",
+                e.to_string(),
+            ));
         }
     }
 }

@@ -11,7 +11,10 @@ use crate::{
     field::Path,
     meta,
     table::{self, Column},
-    value::{default, default_absent, empty, entries, flag, get, integer, is_set, keep, list, list_mut, text},
+    value::{
+        default, default_absent, empty, entries, flag, get, integer, is_set, keep, list, list_mut,
+        text,
+    },
 };
 
 /// Seconds for which a client stays with the pod it met.
@@ -21,11 +24,24 @@ const AFFINITY_SECONDS_MAX: i64 = 86_400;
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),
     Column::text("Type", "type determines how the Service is exposed."),
-    Column::text("Cluster-IP", "clusterIP is the IP address of the service and is usually assigned randomly."),
-    Column::text("External-IP", "Addresses at which the service is reached from outside the cluster."),
-    Column::text("Port(s)", "The list of ports that are exposed by this service."),
+    Column::text(
+        "Cluster-IP",
+        "clusterIP is the IP address of the service and is usually assigned randomly.",
+    ),
+    Column::text(
+        "External-IP",
+        "Addresses at which the service is reached from outside the cluster.",
+    ),
+    Column::text(
+        "Port(s)",
+        "The list of ports that are exposed by this service.",
+    ),
     Column::age(),
-    Column::text("Selector", "Route service traffic to pods with label keys and values matching this selector.").wide(),
+    Column::text(
+        "Selector",
+        "Route service traffic to pods with label keys and values matching this selector.",
+    )
+    .wide(),
 ];
 
 pub(super) struct Service;
@@ -64,7 +80,11 @@ impl Strategy for Service {
             default_absent(spec, "allocateLoadBalancerNodePorts", true);
         }
         // Either of the two may be given; both are shown.
-        let first = list(spec, "clusterIPs").first().and_then(Value::as_str).unwrap_or_default().to_owned();
+        let first = list(spec, "clusterIPs")
+            .first()
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         let given = text(spec, "clusterIP").to_owned();
         if given.is_empty() && !first.is_empty() {
             spec["clusterIP"] = first.into();
@@ -91,12 +111,20 @@ impl Strategy for Service {
         }
         keep(new, old, "status");
         let old = get(old, "spec");
-        let Some(spec) = new.get_mut("spec") else { return };
+        let Some(spec) = new.get_mut("spec") else {
+            return;
+        };
         let has_cluster_ip = |type_: &str| type_ != "ExternalName";
         if !has_cluster_ip(text(spec, "type")) {
             // What was allocated goes back when the type changes and nothing else is said.
             if has_cluster_ip(text(old, "type")) {
-                for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+                for field in [
+                    "clusterIP",
+                    "clusterIPs",
+                    "ipFamilies",
+                    "ipFamilyPolicy",
+                    "internalTrafficPolicy",
+                ] {
                     if get(spec, field) == get(old, field) {
                         crate::value::remove(spec, field);
                     }
@@ -114,7 +142,8 @@ impl Strategy for Service {
             if matches!(text(spec, "type"), "NodePort" | "LoadBalancer") {
                 for port in list_mut(spec, "ports") {
                     let same = list(old, "ports").iter().find(|old| {
-                        text(old, "protocol") == text(port, "protocol") && get(old, "port") == get(port, "port")
+                        text(old, "protocol") == text(port, "protocol")
+                            && get(old, "port") == get(port, "port")
                     });
                     if let Some(same) = same
                         && integer(port, "nodePort").unwrap_or_default() == 0
@@ -124,7 +153,9 @@ impl Strategy for Service {
                 }
             } else if matches!(text(old, "type"), "NodePort" | "LoadBalancer") {
                 for port in list_mut(spec, "ports") {
-                    let is_old = list(old, "ports").iter().any(|old| get(old, "nodePort") == get(port, "nodePort"));
+                    let is_old = list(old, "ports")
+                        .iter()
+                        .any(|old| get(old, "nodePort") == get(port, "nodePort"));
                     if is_old {
                         crate::value::remove(port, "nodePort");
                     }
@@ -153,7 +184,11 @@ impl Strategy for Service {
             let path = Path::new("spec");
             let path = path.child("clusterIPs");
             let shown = get(spec, "clusterIPs").clone();
-            errors.push(FieldError::invalid(&path.index(0), shown, "may not change once set"));
+            errors.push(FieldError::invalid(
+                &path.index(0),
+                shown,
+                "may not change once set",
+            ));
         }
         errors.extend(self.validate_create(new));
         errors
@@ -180,15 +215,19 @@ impl Strategy for Service {
         let ports: Vec<String> = list(spec, "ports")
             .iter()
             .map(|port| {
-                let (number, protocol) = (integer(port, "port").unwrap_or_default(), text(port, "protocol"));
+                let (number, protocol) = (
+                    integer(port, "port").unwrap_or_default(),
+                    text(port, "protocol"),
+                );
                 match integer(port, "nodePort").unwrap_or_default() {
                     0 => format!("{number}/{protocol}"),
                     node_port => format!("{number}:{node_port}/{protocol}"),
                 }
             })
             .collect();
-        let selector: Vec<String> =
-            entries(spec, "selector").map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+        let selector: Vec<String> = entries(spec, "selector")
+            .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+            .collect();
         vec![
             meta::name(object).into(),
             text(spec, "type").into(),
@@ -203,7 +242,10 @@ impl Strategy for Service {
 
 fn external_ip(object: &Value) -> String {
     let spec = get(object, "spec");
-    let mut ips: Vec<&str> = list(spec, "externalIPs").iter().filter_map(Value::as_str).collect();
+    let mut ips: Vec<&str> = list(spec, "externalIPs")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     match text(spec, "type") {
         "ExternalName" => return text(spec, "externalName").to_owned(),
         "LoadBalancer" => {
@@ -254,14 +296,22 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
                 errors.push(FieldError::required(&at, ""));
             } else {
                 let texts = meta::dns1123_subdomain(name);
-                errors.extend(texts.into_iter().map(|text| FieldError::invalid(&at, name, text)));
+                errors.extend(
+                    texts
+                        .into_iter()
+                        .map(|text| FieldError::invalid(&at, name, text)),
+                );
             }
         }
         "ClusterIP" | "LoadBalancer" | "NodePort" => {}
         "" => errors.push(FieldError::required(&path.child("type"), "")),
         other => {
             let supported = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-            errors.push(FieldError::not_supported(&path.child("type"), other, &supported));
+            errors.push(FieldError::not_supported(
+                &path.child("type"),
+                other,
+                &supported,
+            ));
         }
     }
     ports(spec, type_, path, errors);
@@ -269,35 +319,61 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         errors.extend(meta::validate_labels(selector, &path.child("selector")));
     }
     affinity(spec, path, errors);
-    if type_ != "ExternalName" && !cluster_ip.is_empty() && !is_headless && cluster_ip.parse::<IpAddr>().is_err() {
+    if type_ != "ExternalName"
+        && !cluster_ip.is_empty()
+        && !is_headless
+        && cluster_ip.parse::<IpAddr>().is_err()
+    {
         let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
         errors.push(FieldError::invalid(&first, cluster_ip, detail));
     }
-    let listed = list(spec, "clusterIPs").first().and_then(Value::as_str).unwrap_or(cluster_ip);
+    let listed = list(spec, "clusterIPs")
+        .first()
+        .and_then(Value::as_str)
+        .unwrap_or(cluster_ip);
     if listed != cluster_ip {
         let detail = "first value must match `clusterIP`";
-        errors.push(FieldError::invalid(&cluster_ips, get(spec, "clusterIPs").clone(), detail));
+        errors.push(FieldError::invalid(
+            &cluster_ips,
+            get(spec, "clusterIPs").clone(),
+            detail,
+        ));
     }
     let external = path.child("externalIPs");
     for (i, ip) in list(spec, "externalIPs").iter().enumerate() {
         super::pod::ip(ip.as_str().unwrap_or_default(), &external.index(i), errors);
     }
-    for (field, allowed) in
-        [("internalTrafficPolicy", &["Cluster", "Local"]), ("externalTrafficPolicy", &["Cluster", "Local"])]
-    {
+    for (field, allowed) in [
+        ("internalTrafficPolicy", &["Cluster", "Local"]),
+        ("externalTrafficPolicy", &["Cluster", "Local"]),
+    ] {
         let policy = text(spec, field);
         if !policy.is_empty() && !allowed.contains(&policy) {
-            errors.push(FieldError::not_supported(&path.child(field), policy, allowed));
+            errors.push(FieldError::not_supported(
+                &path.child(field),
+                policy,
+                allowed,
+            ));
         }
     }
-    if type_ == "ClusterIP" && list(spec, "externalIPs").is_empty() && is_set(spec, "externalTrafficPolicy") {
+    if type_ == "ClusterIP"
+        && list(spec, "externalIPs").is_empty()
+        && is_set(spec, "externalTrafficPolicy")
+    {
         let detail = "may only be set for externally-accessible services";
         let policy = text(spec, "externalTrafficPolicy");
-        errors.push(FieldError::invalid(&path.child("externalTrafficPolicy"), policy, detail));
+        errors.push(FieldError::invalid(
+            &path.child("externalTrafficPolicy"),
+            policy,
+            detail,
+        ));
     }
     if flag(spec, "allocateLoadBalancerNodePorts") && type_ != "LoadBalancer" {
         let at = path.child("allocateLoadBalancerNodePorts");
-        errors.push(FieldError::forbidden(&at, "may only be used when `type` is 'LoadBalancer'"));
+        errors.push(FieldError::forbidden(
+            &at,
+            "may only be used when `type` is 'LoadBalancer'",
+        ));
     }
 }
 
@@ -307,7 +383,11 @@ fn affinity(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         errors.push(FieldError::required(&path.child("sessionAffinity"), ""));
     } else if !["ClientIP", "None"].contains(&affinity) {
         let at = path.child("sessionAffinity");
-        errors.push(FieldError::not_supported(&at, affinity, &["ClientIP", "None"]));
+        errors.push(FieldError::not_supported(
+            &at,
+            affinity,
+            &["ClientIP", "None"],
+        ));
     }
     let config = get(spec, "sessionAffinityConfig");
     let at = path.child("sessionAffinityConfig");
@@ -321,14 +401,19 @@ fn affinity(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         && !(1..=AFFINITY_SECONDS_MAX).contains(&seconds)
     {
         let detail = format!("must be greater than 0 and less than {AFFINITY_SECONDS_MAX}");
-        errors.push(FieldError::invalid(&at.child("timeoutSeconds"), seconds, detail));
+        errors.push(FieldError::invalid(
+            &at.child("timeoutSeconds"),
+            seconds,
+            detail,
+        ));
     }
 }
 
 fn ports(spec: &Value, type_: &str, path: &Path<'_>, errors: &mut Errors) {
     let all = list(spec, "ports");
     let path = path.child("ports");
-    let (mut names, mut numbers, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut names, mut numbers, mut node_ports) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (i, port) in all.iter().enumerate() {
         let at = path.index(i);
         let name = text(port, "name");
@@ -339,7 +424,11 @@ fn ports(spec: &Value, type_: &str, path: &Path<'_>, errors: &mut Errors) {
         } else {
             let name_path = at.child("name");
             let texts = meta::dns1123_label(name);
-            errors.extend(texts.into_iter().map(|text| FieldError::invalid(&name_path, name, text)));
+            errors.extend(
+                texts
+                    .into_iter()
+                    .map(|text| FieldError::invalid(&name_path, name, text)),
+            );
             if !names.insert(name) {
                 errors.push(FieldError::duplicate(&name_path, name));
             }
@@ -351,7 +440,11 @@ fn ports(spec: &Value, type_: &str, path: &Path<'_>, errors: &mut Errors) {
             errors.push(FieldError::required(&at.child("protocol"), ""));
         } else if !["SCTP", "TCP", "UDP"].contains(&protocol) {
             let supported = ["SCTP", "TCP", "UDP"];
-            errors.push(FieldError::not_supported(&at.child("protocol"), protocol, &supported));
+            errors.push(FieldError::not_supported(
+                &at.child("protocol"),
+                protocol,
+                &supported,
+            ));
         }
         port_number_or_name(get(port, "targetPort"), &at.child("targetPort"), errors);
         let node_port = integer(port, "nodePort").unwrap_or_default();
@@ -365,7 +458,10 @@ fn ports(spec: &Value, type_: &str, path: &Path<'_>, errors: &mut Errors) {
             }
         }
         if !numbers.insert((protocol, number)) {
-            errors.push(FieldError::duplicate(&at, json!({"protocol": protocol, "port": number})));
+            errors.push(FieldError::duplicate(
+                &at,
+                json!({"protocol": protocol, "port": number}),
+            ));
         }
     }
 }

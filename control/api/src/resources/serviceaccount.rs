@@ -11,7 +11,10 @@ use crate::{
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),
-    Column::text("Secrets", "Secrets in the same namespace that pods running using this ServiceAccount are allowed to use."),
+    Column::text(
+        "Secrets",
+        "Secrets in the same namespace that pods running using this ServiceAccount are allowed to use.",
+    ),
     Column::age(),
 ];
 
@@ -20,6 +23,10 @@ pub(super) struct ServiceAccount;
 impl Strategy for ServiceAccount {
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         let secrets = list(object, "secrets").len();
-        vec![meta::name(object).into(), secrets.into(), table::age(object, now).into()]
+        vec![
+            meta::name(object).into(),
+            secrets.into(),
+            table::age(object, now).into(),
+        ]
     }
 }

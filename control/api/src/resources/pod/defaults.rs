@@ -30,6 +30,9 @@ pub(super) fn default_pod_spec(spec: &mut Value) {
     default(spec, "securityContext", empty());
     default(spec, "schedulerName", "default-scheduler");
     default(spec, "terminationGracePeriodSeconds", 30);
+    if value::integer(spec, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
     default(spec, "enableServiceLinks", true);
     // `serviceAccount` is the old name of `serviceAccountName`; both are shown.
     let account = match text(spec, "serviceAccountName") {
@@ -59,7 +62,11 @@ fn default_container(container: &mut Value, is_host_network: bool) {
             port["hostPort"] = number.into();
         }
     }
-    let policy = if image_tag(text(container, "image")) == Some("latest") { "Always" } else { "IfNotPresent" };
+    let policy = if image_tag(text(container, "image")) == Some("latest") {
+        "Always"
+    } else {
+        "IfNotPresent"
+    };
     default(container, "imagePullPolicy", policy);
     default(container, "terminationMessagePath", "/dev/termination-log");
     default(container, "terminationMessagePolicy", "File");
@@ -71,16 +78,25 @@ fn default_container(container: &mut Value, is_host_network: bool) {
     }
     if let Some(lifecycle) = container.get_mut("lifecycle") {
         for handler in ["postStart", "preStop"] {
-            if let Some(http) = lifecycle.get_mut(handler).and_then(|handler| handler.get_mut("httpGet")) {
+            if let Some(http) = lifecycle
+                .get_mut(handler)
+                .and_then(|handler| handler.get_mut("httpGet"))
+            {
                 default_http(http);
             }
         }
     }
     for env in list_mut(container, "env") {
-        if let Some(field) = env.get_mut("valueFrom").and_then(|from| from.get_mut("fieldRef")) {
+        if let Some(field) = env
+            .get_mut("valueFrom")
+            .and_then(|from| from.get_mut("fieldRef"))
+        {
             default(field, "apiVersion", "v1");
         }
-        if let Some(resource) = env.get_mut("valueFrom").and_then(|from| from.get_mut("resourceFieldRef")) {
+        if let Some(resource) = env
+            .get_mut("valueFrom")
+            .and_then(|from| from.get_mut("resourceFieldRef"))
+        {
             default_absent(resource, "divisor", "0");
         }
     }
@@ -96,7 +112,12 @@ fn default_number(object: &mut Value, field: &str, number: i64) {
 }
 
 fn default_probe(probe: &mut Value) {
-    for (field, number) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (field, number) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         default_number(probe, field, number);
     }
     if let Some(http) = probe.get_mut("httpGet") {
@@ -113,8 +134,15 @@ fn default_http(http: &mut Value) {
 }
 
 fn default_requests(container: &mut Value) {
-    let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else { return };
-    let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { return };
+    let Some(resources) = container
+        .get_mut("resources")
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
+    let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else {
+        return;
+    };
     if limits.is_empty() {
         return;
     }
@@ -126,10 +154,15 @@ fn default_requests(container: &mut Value) {
 
 fn default_volume(volume: &mut Value) {
     // A volume with a name and nothing else is an empty directory.
-    if volume.as_object().is_some_and(|map| map.keys().all(|key| key == "name")) {
+    if volume
+        .as_object()
+        .is_some_and(|map| map.keys().all(|key| key == "name"))
+    {
         volume["emptyDir"] = empty();
     }
-    let Some(sources) = volume.as_object_mut() else { return };
+    let Some(sources) = volume.as_object_mut() else {
+        return;
+    };
     for (name, source) in sources {
         match name.as_str() {
             "secret" | "configMap" => default_absent(source, "defaultMode", DEFAULT_MODE),
@@ -160,7 +193,10 @@ fn default_volume(volume: &mut Value) {
                 default(source, "fsType", "xfs");
             }
             "ephemeral" => {
-                if let Some(spec) = source.get_mut("volumeClaimTemplate").and_then(|claim| claim.get_mut("spec")) {
+                if let Some(spec) = source
+                    .get_mut("volumeClaimTemplate")
+                    .and_then(|claim| claim.get_mut("spec"))
+                {
                     default(spec, "volumeMode", "Filesystem");
                 }
             }
@@ -182,7 +218,9 @@ fn default_downward_items(source: &mut Value) {
 
 /// Tag of an image; `latest` when it has neither tag nor digest, `None` when it has only a digest.
 fn image_tag(image: &str) -> Option<&str> {
-    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let (name, digest) = image
+        .split_once('@')
+        .map_or((image, None), |(name, digest)| (name, Some(digest)));
     let last = name.rsplit('/').next().unwrap_or(name);
     match last.split_once(':') {
         Some((_, tag)) => Some(tag),
@@ -199,7 +237,10 @@ pub(super) fn default_tolerations(spec: &mut Value) {
             (key == taint || key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
         })
     };
-    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    for taint in [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ] {
         if tolerates(spec, taint) {
             continue;
         }
@@ -242,13 +283,17 @@ pub fn qos_class(spec: &Value) -> &'static str {
             .and_then(|text| Quantity::parse(text).ok())
             .filter(|quantity| *quantity > Quantity::ZERO)
     };
-    for container in list(spec, "containers").iter().chain(list(spec, "initContainers")) {
+    for container in list(spec, "containers")
+        .iter()
+        .chain(list(spec, "initContainers"))
+    {
         let resources = get(container, "resources");
         let (requests, limits) = (get(resources, "requests"), get(resources, "limits"));
         for name in COMPUTE {
             let (request, limit) = (amount(requests, name), amount(limits, name));
             has_any |= request.is_some() || limit.is_some();
-            is_guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
+            is_guaranteed &=
+                limit.is_some() && request.is_none_or(|request| Some(request) == limit);
         }
     }
     match (has_any, is_guaranteed) {

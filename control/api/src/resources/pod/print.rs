@@ -45,12 +45,15 @@ fn summary(pod: &Value) -> Summary {
 
     let init_containers = list(spec, "initContainers");
     let is_restartable = |name: &str| {
-        init_containers
-            .iter()
-            .any(|container| text(container, "name") == name && text(container, "restartPolicy") == "Always")
+        init_containers.iter().any(|container| {
+            text(container, "name") == name && text(container, "restartPolicy") == "Always"
+        })
     };
     let mut total = list(spec, "containers").len();
-    total += init_containers.iter().filter(|container| text(container, "restartPolicy") == "Always").count();
+    total += init_containers
+        .iter()
+        .filter(|container| text(container, "restartPolicy") == "Always")
+        .count();
 
     let mut ready = 0;
     let (mut restarts, mut sidecar_restarts) = (0, 0);
@@ -116,12 +119,24 @@ fn summary(pod: &Value) -> Summary {
             "Terminating".clone_into(&mut reason);
         }
     }
-    Summary { reason, restarts, last_restart: last_restart.to_owned(), ready, total }
+    Summary {
+        reason,
+        restarts,
+        last_restart: last_restart.to_owned(),
+        ready,
+        total,
+    }
 }
 
 fn end_reason(terminated: &Value) -> String {
-    match (text(terminated, "reason"), integer(terminated, "signal").unwrap_or_default()) {
-        ("", 0) => format!("ExitCode:{}", integer(terminated, "exitCode").unwrap_or_default()),
+    match (
+        text(terminated, "reason"),
+        integer(terminated, "signal").unwrap_or_default(),
+    ) {
+        ("", 0) => format!(
+            "ExitCode:{}",
+            integer(terminated, "exitCode").unwrap_or_default()
+        ),
         ("", signal) => format!("Signal:{signal}"),
         (reason, _) => reason.to_owned(),
     }
@@ -129,18 +144,29 @@ fn end_reason(terminated: &Value) -> String {
 
 pub(super) fn row(pod: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (get(pod, "spec"), get(pod, "status"));
-    let Summary { reason, restarts, last_restart, ready, total } = summary(pod);
+    let Summary {
+        reason,
+        restarts,
+        last_restart,
+        ready,
+        total,
+    } = summary(pod);
     let restarts = if restarts != 0 && !last_restart.is_empty() {
         format!("{restarts} ({} ago)", table::since(&last_restart, now))
     } else {
         restarts.to_string()
     };
-    let ip = list(status, "podIPs").first().map_or_else(|| text(status, "podIP"), |ip| text(ip, "ip"));
+    let ip = list(status, "podIPs")
+        .first()
+        .map_or_else(|| text(status, "podIP"), |ip| text(ip, "ip"));
     let gates = list(spec, "readinessGates");
     let gates = if gates.is_empty() {
         "<none>".to_owned()
     } else {
-        let met = gates.iter().filter(|gate| condition_is_true(status, text(gate, "conditionType"))).count();
+        let met = gates
+            .iter()
+            .filter(|gate| condition_is_true(status, text(gate, "conditionType")))
+            .count();
         format!("{met}/{}", gates.len())
     };
     vec![

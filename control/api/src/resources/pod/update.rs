@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use super::validate::{Errors, rule};
 use crate::{
-    FieldError, meta,
+    FieldError,
     field::Path,
+    meta,
     value::{get, integer, keep, list, remove, text},
 };
 
@@ -26,7 +27,11 @@ pub(super) fn prepare(subresource: &str, new: &mut Value, old: &Value) {
             keep(new, old, "spec");
             keep(new, old, "status");
             if let Some(spec) = new.get_mut("spec") {
-                keep(spec, &json!({"ephemeralContainers": ephemeral}), "ephemeralContainers");
+                keep(
+                    spec,
+                    &json!({"ephemeralContainers": ephemeral}),
+                    "ephemeralContainers",
+                );
                 if ephemeral.is_none() {
                     remove(spec, "ephemeralContainers");
                 }
@@ -37,7 +42,12 @@ pub(super) fn prepare(subresource: &str, new: &mut Value, old: &Value) {
             if let Some(spec) = new.get_mut("spec") {
                 // Admission sets these anew in Kubernetes, so a manifest without them means no change.
                 let old = get(old, "spec");
-                for field in ["priority", "preemptionPolicy", "serviceAccountName", "serviceAccount"] {
+                for field in [
+                    "priority",
+                    "preemptionPolicy",
+                    "serviceAccountName",
+                    "serviceAccount",
+                ] {
                     if spec.get(field).is_none() {
                         keep(spec, old, field);
                     }
@@ -50,6 +60,7 @@ pub(super) fn prepare(subresource: &str, new: &mut Value, old: &Value) {
 
 pub(super) fn validate(subresource: &str, new: &Value, old: &Value) -> Errors {
     let mut errors = Vec::new();
+    mirror(new, old, &mut errors);
     match subresource {
         "status" => status(new, old, &mut errors),
         "ephemeralcontainers" => ephemeral(new, old, &mut errors),
@@ -59,11 +70,32 @@ pub(super) fn validate(subresource: &str, new: &Value, old: &Value) -> Errors {
     errors
 }
 
+/// What stands for a static pod does so for good.
+fn mirror(new: &Value, old: &Value, errors: &mut Errors) {
+    let key = "kubernetes.io/config.mirror";
+    let (new, old) = (meta::annotation(new, key), meta::annotation(old, key));
+    let detail = match (new, old) {
+        (new, old) if new == old => return,
+        (_, Some(_)) => "may not remove or update mirror pod annotation",
+        (_, None) => "may not add mirror pod annotation",
+    };
+    let root = Path::new("metadata");
+    errors.push(FieldError::forbidden(
+        &root.child("annotations").key(key),
+        detail,
+    ));
+}
+
 fn status(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("status");
     let nominated = text(get(new, "status"), "nominatedNodeName");
     if !nominated.is_empty() && nominated != text(get(old, "status"), "nominatedNodeName") {
-        rule(meta::dns1123_subdomain(nominated), &path.child("nominatedNodeName"), nominated, errors);
+        rule(
+            meta::dns1123_subdomain(nominated),
+            &path.child("nominatedNodeName"),
+            nominated,
+            errors,
+        );
     }
 }
 
@@ -97,21 +129,31 @@ fn spec(new: &Value, old: &Value, errors: &mut Errors) {
     }
     let (munged, old) = (munge(new, old), munge(old, old));
     if munged != old {
-        let detail = format!("pod updates may not change fields other than {MAY_CHANGE}\n{}", diff(&old, &munged));
+        let detail = format!(
+            "pod updates may not change fields other than {MAY_CHANGE}\n{}",
+            diff(&old, &munged)
+        );
         errors.push(FieldError::forbidden(&path, detail));
     }
 }
 
 fn active_deadline(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
     let at = path.child("activeDeadlineSeconds");
-    match (integer(new, "activeDeadlineSeconds"), integer(old, "activeDeadlineSeconds")) {
+    match (
+        integer(new, "activeDeadlineSeconds"),
+        integer(old, "activeDeadlineSeconds"),
+    ) {
         (Some(new), old) => {
             let max = i64::from(i32::MAX);
             if !(0..=max).contains(&new) {
                 let detail = format!("must be between 0 and {max}, inclusive");
                 errors.push(FieldError::invalid(&at, new, detail));
             } else if old.is_some_and(|old| old < new) {
-                errors.push(FieldError::invalid(&at, new, "must be less than or equal to previous value"));
+                errors.push(FieldError::invalid(
+                    &at,
+                    new,
+                    "must be less than or equal to previous value",
+                ));
             }
         }
         (None, Some(_)) => {
@@ -128,8 +170,14 @@ fn tolerations(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
         remove(&mut toleration, "tolerationSeconds");
         toleration
     };
-    let kept: Vec<Value> = list(new, "tolerations").iter().map(without_seconds).collect();
-    if !list(old, "tolerations").iter().all(|toleration| kept.contains(&without_seconds(toleration))) {
+    let kept: Vec<Value> = list(new, "tolerations")
+        .iter()
+        .map(without_seconds)
+        .collect();
+    if !list(old, "tolerations")
+        .iter()
+        .all(|toleration| kept.contains(&without_seconds(toleration)))
+    {
         let detail = "existing toleration can not be modified except its tolerationSeconds";
         errors.push(FieldError::forbidden(&path.child("tolerations"), detail));
     }
@@ -153,7 +201,9 @@ fn gates(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
 fn munge(spec: &Value, old: &Value) -> Value {
     let mut spec = spec.clone();
     for field in ["containers", "initContainers"] {
-        let Some(containers) = spec.get_mut(field).and_then(Value::as_array_mut) else { continue };
+        let Some(containers) = spec.get_mut(field).and_then(Value::as_array_mut) else {
+            continue;
+        };
         for (container, old) in containers.iter_mut().zip(list(old, field)) {
             keep(container, old, "image");
         }
@@ -172,7 +222,10 @@ fn munge(spec: &Value, old: &Value) -> Value {
 fn diff(old: &Value, new: &Value) -> String {
     let mut text = String::from("  core.PodSpec{\n");
     let empty = serde_json::Map::new();
-    let (old, new) = (old.as_object().unwrap_or(&empty), new.as_object().unwrap_or(&empty));
+    let (old, new) = (
+        old.as_object().unwrap_or(&empty),
+        new.as_object().unwrap_or(&empty),
+    );
     for (field, was) in old {
         let is = new.get(field);
         if is != Some(was) {
@@ -200,12 +253,17 @@ fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
         let name = text(container, "name");
         match new_list.iter().find(|other| text(other, "name") == name) {
             None => {
-                let detail = format!("existing ephemeral containers {} may not be removed\n", crate::field::quote(name));
+                let detail = format!(
+                    "existing ephemeral containers {} may not be removed\n",
+                    crate::field::quote(name)
+                );
                 errors.push(FieldError::forbidden(&at, detail));
             }
             Some(other) if other != container => {
-                let detail =
-                    format!("existing ephemeral containers {} may not be changed\n", crate::field::quote(name));
+                let detail = format!(
+                    "existing ephemeral containers {} may not be changed\n",
+                    crate::field::quote(name)
+                );
                 errors.push(FieldError::forbidden(&at, detail));
             }
             Some(_) => {}

@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::volumes;
 use crate::{
-    FieldError, meta,
+    FieldError,
     field::Path,
+    meta,
     quantity::Quantity,
     value::{entries, flag, get, integer, is_set, list, text},
 };
@@ -25,7 +26,10 @@ pub(super) fn create(pod: &Value) -> Errors {
     let spec = get(pod, "spec");
     pod_spec(spec, &path, &mut errors);
     if !list(spec, "ephemeralContainers").is_empty() {
-        errors.push(FieldError::forbidden(&path.child("ephemeralContainers"), "cannot be set on create"));
+        errors.push(FieldError::forbidden(
+            &path.child("ephemeralContainers"),
+            "cannot be set on create",
+        ));
     }
     if is_set(spec, "nodeName") && !list(spec, "schedulingGates").is_empty() {
         let detail = "cannot be set until all schedulingGates have been cleared";
@@ -48,13 +52,20 @@ fn mirror(pod: &Value, spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
     if !list(spec, "ephemeralContainers").is_empty() {
         let detail = "ephemeral containers not allowed for mirror pods";
-        errors.push(FieldError::forbidden(&path.child("ephemeralContainers"), detail));
+        errors.push(FieldError::forbidden(
+            &path.child("ephemeralContainers"),
+            detail,
+        ));
     }
 }
 
 /// Adds an `Invalid` for each text of a rule.
 pub(super) fn rule(texts: Vec<String>, path: &Path<'_>, value: &str, errors: &mut Errors) {
-    errors.extend(texts.into_iter().map(|text| FieldError::invalid(path, value, text)));
+    errors.extend(
+        texts
+            .into_iter()
+            .map(|text| FieldError::invalid(path, value, text)),
+    );
 }
 
 pub(super) fn one_of(value: &str, supported: &[&str], path: &Path<'_>, errors: &mut Errors) {
@@ -67,21 +78,34 @@ pub(super) fn one_of(value: &str, supported: &[&str], path: &Path<'_>, errors: &
 
 fn range(value: i64, min: i64, max: i64, path: &Path<'_>, errors: &mut Errors) {
     if !(min..=max).contains(&value) {
-        errors.push(FieldError::invalid(path, value, format!("must be between {min} and {max}, inclusive")));
+        errors.push(FieldError::invalid(
+            path,
+            value,
+            format!("must be between {min} and {max}, inclusive"),
+        ));
     }
 }
 
 pub(super) fn not_negative(object: &Value, field: &str, path: &Path<'_>, errors: &mut Errors) {
     let number = integer(object, field).unwrap_or_default();
     if number < 0 {
-        errors.push(FieldError::invalid(&path.child(field), number, "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            &path.child(field),
+            number,
+            "must be greater than or equal to 0",
+        ));
     }
 }
 
 fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     let volumes = volumes::validate(list(spec, "volumes"), &path.child("volumes"), errors);
     containers(spec, &volumes, path, errors);
-    one_of(text(spec, "restartPolicy"), &["Always", "Never", "OnFailure"], &path.child("restartPolicy"), errors);
+    one_of(
+        text(spec, "restartPolicy"),
+        &["Always", "OnFailure", "Never"],
+        &path.child("restartPolicy"),
+        errors,
+    );
     dns(spec, path, errors);
     if let Some(selector) = spec.get("nodeSelector") {
         errors.extend(meta::validate_labels(selector, &path.child("nodeSelector")));
@@ -94,14 +118,30 @@ fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         }
     }
     affinity(get(spec, "affinity"), &path.child("affinity"), errors);
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
+    for field in [
+        "serviceAccountName",
+        "nodeName",
+        "priorityClassName",
+        "runtimeClassName",
+    ] {
         let name = text(spec, field);
         if !name.is_empty() {
-            rule(meta::dns1123_subdomain(name), &path.child(field), name, errors);
+            rule(
+                meta::dns1123_subdomain(name),
+                &path.child(field),
+                name,
+                errors,
+            );
         }
     }
     if let Some(seconds) = integer(spec, "activeDeadlineSeconds") {
-        range(seconds, 1, ID_MAX, &path.child("activeDeadlineSeconds"), errors);
+        range(
+            seconds,
+            1,
+            ID_MAX,
+            &path.child("activeDeadlineSeconds"),
+            errors,
+        );
     }
     for field in ["hostname", "subdomain"] {
         let name = text(spec, field);
@@ -109,12 +149,21 @@ fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             rule(meta::dns1123_label(name), &path.child(field), name, errors);
         }
     }
-    tolerations(list(spec, "tolerations"), &path.child("tolerations"), errors);
+    tolerations(
+        list(spec, "tolerations"),
+        &path.child("tolerations"),
+        errors,
+    );
     host_aliases(spec, path, errors);
     let gates = path.child("readinessGates");
     for (i, gate) in list(spec, "readinessGates").iter().enumerate() {
         let type_ = text(gate, "conditionType");
-        rule(meta::qualified_name(type_), &gates.index(i).child("conditionType"), type_, errors);
+        rule(
+            meta::qualified_name(type_),
+            &gates.index(i).child("conditionType"),
+            type_,
+            errors,
+        );
     }
     let gates = path.child("schedulingGates");
     let mut seen = BTreeSet::new();
@@ -125,17 +174,31 @@ fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             errors.push(FieldError::duplicate(&gates.index(i), name));
         }
     }
-    topology(list(spec, "topologySpreadConstraints"), &path.child("topologySpreadConstraints"), errors);
+    topology(
+        list(spec, "topologySpreadConstraints"),
+        &path.child("topologySpreadConstraints"),
+        errors,
+    );
     for (name, amount) in entries(spec, "overhead") {
         let overhead = path.child("overhead");
         resource_amount(name, amount, &overhead.key(name), errors);
     }
     if let Some(policy) = spec.get("preemptionPolicy").and_then(Value::as_str) {
-        one_of(policy, &["Never", "PreemptLowerPriority"], &path.child("preemptionPolicy"), errors);
+        one_of(
+            policy,
+            &["PreemptLowerPriority", "Never"],
+            &path.child("preemptionPolicy"),
+            errors,
+        );
     }
     if spec.get("os").is_some() {
         let os = path.child("os");
-        one_of(text(get(spec, "os"), "name"), &["linux", "windows"], &os.child("name"), errors);
+        one_of(
+            text(get(spec, "os"), "name"),
+            &["linux", "windows"],
+            &os.child("name"),
+            errors,
+        );
     }
 }
 
@@ -149,11 +212,11 @@ fn containers(spec: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mut
     for (i, container) in all.iter().enumerate() {
         let path = at.index(i);
         container_common(spec, container, volumes, &mut names, &path, errors);
+        container_life(spec, container, &path, errors);
         if is_set(container, "restartPolicy") {
             let detail = "may not be set for non-init containers";
             errors.push(FieldError::forbidden(&path.child("restartPolicy"), detail));
         }
-        container_life(spec, container, &path, errors);
     }
     let init = path.child("initContainers");
     for (i, container) in list(spec, "initContainers").iter().enumerate() {
@@ -161,13 +224,22 @@ fn containers(spec: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mut
         container_common(spec, container, volumes, &mut names, &path, errors);
         let policy = text(container, "restartPolicy");
         if !policy.is_empty() && policy != "Always" {
-            errors.push(FieldError::not_supported(&path.child("restartPolicy"), policy, &["Always"]));
+            errors.push(FieldError::not_supported(
+                &path.child("restartPolicy"),
+                policy,
+                &["Always"],
+            ));
         }
         if policy == "Always" {
             container_life(spec, container, &path, errors);
             continue;
         }
-        for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+        for field in [
+            "lifecycle",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+        ] {
             if container.get(field).is_some() {
                 let detail = "may not be set for init containers without restartPolicy=Always";
                 errors.push(FieldError::forbidden(&path.child(field), detail));
@@ -177,7 +249,7 @@ fn containers(spec: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mut
     host_ports(spec, path, errors);
 }
 
-/// What the volumes of a pod are called, and which of them are block devices.
+/// What the volumes of a pod are called.
 pub(super) type Volumes<'a> = BTreeSet<&'a str>;
 
 /// Names seen so far are in `names`, which are shared by all containers of a pod.
@@ -196,9 +268,6 @@ fn container_common<'a>(
     } else {
         rule(meta::dns1123_label(name), &at, name, errors);
     }
-    if !name.is_empty() && !names.insert(name) {
-        errors.push(FieldError::duplicate(&at, name));
-    }
     let image = text(container, "image");
     if image.is_empty() {
         errors.push(FieldError::required(&path.child("image"), ""));
@@ -207,15 +276,41 @@ fn container_common<'a>(
         errors.push(FieldError::invalid(&path.child("image"), image, detail));
     }
     let policy = text(container, "terminationMessagePolicy");
-    one_of(policy, &["FallbackToLogsOnError", "File"], &path.child("terminationMessagePolicy"), errors);
-    ports(list(container, "ports"), flag(spec, "hostNetwork"), &path.child("ports"), errors);
+    one_of(
+        policy,
+        &["File", "FallbackToLogsOnError"],
+        &path.child("terminationMessagePolicy"),
+        errors,
+    );
+    ports(
+        list(container, "ports"),
+        flag(spec, "hostNetwork"),
+        &path.child("ports"),
+        errors,
+    );
     env(list(container, "env"), &path.child("env"), errors);
     env_from(list(container, "envFrom"), &path.child("envFrom"), errors);
     mounts(container, volumes, path, errors);
     let policy = text(container, "imagePullPolicy");
-    one_of(policy, &["Always", "IfNotPresent", "Never"], &path.child("imagePullPolicy"), errors);
-    resources(get(container, "resources"), &path.child("resources"), errors);
-    container_security(get(container, "securityContext"), &path.child("securityContext"), errors);
+    one_of(
+        policy,
+        &["Always", "IfNotPresent", "Never"],
+        &path.child("imagePullPolicy"),
+        errors,
+    );
+    resources(
+        get(container, "resources"),
+        &path.child("resources"),
+        errors,
+    );
+    container_security(
+        get(container, "securityContext"),
+        &path.child("securityContext"),
+        errors,
+    );
+    if !names.insert(name) && !name.is_empty() {
+        errors.push(FieldError::duplicate(&path.child("name"), name));
+    }
 }
 
 fn container_life(spec: &Value, container: &Value, path: &Path<'_>, errors: &mut Errors) {
@@ -224,12 +319,20 @@ fn container_life(spec: &Value, container: &Value, path: &Path<'_>, errors: &mut
         for field in ["postStart", "preStop"] {
             if let Some(action) = lifecycle.get(field) {
                 let at = at.child(field);
-                handler(action, &["exec", "httpGet", "tcpSocket", "sleep"], &at, errors);
+                handler(
+                    action,
+                    &["exec", "httpGet", "tcpSocket", "sleep"],
+                    &at,
+                    errors,
+                );
                 if let Some(sleep) = action.get("sleep") {
+                    let at = at.child("sleep");
                     let grace = integer(spec, "terminationGracePeriodSeconds").unwrap_or_default();
                     let seconds = integer(sleep, "seconds").unwrap_or_default();
                     if seconds < 0 || seconds > grace {
-                        let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+                        let detail = format!(
+                            "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
+                        );
                         errors.push(FieldError::invalid(&at, seconds, detail));
                     }
                 }
@@ -237,26 +340,47 @@ fn container_life(spec: &Value, container: &Value, path: &Path<'_>, errors: &mut
         }
     }
     for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let Some(checked) = container.get(field) else { continue };
+        let Some(checked) = container.get(field) else {
+            continue;
+        };
         let at = path.child(field);
         probe(checked, &at, errors);
         if field == "readinessProbe" {
             if let Some(seconds) = integer(checked, "terminationGracePeriodSeconds") {
                 let detail = "must not be set for readinessProbes";
-                errors.push(FieldError::invalid(&at.child("terminationGracePeriodSeconds"), seconds, detail));
+                errors.push(FieldError::invalid(
+                    &at.child("terminationGracePeriodSeconds"),
+                    seconds,
+                    detail,
+                ));
             }
         } else {
             let threshold = integer(checked, "successThreshold").unwrap_or_default();
             if threshold != 1 {
-                errors.push(FieldError::invalid(&at.child("successThreshold"), threshold, "must be 1"));
+                errors.push(FieldError::invalid(
+                    &at.child("successThreshold"),
+                    threshold,
+                    "must be 1",
+                ));
             }
         }
     }
 }
 
 fn probe(probe: &Value, path: &Path<'_>, errors: &mut Errors) {
-    handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], path, errors);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    handler(
+        probe,
+        &["exec", "httpGet", "tcpSocket", "grpc"],
+        path,
+        errors,
+    );
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         not_negative(probe, field, path, errors);
     }
     if let Some(seconds) = integer(probe, "terminationGracePeriodSeconds")
@@ -270,11 +394,16 @@ fn probe(probe: &Value, path: &Path<'_>, errors: &mut Errors) {
 fn handler(action: &Value, kinds: &[&str], path: &Path<'_>, errors: &mut Errors) {
     let mut count = 0;
     for kind in kinds {
-        let Some(handler) = action.get(kind) else { continue };
+        let Some(handler) = action.get(kind) else {
+            continue;
+        };
         let at = path.child(kind);
         count += 1;
         if count > 1 {
-            errors.push(FieldError::forbidden(&at, "may not specify more than 1 handler type"));
+            errors.push(FieldError::forbidden(
+                &at,
+                "may not specify more than 1 handler type",
+            ));
             continue;
         }
         match *kind {
@@ -285,7 +414,11 @@ fn handler(action: &Value, kinds: &[&str], path: &Path<'_>, errors: &mut Errors)
             }
             "httpGet" => http_get(handler, &at, errors),
             "tcpSocket" => port_number_or_name(get(handler, "port"), &at.child("port"), errors),
-            "grpc" => port_number(integer(handler, "port").unwrap_or_default(), &at.child("port"), errors),
+            "grpc" => port_number(
+                integer(handler, "port").unwrap_or_default(),
+                &at.child("port"),
+                errors,
+            ),
             _ => {}
         }
     }
@@ -299,14 +432,23 @@ fn http_get(http: &Value, path: &Path<'_>, errors: &mut Errors) {
         errors.push(FieldError::required(&path.child("path"), ""));
     }
     port_number_or_name(get(http, "port"), &path.child("port"), errors);
-    one_of(text(http, "scheme"), &["HTTP", "HTTPS"], &path.child("scheme"), errors);
+    one_of(
+        text(http, "scheme"),
+        &["HTTP", "HTTPS"],
+        &path.child("scheme"),
+        errors,
+    );
     let headers = path.child("httpHeaders");
-    for (i, header) in list(http, "httpHeaders").iter().enumerate() {
+    for header in list(http, "httpHeaders") {
         let name = text(header, "name");
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        {
             let detail = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', \
                           regex used for validation is '[-A-Za-z0-9]+')";
-            errors.push(FieldError::invalid(&headers.index(i).child("name"), name, detail));
+            errors.push(FieldError::invalid(&headers, name, detail));
         }
     }
 }
@@ -315,7 +457,11 @@ pub(in crate::resources) fn port_number(number: i64, path: &Path<'_>, errors: &m
     range(number, 1, 65535, path, errors);
 }
 
-pub(in crate::resources) fn port_number_or_name(port: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(in crate::resources) fn port_number_or_name(
+    port: &Value,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     match port {
         Value::String(name) => rule(port_name(name), path, name, errors),
         other => port_number(other.as_i64().unwrap_or_default(), path, errors),
@@ -328,7 +474,11 @@ pub(in crate::resources) fn port_name(name: &str) -> Vec<String> {
     if name.len() > 15 {
         texts.push("must be no more than 15 characters");
     }
-    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+    if name.is_empty()
+        || !name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    {
         texts.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)");
     }
     if !name.bytes().any(|byte| byte.is_ascii_lowercase()) {
@@ -370,9 +520,18 @@ fn ports(ports: &[Value], is_host_network: bool, path: &Path<'_>, errors: &mut E
         }
         if is_host_network && host_port != number {
             let detail = "must match `hostPort` when `hostNetwork` is true";
-            errors.push(FieldError::invalid(&at.child("containerPort"), number, detail));
+            errors.push(FieldError::invalid(
+                &at.child("containerPort"),
+                number,
+                detail,
+            ));
         }
-        one_of(text(port, "protocol"), &["SCTP", "TCP", "UDP"], &at.child("protocol"), errors);
+        one_of(
+            text(port, "protocol"),
+            &["SCTP", "TCP", "UDP"],
+            &at.child("protocol"),
+            errors,
+        );
     }
 }
 
@@ -387,9 +546,16 @@ fn host_ports(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             if number == 0 {
                 continue;
             }
-            let shown = format!("{}/{}/{number}", text(port, "protocol"), text(port, "hostIP"));
+            let shown = format!(
+                "{}/{}/{number}",
+                text(port, "protocol"),
+                text(port, "hostIP")
+            );
             if !seen.insert(shown.clone()) {
-                errors.push(FieldError::duplicate(&ports.index(j).child("hostPort"), shown));
+                errors.push(FieldError::duplicate(
+                    &ports.index(j).child("hostPort"),
+                    shown,
+                ));
             }
         }
     }
@@ -425,7 +591,9 @@ fn env(vars: &[Value], path: &Path<'_>, errors: &mut Errors) {
         } else {
             rule(meta::env_var_name(name), &at.child("name"), name, errors);
         }
-        let Some(from) = var.get("valueFrom") else { continue };
+        let Some(from) = var.get("valueFrom") else {
+            continue;
+        };
         let at = at.child("valueFrom");
         let mut count = 0;
         if let Some(field) = from.get("fieldRef") {
@@ -445,23 +613,26 @@ fn env(vars: &[Value], path: &Path<'_>, errors: &mut Errors) {
         if from.get("fileKeyRef").is_some() {
             count += 1;
         }
-        if !text(var, "value").is_empty() {
-            if count > 0 {
-                errors.push(FieldError::invalid(&at, "", "may not be specified when `value` is not empty"));
+        let trouble = match count {
+            0 => {
+                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"
             }
-        } else if count > 1 {
-            errors.push(FieldError::invalid(&at, "", "may not have more than one field specified at a time"));
-        } else if count == 0 {
-            let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`";
-            errors.push(FieldError::invalid(&at, "", detail));
-        }
+            _ if !text(var, "value").is_empty() => "may not be specified when `value` is not empty",
+            1 => continue,
+            _ => "may not have more than one field specified at a time",
+        };
+        errors.push(FieldError::invalid(&at, "", trouble));
     }
 }
 
 fn key_ref(reference: &Value, path: &Path<'_>, errors: &mut Errors) {
-    if text(reference, "name").is_empty() {
-        errors.push(FieldError::required(&path.child("name"), ""));
-    }
+    let name = text(reference, "name");
+    rule(
+        meta::dns1123_subdomain(name),
+        &path.child("name"),
+        name,
+        errors,
+    );
     let key = text(reference, "key");
     if key.is_empty() {
         errors.push(FieldError::required(&path.child("key"), ""));
@@ -498,12 +669,22 @@ pub(super) fn field_ref(reference: &Value, fields: &[&str], path: &Path<'_>, err
         errors.push(FieldError::required(&at, ""));
         return;
     }
-    if let Some((map, key)) = field.strip_suffix("']").and_then(|field| field.split_once("['")) {
+    if let Some((map, key)) = field
+        .strip_suffix("']")
+        .and_then(|field| field.split_once("['"))
+    {
         match map {
-            "metadata.labels" => rule(meta::qualified_name(key), &at, key, errors),
-            "metadata.annotations" => rule(meta::qualified_name(&key.to_ascii_lowercase()), &at, key, errors),
-            map => {
-                let detail = format!("error converting fieldPath: field label does not support subscript: {map}");
+            "metadata.labels" => rule(meta::qualified_name(key), path, key, errors),
+            "metadata.annotations" => rule(
+                meta::qualified_name(&key.to_ascii_lowercase()),
+                path,
+                key,
+                errors,
+            ),
+            _ => {
+                let detail = format!(
+                    "error converting fieldPath: field label does not support subscript: {field}"
+                );
                 errors.push(FieldError::invalid(&at, field, detail));
             }
         }
@@ -515,30 +696,53 @@ pub(super) fn field_ref(reference: &Value, fields: &[&str], path: &Path<'_>, err
     }
 }
 
-pub(super) fn resource_field_ref(reference: &Value, is_volume: bool, path: &Path<'_>, errors: &mut Errors) {
-    if is_volume && text(reference, "containerName").is_empty() {
-        errors.push(FieldError::required(&path.child("containerName"), ""));
-    }
+pub(super) fn resource_field_ref(
+    reference: &Value,
+    is_volume: bool,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     let resource = text(reference, "resource");
     let at = path.child("resource");
-    if resource.is_empty() {
+    if is_volume && text(reference, "containerName").is_empty() {
+        errors.push(FieldError::required(&path.child("containerName"), ""));
+    } else if resource.is_empty() {
         errors.push(FieldError::required(&at, ""));
     } else if !ENV_RESOURCES.contains(&resource) && !resource.contains(".hugepages-") {
         errors.push(FieldError::not_supported(&at, resource, ENV_RESOURCES));
     }
-    let divisor = text(reference, "divisor");
-    let Ok(amount) = Quantity::parse(if divisor.is_empty() { "0" } else { divisor }) else { return };
-    let allowed: &[&str] = match resource {
-        "limits.cpu" | "requests.cpu" => &["1", "1m"],
-        _ => &["1", "1E", "1Ei", "1G", "1Gi", "1K", "1Ki", "1M", "1Mi", "1P", "1Pi", "1T", "1Ti"],
+    divisor(resource, text(reference, "divisor"), path, errors);
+}
+
+const MEMORY_DIVISORS: &[&str] = &[
+    "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
+];
+
+fn divisor(resource: &str, divisor: &str, path: &Path<'_>, errors: &mut Errors) {
+    if divisor.is_empty() || divisor == "0" {
+        return;
+    }
+    let (what, allowed, shown) = match resource.split_once('.').map_or("", |(_, name)| name) {
+        "cpu" => ("cpu", &["1m", "1"][..], "1m and 1".to_owned()),
+        "memory" => ("memory", MEMORY_DIVISORS, MEMORY_DIVISORS.join(", ")),
+        "ephemeral-storage" => (
+            "local ephemeral storage",
+            MEMORY_DIVISORS,
+            MEMORY_DIVISORS.join(", "),
+        ),
+        name if name.starts_with("hugepages-") => {
+            ("hugepages", MEMORY_DIVISORS, MEMORY_DIVISORS.join(", "))
+        }
+        _ => return,
     };
-    let is_allowed = amount.is_zero()
-        || allowed.iter().any(|allowed| Quantity::parse(&allowed.replace("1K", "1k").replace("1ki", "1Ki")) == Ok(amount));
-    if !is_allowed {
-        let what = if allowed.len() == 2 { "cpu resource" } else { "memory resource" };
-        let values: Vec<&str> = allowed.to_vec();
-        let detail = format!("only divisor's values {} are supported with the {what}", values.join(", "));
-        errors.push(FieldError::invalid(&path.child("divisor"), divisor, detail));
+    if !allowed.contains(&divisor) {
+        let detail =
+            format!("only divisor's values {shown} are supported with the {what} resource");
+        errors.push(FieldError::invalid(
+            &path.child("divisor"),
+            resource,
+            detail,
+        ));
     }
 }
 
@@ -547,31 +751,53 @@ fn env_from(sources: &[Value], path: &Path<'_>, errors: &mut Errors) {
         let at = path.index(i);
         let prefix = text(source, "prefix");
         if !prefix.is_empty() {
-            rule(meta::env_var_name(prefix), &at.child("prefix"), prefix, errors);
+            rule(
+                meta::env_var_name(prefix),
+                &at.child("prefix"),
+                prefix,
+                errors,
+            );
         }
         let mut count = 0;
         for field in ["configMapRef", "secretRef"] {
             if let Some(reference) = source.get(field) {
                 count += 1;
-                if text(reference, "name").is_empty() {
+                let name = text(reference, "name");
+                if name.is_empty() {
                     errors.push(FieldError::required(&at.child(field).child("name"), ""));
+                } else {
+                    rule(
+                        meta::dns1123_subdomain(name),
+                        &at.child(field).child("name"),
+                        name,
+                        errors,
+                    );
                 }
             }
         }
         if count == 0 {
-            errors.push(FieldError::invalid(&at, "", "must specify one of: `configMapRef` or `secretRef`"));
+            // Kubernetes names the list here, not the item.
+            errors.push(FieldError::invalid(
+                path,
+                "",
+                "must specify one of: `configMapRef` or `secretRef`",
+            ));
         } else if count > 1 {
-            errors.push(FieldError::invalid(&at, "", "may not have more than one field specified at a time"));
+            errors.push(FieldError::invalid(
+                path,
+                "",
+                "may not have more than one field specified at a time",
+            ));
         }
     }
 }
 
 fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mut Errors) {
-    let at = path.child("volumeMounts");
+    let list_path = path.child("volumeMounts");
     let devices = list(container, "volumeDevices");
     let mut paths = BTreeSet::new();
     for (i, mount) in list(container, "volumeMounts").iter().enumerate() {
-        let at = at.index(i);
+        let at = list_path.index(i);
         let name = text(mount, "name");
         if name.is_empty() {
             errors.push(FieldError::required(&at.child("name"), ""));
@@ -584,26 +810,46 @@ fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mu
             errors.push(FieldError::required(&at.child("mountPath"), ""));
         }
         if !paths.insert(mount_path) {
-            errors.push(FieldError::invalid(&at.child("mountPath"), mount_path, "must be unique"));
+            errors.push(FieldError::invalid(
+                &at.child("mountPath"),
+                mount_path,
+                "must be unique",
+            ));
         }
         if devices.iter().any(|device| text(device, "name") == name) {
-            errors.push(FieldError::invalid(&at.child("name"), name, "must not already exist in volumeDevices"));
+            errors.push(FieldError::invalid(
+                &at.child("name"),
+                name,
+                "must not already exist in volumeDevices",
+            ));
         }
-        if devices.iter().any(|device| text(device, "devicePath") == mount_path) {
+        if devices
+            .iter()
+            .any(|device| text(device, "devicePath") == mount_path)
+        {
             let detail = "must not already exist as a path in volumeDevices";
-            errors.push(FieldError::invalid(&at.child("mountPath"), mount_path, detail));
+            errors.push(FieldError::invalid(
+                &at.child("mountPath"),
+                mount_path,
+                detail,
+            ));
         }
         for field in ["subPath", "subPathExpr"] {
             let sub_path = text(mount, field);
             if !sub_path.is_empty() {
-                volumes::descending_path(sub_path, &at.child(field), errors);
+                // Kubernetes leaves out the index here, and below for propagation.
+                volumes::descending_path(sub_path, &list_path.child(field), errors);
             }
         }
         if is_set(mount, "subPath") && is_set(mount, "subPathExpr") {
             let detail = "subPathExpr and subPath are mutually exclusive";
-            errors.push(FieldError::invalid(&at.child("subPathExpr"), text(mount, "subPathExpr"), detail));
+            errors.push(FieldError::invalid(
+                &at.child("subPathExpr"),
+                text(mount, "subPathExpr"),
+                detail,
+            ));
         }
-        propagation(container, mount, &at, errors);
+        propagation(container, mount, &list_path, errors);
     }
     let at = path.child("volumeDevices");
     for (i, device) in devices.iter().enumerate() {
@@ -623,9 +869,15 @@ fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mu
 fn propagation(container: &Value, mount: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(mode) = mount.get("mountPropagation").and_then(Value::as_str) {
         let at = path.child("mountPropagation");
-        one_of(mode, &["Bidirectional", "HostToContainer", "None"], &at, errors);
+        one_of(
+            mode,
+            &["Bidirectional", "HostToContainer", "None"],
+            &at,
+            errors,
+        );
         if mode == "Bidirectional" && !flag(get(container, "securityContext"), "privileged") {
-            let detail = "Bidirectional mount propagation is available only to privileged containers";
+            let detail =
+                "Bidirectional mount propagation is available only to privileged containers";
             errors.push(FieldError::forbidden(&at, detail));
         }
     }
@@ -635,11 +887,18 @@ fn propagation(container: &Value, mount: &Value, path: &Path<'_>, errors: &mut E
             "Disabled" => {}
             "Enabled" | "IfPossible" => {
                 if !flag(mount, "readOnly") {
-                    errors.push(FieldError::forbidden(&at, "may only be specified when readOnly is true"));
+                    errors.push(FieldError::forbidden(
+                        &at,
+                        "may only be specified when readOnly is true",
+                    ));
                 }
             }
             mode => {
-                errors.push(FieldError::not_supported(&at, mode, &["Disabled", "Enabled", "IfPossible"]));
+                errors.push(FieldError::not_supported(
+                    &at,
+                    mode,
+                    &["Disabled", "Enabled", "IfPossible"],
+                ));
             }
         }
     }
@@ -651,17 +910,28 @@ fn is_extended(name: &str) -> bool {
 
 fn resource_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
     rule(meta::qualified_name(name), path, name, errors);
-    let is_standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    let is_standard =
+        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if !name.contains('/') && !is_standard {
-        errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        errors.push(FieldError::invalid(
+            path,
+            name,
+            "must be a standard resource for containers",
+        ));
     }
 }
 
 fn resource_amount(name: &str, amount: &Value, path: &Path<'_>, errors: &mut Errors) {
     let shown = amount.as_str().unwrap_or_default();
-    let Ok(amount) = Quantity::parse(shown) else { return };
+    let Ok(amount) = Quantity::parse(shown) else {
+        return;
+    };
     if amount.is_negative() {
-        errors.push(FieldError::invalid(path, shown, "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            path,
+            shown,
+            "must be greater than or equal to 0",
+        ));
     }
     if is_extended(name) && !amount.is_integer() {
         errors.push(FieldError::invalid(path, shown, "must be an integer"));
@@ -686,7 +956,10 @@ fn resources(resources: &Value, path: &Path<'_>, errors: &mut Errors) {
             }
             continue;
         };
-        let (Ok(amount), Ok(limit_amount)) = (Quantity::parse(shown), Quantity::parse(limit)) else { continue };
+        let (Ok(amount), Ok(limit_amount)) = (Quantity::parse(shown), Quantity::parse(limit))
+        else {
+            continue;
+        };
         if !is_overcommitable && amount != limit_amount {
             let detail = format!("must be equal to {name} limit of {limit}");
             errors.push(FieldError::invalid(&requests_path, shown, detail));
@@ -706,7 +979,9 @@ fn user_ids(context: &Value, path: &Path<'_>, errors: &mut Errors) {
 }
 
 fn seccomp(context: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let Some(profile) = context.get("seccompProfile") else { return };
+    let Some(profile) = context.get("seccompProfile") else {
+        return;
+    };
     let at = path.child("seccompProfile");
     let type_ = text(profile, "type");
     let localhost = text(profile, "localhostProfile");
@@ -717,17 +992,28 @@ fn seccomp(context: &Value, path: &Path<'_>, errors: &mut Errors) {
         }
         "Localhost" => volumes::descending_path(localhost, &at.child("localhostProfile"), errors),
         "" => {
-            errors.push(FieldError::required(&at.child("type"), "type is required when seccompProfile is set"));
+            errors.push(FieldError::required(
+                &at.child("type"),
+                "type is required when seccompProfile is set",
+            ));
         }
         "RuntimeDefault" | "Unconfined" => {}
         type_ => {
             let supported = ["Localhost", "RuntimeDefault", "Unconfined"];
-            errors.push(FieldError::not_supported(&at.child("type"), type_, &supported));
+            errors.push(FieldError::not_supported(
+                &at.child("type"),
+                type_,
+                &supported,
+            ));
         }
     }
     if type_ != "Localhost" && profile.get("localhostProfile").is_some() {
         let detail = "can only be set when seccomp type is Localhost";
-        errors.push(FieldError::invalid(&at.child("localhostProfile"), localhost, detail));
+        errors.push(FieldError::invalid(
+            &at.child("localhostProfile"),
+            localhost,
+            detail,
+        ));
     }
 }
 
@@ -735,14 +1021,26 @@ fn container_security(context: &Value, path: &Path<'_>, errors: &mut Errors) {
     user_ids(context, path, errors);
     seccomp(context, path, errors);
     if let Some(mount) = context.get("procMount").and_then(Value::as_str) {
-        one_of(mount, &["Default", "Unmasked"], &path.child("procMount"), errors);
+        one_of(
+            mount,
+            &["Default", "Unmasked"],
+            &path.child("procMount"),
+            errors,
+        );
     }
-    if context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false) {
+    if context
+        .get("allowPrivilegeEscalation")
+        .and_then(Value::as_bool)
+        == Some(false)
+    {
         if flag(context, "privileged") {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
             errors.push(FieldError::invalid(path, context.clone(), detail));
         }
-        if list(get(context, "capabilities"), "add").iter().any(|name| name == "CAP_SYS_ADMIN" || name == "SYS_ADMIN") {
+        if list(get(context, "capabilities"), "add")
+            .iter()
+            .any(|name| name == "CAP_SYS_ADMIN" || name == "SYS_ADMIN")
+        {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
             errors.push(FieldError::invalid(path, context.clone(), detail));
         }
@@ -755,10 +1053,21 @@ fn security_context(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     user_ids(context, &at, errors);
     let groups = at.child("supplementalGroups");
     for (i, group) in list(context, "supplementalGroups").iter().enumerate() {
-        range(group.as_i64().unwrap_or(-1), 0, ID_MAX, &groups.index(i), errors);
+        range(
+            group.as_i64().unwrap_or(-1),
+            0,
+            ID_MAX,
+            &groups.index(i),
+            errors,
+        );
     }
     if let Some(policy) = context.get("fsGroupChangePolicy").and_then(Value::as_str) {
-        one_of(policy, &["Always", "OnRootMismatch"], &at.child("fsGroupChangePolicy"), errors);
+        one_of(
+            policy,
+            &["Always", "OnRootMismatch"],
+            &at.child("fsGroupChangePolicy"),
+            errors,
+        );
     }
     seccomp(context, &at, errors);
     let sysctls = at.child("sysctls");
@@ -770,13 +1079,15 @@ fn security_context(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         let is_part = |part: &str| {
             let ends = part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part.ends_with(|c: char| c.is_ascii_alphanumeric());
-            ends && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+            ends && part.bytes().all(|byte| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte)
+            })
         };
         if name.is_empty() {
             errors.push(FieldError::required(&at, ""));
         } else if name.len() > 253 || !name.split(['.', '/']).all(is_part) {
             let detail = "must have at most 253 characters and match regex \
-                          ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+                          ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
             errors.push(FieldError::invalid(&at, name, detail));
         } else if !names.insert(name.replace('/', ".")) {
             errors.push(FieldError::duplicate(&at, name));
@@ -784,20 +1095,27 @@ fn security_context(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
     if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
         let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
-        errors.push(FieldError::invalid(&path.child("shareProcessNamespace"), true, detail));
+        errors.push(FieldError::invalid(
+            &path.child("shareProcessNamespace"),
+            true,
+            detail,
+        ));
     }
 }
 
 fn dns(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     let policy = text(spec, "dnsPolicy");
-    let supported = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+    let supported = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     one_of(policy, &supported, &path.child("dnsPolicy"), errors);
     let config = get(spec, "dnsConfig");
     let at = path.child("dnsConfig");
     let nameservers = list(config, "nameservers");
     if policy == "None" {
         if config.is_null() {
-            errors.push(FieldError::required(&at, "must provide `dnsConfig` when `dnsPolicy` is None"));
+            errors.push(FieldError::required(
+                &at,
+                "must provide `dnsConfig` when `dnsPolicy` is None",
+            ));
             return;
         }
         if nameservers.is_empty() {
@@ -812,7 +1130,11 @@ fn dns(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         errors.push(FieldError::invalid(&servers, nameservers.to_vec(), detail));
     }
     for (i, server) in nameservers.iter().enumerate() {
-        ip(server.as_str().unwrap_or_default(), &servers.index(i), errors);
+        ip(
+            server.as_str().unwrap_or_default(),
+            &servers.index(i),
+            errors,
+        );
     }
     let searches = list(config, "searches");
     let at_searches = at.child("searches");
@@ -820,17 +1142,28 @@ fn dns(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         let detail = format!("must not have more than {SEARCHES_MAX} search paths");
         errors.push(FieldError::invalid(&at_searches, searches.to_vec(), detail));
     }
-    let chars: usize = searches.iter().filter_map(Value::as_str).map(str::len).sum::<usize>()
+    let chars: usize = searches
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::len)
+        .sum::<usize>()
         + searches.len().saturating_sub(1);
     if chars > SEARCH_CHARS_MAX {
-        let detail = format!("must not have more than {SEARCH_CHARS_MAX} characters (including spaces) in the search list");
+        let detail = format!(
+            "must not have more than {SEARCH_CHARS_MAX} characters (including spaces) in the search list"
+        );
         errors.push(FieldError::invalid(&at_searches, searches.to_vec(), detail));
     }
     for (i, search) in searches.iter().enumerate() {
         let search = search.as_str().unwrap_or_default();
         if search != "." {
             let trimmed = search.strip_suffix('.').unwrap_or(search);
-            rule(meta::dns1123_subdomain(trimmed), &at_searches.index(i), search, errors);
+            rule(
+                meta::dns1123_subdomain(trimmed),
+                &at_searches.index(i),
+                search,
+                errors,
+            );
         }
     }
     let options = at.child("options");
@@ -848,7 +1181,11 @@ pub(in crate::resources) fn ip(text: &str, path: &Path<'_>, errors: &mut Errors)
     }
 }
 
-pub(in crate::resources) fn tolerations(tolerations: &[Value], path: &Path<'_>, errors: &mut Errors) {
+pub(in crate::resources) fn tolerations(
+    tolerations: &[Value],
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     for (i, toleration) in tolerations.iter().enumerate() {
         let at = path.index(i);
         let (key, operator) = (text(toleration, "key"), text(toleration, "operator"));
@@ -857,8 +1194,7 @@ pub(in crate::resources) fn tolerations(tolerations: &[Value], path: &Path<'_>, 
             rule(meta::qualified_name(key), &at.child("key"), key, errors);
         }
         if key.is_empty() && operator != "Exists" {
-            let detail =
-                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.push(FieldError::invalid(&at.child("operator"), operator, detail));
         }
         if toleration.get("tolerationSeconds").is_some() && effect != "NoExecute" {
@@ -867,18 +1203,31 @@ pub(in crate::resources) fn tolerations(tolerations: &[Value], path: &Path<'_>, 
         }
         match operator {
             "Equal" | "" => {
-                if let Some(text) = meta::label_value(value).into_iter().next() {
-                    errors.push(FieldError::invalid(&at.child("operator"), value, text));
+                let texts = meta::label_value(value);
+                if !texts.is_empty() {
+                    errors.push(FieldError::invalid(
+                        &at.child("operator"),
+                        value,
+                        texts.join(";"),
+                    ));
                 }
             }
             "Exists" => {
                 if !value.is_empty() {
                     let detail = "value must be empty when `operator` is 'Exists'";
-                    errors.push(FieldError::invalid(&at.child("operator"), toleration.clone(), detail));
+                    errors.push(FieldError::invalid(
+                        &at.child("operator"),
+                        toleration.clone(),
+                        detail,
+                    ));
                 }
             }
             operator => {
-                errors.push(FieldError::not_supported(&at.child("operator"), operator, &["Equal", "Exists"]));
+                errors.push(FieldError::not_supported(
+                    &at.child("operator"),
+                    operator,
+                    &["Equal", "Exists"],
+                ));
             }
         }
         if !effect.is_empty() {
@@ -894,9 +1243,9 @@ fn host_aliases(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         let at = at.index(i);
         ip(text(alias, "ip"), &at.child("ip"), errors);
         let names = at.child("hostnames");
-        for (j, name) in list(alias, "hostnames").iter().enumerate() {
+        for name in list(alias, "hostnames") {
             let name = name.as_str().unwrap_or_default();
-            rule(meta::dns1123_subdomain(name), &names.index(j), name, errors);
+            rule(meta::dns1123_subdomain(name), &names, name, errors);
         }
     }
 }
@@ -906,18 +1255,33 @@ fn topology(constraints: &[Value], path: &Path<'_>, errors: &mut Errors) {
         let at = path.index(i);
         let skew = integer(constraint, "maxSkew").unwrap_or_default();
         if skew <= 0 {
-            errors.push(FieldError::invalid(&at.child("maxSkew"), skew, "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                &at.child("maxSkew"),
+                skew,
+                "must be greater than zero",
+            ));
         }
         let key = text(constraint, "topologyKey");
         if key.is_empty() {
-            errors.push(FieldError::required(&at.child("topologyKey"), "can not be empty"));
-        } else {
-            rule(meta::qualified_name(key), &at.child("topologyKey"), key, errors);
+            errors.push(FieldError::required(
+                &at.child("topologyKey"),
+                "can not be empty",
+            ));
         }
+        rule(
+            meta::qualified_name(key),
+            &at.child("topologyKey"),
+            key,
+            errors,
+        );
         let action = text(constraint, "whenUnsatisfiable");
         let supported = ["DoNotSchedule", "ScheduleAnyway"];
         if !supported.contains(&action) {
-            errors.push(FieldError::not_supported(&at.child("whenUnsatisfiable"), action, &supported));
+            errors.push(FieldError::not_supported(
+                &at.child("whenUnsatisfiable"),
+                action,
+                &supported,
+            ));
         }
     }
 }
@@ -932,14 +1296,20 @@ fn affinity(affinity: &Value, path: &Path<'_>, errors: &mut Errors) {
         let at = node.child("requiredDuringSchedulingIgnoredDuringExecution");
         let terms = at.child("nodeSelectorTerms");
         if list(required, "nodeSelectorTerms").is_empty() {
-            errors.push(FieldError::required(&terms, "must have at least one node selector term"));
+            errors.push(FieldError::required(
+                &terms,
+                "must have at least one node selector term",
+            ));
         }
         for (i, term) in list(required, "nodeSelectorTerms").iter().enumerate() {
             node_selector_term(term, &terms.index(i), errors);
         }
     }
     let preferred = node.child("preferredDuringSchedulingIgnoredDuringExecution");
-    for (i, term) in list(wanted, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+    for (i, term) in list(wanted, "preferredDuringSchedulingIgnoredDuringExecution")
+        .iter()
+        .enumerate()
+    {
         let at = preferred.index(i);
         weight(term, &at, errors);
         node_selector_term(get(term, "preference"), &at.child("preference"), errors);
@@ -948,14 +1318,24 @@ fn affinity(affinity: &Value, path: &Path<'_>, errors: &mut Errors) {
         let wanted = get(affinity, field);
         let at = path.child(field);
         let required = at.child("requiredDuringSchedulingIgnoredDuringExecution");
-        for (i, term) in list(wanted, "requiredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+        for (i, term) in list(wanted, "requiredDuringSchedulingIgnoredDuringExecution")
+            .iter()
+            .enumerate()
+        {
             pod_affinity_term(term, &required.index(i), errors);
         }
         let preferred = at.child("preferredDuringSchedulingIgnoredDuringExecution");
-        for (i, term) in list(wanted, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+        for (i, term) in list(wanted, "preferredDuringSchedulingIgnoredDuringExecution")
+            .iter()
+            .enumerate()
+        {
             let at = preferred.index(i);
             weight(term, &at, errors);
-            pod_affinity_term(get(term, "podAffinityTerm"), &at.child("podAffinityTerm"), errors);
+            pod_affinity_term(
+                get(term, "podAffinityTerm"),
+                &at.child("podAffinityTerm"),
+                errors,
+            );
         }
     }
 }
@@ -963,17 +1343,28 @@ fn affinity(affinity: &Value, path: &Path<'_>, errors: &mut Errors) {
 fn weight(term: &Value, path: &Path<'_>, errors: &mut Errors) {
     let weight = integer(term, "weight").unwrap_or_default();
     if !(1..=100).contains(&weight) {
-        errors.push(FieldError::invalid(&path.child("weight"), weight, "must be in the range 1-100"));
+        errors.push(FieldError::invalid(
+            &path.child("weight"),
+            weight,
+            "must be in the range 1-100",
+        ));
     }
 }
 
 fn pod_affinity_term(term: &Value, path: &Path<'_>, errors: &mut Errors) {
     let key = text(term, "topologyKey");
     if key.is_empty() {
-        errors.push(FieldError::required(&path.child("topologyKey"), "can not be empty"));
-    } else {
-        rule(meta::qualified_name(key), &path.child("topologyKey"), key, errors);
+        errors.push(FieldError::required(
+            &path.child("topologyKey"),
+            "can not be empty",
+        ));
     }
+    rule(
+        meta::qualified_name(key),
+        &path.child("topologyKey"),
+        key,
+        errors,
+    );
 }
 
 fn node_selector_term(term: &Value, path: &Path<'_>, errors: &mut Errors) {
@@ -990,7 +1381,8 @@ fn node_selector_term(term: &Value, path: &Path<'_>, errors: &mut Errors) {
             }
             "Exists" | "DoesNotExist" => {
                 if !values.is_empty() {
-                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    let detail =
+                        "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
                     errors.push(FieldError::forbidden(&at.child("values"), detail));
                 }
             }
@@ -1001,7 +1393,11 @@ fn node_selector_term(term: &Value, path: &Path<'_>, errors: &mut Errors) {
                 }
             }
             other => {
-                errors.push(FieldError::invalid(&at.child("operator"), other, "not a valid selector operator"));
+                errors.push(FieldError::invalid(
+                    &at.child("operator"),
+                    other,
+                    "not a valid selector operator",
+                ));
             }
         }
         let key = text(expression, "key");
@@ -1010,9 +1406,19 @@ fn node_selector_term(term: &Value, path: &Path<'_>, errors: &mut Errors) {
 }
 
 pub(super) fn ephemeral_containers(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
-    const FORBIDDEN: &[&str] =
-        &["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "restartPolicy", "resizePolicy"];
-    let volumes: Volumes<'_> = list(spec, "volumes").iter().map(|volume| text(volume, "name")).collect();
+    const FORBIDDEN: &[&str] = &[
+        "ports",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "lifecycle",
+        "restartPolicy",
+        "resizePolicy",
+    ];
+    let volumes: Volumes<'_> = list(spec, "volumes")
+        .iter()
+        .map(|volume| text(volume, "name"))
+        .collect();
     let mut names: BTreeSet<&str> = list(spec, "containers")
         .iter()
         .chain(list(spec, "initContainers"))
@@ -1023,12 +1429,31 @@ pub(super) fn ephemeral_containers(spec: &Value, path: &Path<'_>, errors: &mut E
     for (i, container) in list(spec, "ephemeralContainers").iter().enumerate() {
         let path = at.index(i);
         container_common(spec, container, &volumes, &mut names, &path, errors);
+        let mounts = path.child("volumeMounts");
+        for (j, mount) in list(container, "volumeMounts").iter().enumerate() {
+            for field in ["subPath", "subPathExpr"]
+                .into_iter()
+                .filter(|field| is_set(mount, field))
+            {
+                let detail = "cannot be set for an Ephemeral Container";
+                errors.push(FieldError::forbidden(&mounts.index(j).child(field), detail));
+            }
+        }
         let target = text(container, "targetContainerName");
         if !target.is_empty() && !targets.contains(&target) {
-            errors.push(FieldError::not_found(&path.child("targetContainerName"), target));
+            errors.push(FieldError::not_found(
+                &path.child("targetContainerName"),
+                target,
+            ));
         }
-        let has_resources = get(container, "resources").as_object().is_some_and(|resources| !resources.is_empty());
-        for field in FORBIDDEN.iter().filter(|field| is_set(container, field)).chain(has_resources.then_some(&"resources")) {
+        let has_resources = get(container, "resources")
+            .as_object()
+            .is_some_and(|resources| !resources.is_empty());
+        for field in FORBIDDEN
+            .iter()
+            .filter(|field| is_set(container, field))
+            .chain(has_resources.then_some(&"resources"))
+        {
             errors.push(FieldError::forbidden(
                 &path.child(field),
                 "cannot be set for an Ephemeral Container",

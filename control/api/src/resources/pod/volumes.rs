@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::validate::{Errors, Volumes, field_ref, resource_field_ref, rule};
 use crate::{
-    FieldError, meta,
+    FieldError,
     field::Path,
+    meta,
     quantity::Quantity,
     value::{get, integer, list, text},
 };
@@ -17,11 +18,20 @@ const MODE_TEXT: &str = "must be a number between 0 and 0777 (octal), both inclu
 const TOKEN_SECONDS_MIN: i64 = 600;
 const TOKEN_SECONDS_MAX: i64 = 1 << 32;
 
-const DOWNWARD_FIELDS: &[&str] =
-    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const DOWNWARD_FIELDS: &[&str] = &[
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+];
 
 /// Checks the volumes, and gives back their names.
-pub(super) fn validate<'a>(volumes: &'a [Value], path: &Path<'_>, errors: &mut Errors) -> Volumes<'a> {
+pub(super) fn validate<'a>(
+    volumes: &'a [Value],
+    path: &Path<'_>,
+    errors: &mut Errors,
+) -> Volumes<'a> {
     let mut names = BTreeSet::new();
     for (i, volume) in volumes.iter().enumerate() {
         let at = path.index(i);
@@ -51,13 +61,57 @@ fn required(object: &Value, field: &str, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// The first of these that a volume has is its type; a further one is too many.
+const ORDER: &[&str] = &[
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
+];
+
 fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
     let mut count = 0;
-    for (kind, source) in volume.as_object().into_iter().flatten().filter(|(kind, _)| *kind != "name") {
+    let mut sources: Vec<(&String, &Value)> = volume
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(kind, _)| *kind != "name")
+        .collect();
+    sources.sort_by_key(|(kind, _)| ORDER.iter().position(|known| known == kind));
+    for (kind, source) in sources {
         let at = path.child(kind);
         count += 1;
         if count > 1 {
-            errors.push(FieldError::forbidden(&at, "may not specify more than 1 volume type"));
+            errors.push(FieldError::forbidden(
+                &at,
+                "may not specify more than 1 volume type",
+            ));
             continue;
         }
         match kind.as_str() {
@@ -86,7 +140,11 @@ fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
                 required(source, "path", &at, errors);
                 let file = text(source, "path");
                 if !file.is_empty() && !file.starts_with('/') {
-                    errors.push(FieldError::invalid(&at.child("path"), file, "must be an absolute path"));
+                    errors.push(FieldError::invalid(
+                        &at.child("path"),
+                        file,
+                        "must be an absolute path",
+                    ));
                 }
             }
             "gitRepo" => {
@@ -142,11 +200,23 @@ fn host_path(source: &Value, path: &Path<'_>, errors: &mut Errors) {
         return;
     }
     no_backsteps(file, &path.child("path"), errors);
-    let supported =
-        ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    let supported = [
+        "",
+        "BlockDevice",
+        "CharDevice",
+        "Directory",
+        "DirectoryOrCreate",
+        "File",
+        "FileOrCreate",
+        "Socket",
+    ];
     let type_ = text(source, "type");
     if !supported.contains(&type_) {
-        errors.push(FieldError::not_supported(&path.child("type"), type_, &supported));
+        errors.push(FieldError::not_supported(
+            &path.child("type"),
+            type_,
+            &supported,
+        ));
     }
 }
 
@@ -191,7 +261,10 @@ fn downward(source: &Value, path: &Path<'_>, errors: &mut Errors) {
                 errors.push(FieldError::invalid(&at, "resource", detail));
             }
             (None, None) => {
-                errors.push(FieldError::required(&at, "one of fieldRef and resourceFieldRef is required"));
+                errors.push(FieldError::required(
+                    &at,
+                    "one of fieldRef and resourceFieldRef is required",
+                ));
             }
         }
         mode(item, "mode", &at, errors);
@@ -208,7 +281,10 @@ fn projected(source: &Value, path: &Path<'_>, errors: &mut Errors) {
             let at = at.child(kind);
             count += 1;
             if count > 1 {
-                errors.push(FieldError::forbidden(&at, "may not specify more than 1 volume type"));
+                errors.push(FieldError::forbidden(
+                    &at,
+                    "may not specify more than 1 volume type",
+                ));
             }
             match kind.as_str() {
                 "secret" | "configMap" => {
@@ -219,7 +295,11 @@ fn projected(source: &Value, path: &Path<'_>, errors: &mut Errors) {
                 "serviceAccountToken" => token(part, &at, errors),
                 _ => {}
             }
-            let own = if kind == "serviceAccountToken" { std::slice::from_ref(part) } else { list(part, "items") };
+            let own = if kind == "serviceAccountToken" {
+                std::slice::from_ref(part)
+            } else {
+                list(part, "items")
+            };
             for item in own {
                 let file = text(item, "path");
                 if !file.is_empty() && !paths.insert(file) {
@@ -235,10 +315,18 @@ fn token(token: &Value, path: &Path<'_>, errors: &mut Errors) {
     let seconds = integer(token, "expirationSeconds").unwrap_or_default();
     let at = path.child("expirationSeconds");
     if seconds < TOKEN_SECONDS_MIN {
-        errors.push(FieldError::invalid(&at, seconds, "may not specify a duration less than 10 minutes"));
+        errors.push(FieldError::invalid(
+            &at,
+            seconds,
+            "may not specify a duration less than 10 minutes",
+        ));
     }
     if seconds > TOKEN_SECONDS_MAX {
-        errors.push(FieldError::invalid(&at, seconds, "may not specify a duration larger than 2^32 seconds"));
+        errors.push(FieldError::invalid(
+            &at,
+            seconds,
+            "may not specify a duration larger than 2^32 seconds",
+        ));
     }
     let file = text(token, "path");
     if file.is_empty() {
