@@ -9,12 +9,14 @@
 //!  service_account ── `default` in each namespace
 //!  root_ca ────────── `kube-root-ca.crt` in each namespace
 //!  node_lifecycle ─── conditions and taints of nodes nobody hears from
+//!  gc ─────────────── objects whose owners have gone
 //!  scheduler ──────── a node for each pod
 //! ```
 
 mod events;
 #[cfg(test)]
 mod fake;
+mod gc;
 mod namespace;
 mod node_lifecycle;
 mod retry;
@@ -64,6 +66,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
         config.root_ca,
         shutdown.clone(),
     ));
+    tasks.spawn(gc::run(client.clone(), shutdown.clone()));
     let grace_period = config.node_monitor_grace_period;
     tasks.spawn(node_lifecycle::run(
         client.clone(),
