@@ -11,11 +11,28 @@
 //! ask runtimes, and never change either. Everything but `/healthz` wants a client certificate of the
 //! cluster's CA (401 without one) that belongs to an API server or an administrator (403 otherwise).
 
+mod auth;
+mod container;
+mod error;
+mod listener;
+mod logs;
+mod metrics;
+mod pods;
+mod router;
+mod stats;
+mod streams;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use wherry_runtime_api::{FsUsage, Runtime};
+
+pub use error::ServerError;
+pub use listener::Server;
+pub use router::{State, router};
 
 /// What the HTTP endpoints need from the agent.
 ///

@@ -1,0 +1,74 @@
+//! Which path is answered by what.
+
+use std::{sync::Arc, time::SystemTime};
+
+use axum::{Router, middleware, routing::get};
+use wherry_streaming::{StreamServer, Timeouts};
+
+use super::{Config, Kubelet, auth, logs, metrics, pods, stats, streams};
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct State {
+    pub(crate) config: Arc<Config>,
+    pub(crate) kubelet: Arc<dyn Kubelet>,
+    pub(crate) streams: StreamServer,
+    pub(crate) log_watcher: logs::LogWatcher,
+    pub(crate) usage: stats::UsageHistory,
+    pub(crate) started_at: SystemTime,
+}
+
+impl State {
+    /// The state of a server that has served nothing yet.
+    pub fn new(config: Config, kubelet: Arc<dyn Kubelet>) -> Self {
+        let timeouts = Timeouts {
+            idle: config.streaming_connection_idle_timeout,
+            ..Timeouts::default()
+        };
+        Self {
+            config: Arc::new(config),
+            kubelet,
+            streams: StreamServer::new(timeouts),
+            log_watcher: logs::LogWatcher::default(),
+            usage: stats::UsageHistory::default(),
+            started_at: SystemTime::now(),
+        }
+    }
+}
+
+/// All endpoints. Requests must carry who called (see [`super::Server`]), else only `/healthz` answers.
+pub fn router(state: State) -> Router {
+    let guarded = Router::new()
+        .route("/pods", get(pods::pods))
+        .route("/pods/", get(pods::pods))
+        .route("/runningpods", get(pods::running_pods))
+        .route("/runningpods/", get(pods::running_pods))
+        .route(
+            "/containerLogs/{namespace}/{pod}/{container}",
+            get(logs::container_logs),
+        )
+        .route(
+            "/exec/{namespace}/{pod}/{container}",
+            get(streams::exec).post(streams::exec),
+        )
+        .route(
+            "/attach/{namespace}/{pod}/{container}",
+            get(streams::attach).post(streams::attach),
+        )
+        .route(
+            "/portForward/{namespace}/{pod}",
+            get(streams::port_forward).post(streams::port_forward),
+        )
+        .route("/stats/summary", get(stats::summary))
+        .route("/metrics", get(metrics::metrics))
+        .route("/metrics/resource", get(metrics::resource))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            auth::authorize,
+        ));
+    Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/healthz/ping", get(async || "ok"))
+        .merge(guarded)
+        .with_state(state)
+}

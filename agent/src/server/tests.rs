@@ -1,0 +1,549 @@
+//! Requests over real TLS against a server whose agent is a table of pods and the in-memory runtime.
+
+use std::sync::Mutex;
+
+use axum::body::Body;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, task::JoinHandle};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+use wherry_runtime_api::{
+    ContainerConfig, ContainerId, ContainerSecurity, LinuxResources, LogRotation, NamespaceOptions,
+    PodSandboxConfig, PodUid, SeccompProfile,
+    fake::{FakeClock, FakeRuntime},
+};
+
+use super::*;
+
+struct Node {
+    pods: Mutex<Vec<Arc<Pod>>>,
+    runtimes: Vec<Arc<dyn Runtime>>,
+    logs: PathBuf,
+}
+
+#[async_trait]
+impl Kubelet for Node {
+    fn node_name(&self) -> &str {
+        "node"
+    }
+
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.lock().expect("not poisoned").clone()
+    }
+
+    fn runtimes(&self) -> &[Arc<dyn Runtime>] {
+        &self.runtimes
+    }
+
+    fn log_directory(&self, _pod: &Pod) -> PathBuf {
+        self.logs.clone()
+    }
+
+    async fn image_fs(&self) -> Option<FsUsage> {
+        Some(FsUsage {
+            used_bytes: 1,
+            inodes_used: 2,
+            capacity_bytes: 10,
+            available_bytes: 4,
+        })
+    }
+
+    fn metrics(&self) -> String {
+        "agent_says 1\n".into()
+    }
+}
+
+/// A CA, the server, and what a test needs to be any client.
+struct Served {
+    node: Arc<Node>,
+    runtime: Arc<FakeRuntime>,
+    directory: tempfile::TempDir,
+    ca_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+fn leaf(issuer: &Issuer<'static, KeyPair>, name: &str, group: &str) -> (String, String) {
+    let key = KeyPair::generate().expect("randomness");
+    let mut params = CertificateParams::new(vec!["127.0.0.1".into()]).expect("a valid name");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, group);
+    let certificate = params.signed_by(&key, issuer).expect("a valid certificate");
+    (certificate.pem(), key.serialize_pem())
+}
+
+async fn serve() -> Served {
+    let ca_key = KeyPair::generate().expect("randomness");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_pem = params
+        .self_signed(&ca_key)
+        .expect("a valid certificate")
+        .pem();
+    let issuer = Issuer::new(params, ca_key);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let runtime = FakeRuntime::new("oci", FakeClock::default());
+    let node = Arc::new(Node {
+        pods: Mutex::default(),
+        runtimes: vec![runtime.clone()],
+        logs: directory.path().join("forgotten"),
+    });
+    let (certificate, key) = leaf(&issuer, "system:node:node", "system:nodes");
+    let config = Config::new(
+        "127.0.0.1:0".parse().expect("an address"),
+        certificate,
+        key,
+        ca_pem.clone(),
+    );
+    let server = Server::bind(config, node.clone())
+        .await
+        .expect("a free port");
+    let address = server.local_addr().expect("bound");
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(server.run(shutdown.clone()));
+    Served {
+        node,
+        runtime,
+        directory,
+        ca_pem,
+        issuer,
+        address,
+        shutdown,
+        task,
+    }
+}
+
+impl Served {
+    async fn send(
+        &self,
+        user: Option<(&str, &str)>,
+        request: Request<Body>,
+    ) -> http::Response<hyper::body::Incoming> {
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).expect("PEM");
+        roots.add(ca).expect("a CA");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let config = match user {
+            Some((name, group)) => {
+                let (certificate, key) = leaf(&self.issuer, name, group);
+                let chain =
+                    vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM")];
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+                builder.with_client_auth_cert(chain, key).expect("a pair")
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let stream = TcpStream::connect(self.address)
+            .await
+            .expect("server listens");
+        let name = ServerName::try_from("127.0.0.1").expect("an address");
+        let stream = TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .expect("handshake");
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .expect("HTTP");
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.expect("an answer")
+    }
+
+    async fn get_as(&self, user: Option<(&str, &str)>, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path)
+            .header(header::HOST, "node")
+            .body(Body::empty())
+            .expect("valid");
+        let response = self.send(user, request).await;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .expect("whole body")
+            .to_bytes();
+        (status, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, String) {
+        self.get_as(
+            Some(("kube-apiserver-kubelet-client", "system:masters")),
+            path,
+        )
+        .await
+    }
+
+    /// A pod with one running container `c`, and that container.
+    async fn run_pod(&self, name: &str) -> (Arc<Pod>, ContainerId, PathBuf) {
+        let logs = self.directory.path().join(name).join("c");
+        std::fs::create_dir_all(&logs).expect("space");
+        let log_path = logs.join("0.log");
+        std::fs::write(
+            &log_path,
+            "2026-11-20T12:00:00Z stdout F one\n2026-11-20T12:00:01Z stdout F two\n",
+        )
+        .expect("space");
+        let uid = PodUid::from(format!("uid-{name}"));
+        let sandbox = PodSandboxConfig {
+            uid: uid.clone(),
+            name: name.into(),
+            namespace: "default".into(),
+            attempt: 0,
+            hostname: None,
+            log_directory: logs.clone(),
+            namespaces: NamespaceOptions::default(),
+            cgroup_parent: String::new(),
+            resources: LinuxResources::default(),
+            sysctls: vec![],
+            seccomp: SeccompProfile::default(),
+            isolated: false,
+            labels: vec![],
+            annotations: vec![],
+        };
+        let sandbox = self
+            .runtime
+            .run_pod_sandbox(&sandbox)
+            .await
+            .expect("a sandbox");
+        let container = ContainerConfig {
+            name: "c".into(),
+            attempt: 0,
+            image_id: "sha256:i".into(),
+            image: "i".into(),
+            command: vec![],
+            args: vec![],
+            working_dir: None,
+            env: vec![],
+            mounts: vec![],
+            devices: vec![],
+            labels: vec![],
+            annotations: vec![],
+            log_path: log_path.clone(),
+            log_rotation: LogRotation::default(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            stop_signal: None,
+            resources: LinuxResources::default(),
+            security: ContainerSecurity::default(),
+        };
+        let id = self
+            .runtime
+            .create_container(&sandbox, &container)
+            .await
+            .expect("a container");
+        self.runtime.start_container(&id).await.expect("starts");
+        let state = json!({"running": {"startedAt": "2026-11-20T12:00:00Z"}});
+        let pod = self.add_pod(
+            name,
+            json!({"containerID": format!("oci://{id}"), "state": state}),
+        );
+        (pod, id, log_path)
+    }
+
+    fn add_pod(&self, name: &str, mut status: Value) -> Arc<Pod> {
+        for (field, value) in [
+            ("name", json!("c")),
+            ("image", json!("i")),
+            ("imageID", json!("")),
+            ("ready", json!(false)),
+            ("restartCount", json!(0)),
+        ] {
+            status
+                .as_object_mut()
+                .expect("an object")
+                .entry(field)
+                .or_insert(value);
+        }
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"containerStatuses": [status], "podIPs": [{"ip": "10.0.0.9"}]},
+        });
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).expect("a pod"));
+        self.node
+            .pods
+            .lock()
+            .expect("not poisoned")
+            .push(pod.clone());
+        pod
+    }
+}
+
+#[tokio::test]
+async fn only_health_answers_strangers() {
+    let served = serve().await;
+    assert_eq!(
+        served.get_as(None, "/healthz").await,
+        (StatusCode::OK, "ok".into())
+    );
+    for path in [
+        "/pods",
+        "/metrics",
+        "/stats/summary",
+        "/containerLogs/default/p/c",
+        "/exec/default/p/c?command=ls",
+    ] {
+        assert_eq!(
+            served.get_as(None, path).await,
+            (StatusCode::UNAUTHORIZED, "Unauthorized".into()),
+            "{path}"
+        );
+        let (status, text) = served
+            .get_as(Some(("system:node:other", "system:nodes")), path)
+            .await;
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        assert_eq!(
+            text,
+            "Forbidden (user=system:node:other, verb=get, resource=nodes, subresource(s)=[proxy])"
+        );
+    }
+    assert_eq!(
+        served.get("/metrics").await,
+        (StatusCode::OK, "agent_says 1\n".into())
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_no_certificate() {
+    let (served, other) = (serve().await, serve().await);
+    let stranger = Served {
+        issuer: other.issuer,
+        ..served
+    };
+    let request = Request::get("/pods").body(Body::empty()).expect("valid");
+    let answer = tokio::spawn(async move {
+        stranger
+            .send(Some(("x", "system:masters")), request)
+            .await
+            .status()
+    });
+    assert!(answer.await.is_err(), "the server must end the handshake");
+}
+
+#[tokio::test]
+async fn logs_are_served_or_the_reason_why_not() {
+    let served = serve().await;
+    served.run_pod("p").await;
+    served.add_pod(
+        "waiting",
+        json!({"state": {"waiting": {"reason": "ContainerCreating"}}}),
+    );
+    let ok = |text: &str| (StatusCode::OK, text.to_owned());
+    assert_eq!(
+        served.get("/containerLogs/default/p/c").await,
+        ok("one\ntwo\n")
+    );
+    assert_eq!(
+        served
+            .get("/containerLogs/default/p/c?tailLines=1&timestamps=true")
+            .await,
+        ok("2026-11-20T12:00:01Z two\n")
+    );
+    let table = [
+        (
+            "/containerLogs/default/absent/c",
+            404,
+            "pod \"absent\" does not exist\n",
+        ),
+        (
+            "/containerLogs/default/p/x",
+            404,
+            "container \"x\" not found in pod \"p\"\n",
+        ),
+        (
+            "/containerLogs/default/p/c?previous=true",
+            400,
+            "previous terminated container \"c\" in pod \"p\" not found",
+        ),
+        (
+            "/containerLogs/default/waiting/c",
+            400,
+            "container \"c\" in pod \"waiting\" is waiting to start: ContainerCreating",
+        ),
+        (
+            "/containerLogs/default/p/c?tailLines=x",
+            400,
+            "{\"message\": \"Unable to decode query.\"}",
+        ),
+    ];
+    for (path, status, text) in table {
+        let answer = served.get(path).await;
+        assert_eq!(
+            (answer.0.as_u16(), answer.1.as_str()),
+            (status, text),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_log_of_a_forgotten_container_is_found_by_its_attempt() {
+    let served = serve().await;
+    let ended = json!({"terminated": {"exitCode": 1, "containerID": "oci://gone"}});
+    served.add_pod("p", json!({"restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}));
+    let logs = served.node.logs.join("c");
+    std::fs::create_dir_all(&logs).expect("space");
+    std::fs::write(logs.join("4.log"), "2026-11-20T12:00:00Z stderr F panic\n").expect("space");
+    assert_eq!(
+        served.get("/containerLogs/default/p/c").await,
+        (StatusCode::OK, "panic\n".into())
+    );
+    assert_eq!(
+        served
+            .get("/containerLogs/default/p/c?previous=true&follow=true")
+            .await,
+        (StatusCode::OK, "panic\n".into())
+    );
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_with_its_container() {
+    let served = serve().await;
+    let (_, _, log_path) = served.run_pod("p").await;
+    let follower = served.get("/containerLogs/default/p/c?follow=true&tailLines=1");
+    let writer = async {
+        use std::io::Write;
+        let mut log = std::fs::OpenOptions::new()
+            .append(true)
+            .open(log_path)
+            .expect("writable");
+        for number in 0..100 {
+            writeln!(log, "2026-11-20T12:00:02Z stdout F {number}").expect("space");
+            tokio::task::yield_now().await;
+        }
+        served.runtime.exit("uid-p", "c", 0, false);
+    };
+    let ((status, text), ()) = tokio::join!(follower, writer);
+    assert_eq!(status, StatusCode::OK);
+    let expected: String = std::iter::once("two\n".into())
+        .chain((0..100).map(|number| format!("{number}\n")))
+        .collect();
+    assert_eq!(text, expected);
+}
+
+#[tokio::test]
+async fn exec_reaches_the_runtime() {
+    let served = serve().await;
+    served.run_pod("p").await;
+    served.add_pod(
+        "stopped",
+        json!({"state": {"terminated": {"exitCode": 0, "containerID": "oci://x"}}}),
+    );
+    let request = |pod: &str| {
+        Request::builder()
+            .method(Method::GET)
+            .uri(format!(
+                "/exec/default/{pod}/c?command=echo&command=hi&output=1"
+            ))
+            .header(header::HOST, "node")
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+            .header(header::SEC_WEBSOCKET_PROTOCOL, "v5.channel.k8s.io")
+            .body(Body::empty())
+            .expect("valid")
+    };
+    let user = Some(("admin", "system:masters"));
+    let response = served.send(user, request("p")).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.expect("upgraded"));
+    let mut bytes = Vec::new();
+    // The server closes once it has waited long enough for this client, which says nothing.
+    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut bytes)
+        .await
+        .expect("the server closes");
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(
+        text.contains("echo hi\n") && text.contains("\"status\":\"Success\""),
+        "{text}"
+    );
+
+    for (pod, status, message) in [
+        ("stopped", 500, "container not found (\"c\")"),
+        ("absent", 404, "pod does not exist"),
+    ] {
+        let response = served.send(user, request(pod)).await;
+        assert_eq!(response.status(), status);
+        assert_eq!(
+            response
+                .into_body()
+                .collect()
+                .await
+                .expect("whole body")
+                .to_bytes(),
+            message
+        );
+    }
+}
+
+#[tokio::test]
+async fn usage_is_told_in_both_forms() {
+    let served = serve().await;
+    served.run_pod("p").await;
+    let (_, text) = served.get("/stats/summary").await;
+    let summary: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(summary["node"]["nodeName"], "node");
+    assert_eq!(summary["node"]["runtime"]["imageFs"]["usedBytes"], 1);
+    assert_eq!(summary["pods"][0]["podRef"]["name"], "p");
+    assert_eq!(
+        summary["pods"][0]["containers"][0]["memory"]["workingSetBytes"],
+        1 << 20
+    );
+    let (_, text) = served.get("/metrics/resource").await;
+    assert!(text.contains("container_cpu_usage_seconds_total{container=\"c\",namespace=\"default\",pod=\"p\"} 0.001 "), "{text}");
+    assert!(text.contains("resource_scrape_error 0 "), "{text}");
+}
+
+#[tokio::test]
+async fn pods_are_listed_as_desired_and_as_running() {
+    let served = serve().await;
+    served.run_pod("p").await;
+    served.add_pod("waiting", json!({}));
+    for (path, expected) in [
+        ("/pods", vec!["p", "waiting"]),
+        ("/runningpods/", vec!["p"]),
+    ] {
+        let (_, text) = served.get(path).await;
+        let list: Value = serde_json::from_str(&text).expect("JSON");
+        let names: Vec<&str> = list["items"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|pod| pod["metadata"]["name"].as_str())
+            .collect();
+        assert_eq!((list["kind"].as_str(), names), (Some("PodList"), expected));
+    }
+}
+
+#[tokio::test]
+async fn shutdown_ends_requests_that_would_not_end() {
+    let served = serve().await;
+    served.run_pod("p").await;
+    let request = Request::get("/containerLogs/default/p/c?follow=true")
+        .header(header::HOST, "node")
+        .body(Body::empty())
+        .expect("valid");
+    let response = served
+        .send(Some(("admin", "system:masters")), request)
+        .await;
+    served.shutdown.cancel();
+    served.task.await.expect("no panic");
+    drop(response);
+}
