@@ -33,6 +33,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kubelets listen here unless their Node says otherwise.
 const KUBELET_PORT: u16 = 10_250;
+/// Bytes read of a kubelet's error.
+const KUBELET_ERROR_BYTES_MAX: usize = 2048;
 
 /// Between this server and one peer only.
 const HOP_HEADERS: &[HeaderName] = &[
@@ -114,7 +116,25 @@ async fn to_kubelet_of_pod(call: &Call, request: Request, query: Option<String>)
     }
     let node = load(call, "nodes", "", node_name).await?;
     let destination = kubelet(node_name, &node, path)?;
-    send(call, request, &destination, query.as_deref()).await
+    let answer = send(call, request, &destination, query.as_deref()).await?;
+    if subresource == "log" && !answer.status().is_success() {
+        return Err(log_refused(answer).await);
+    }
+    Ok(answer)
+}
+
+/// The kubelet's plain words as a Status. What it says of streams goes to the client as it is, because
+/// clients read it there.
+async fn log_refused(answer: Response) -> Status {
+    let code = answer.status();
+    let bytes = axum::body::to_bytes(answer.into_body(), KUBELET_ERROR_BYTES_MAX).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+    match code {
+        StatusCode::BAD_REQUEST => Status::bad_request(text),
+        StatusCode::INTERNAL_SERVER_ERROR => Status::internal(text),
+        StatusCode::NOT_FOUND => Status::failure(code.as_u16(), "NotFound", text),
+        _ => Status::failure(code.as_u16(), "", text),
+    }
 }
 
 /// The parameters of exec and attach in the kubelet's words.
