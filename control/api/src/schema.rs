@@ -337,6 +337,8 @@ fn type_of(property: &Value, index: &BTreeMap<Box<str>, usize>) -> Type {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -388,5 +390,129 @@ mod tests {
         }
         any.sort();
         assert_eq!(any, ["ManagedFieldsEntry.fieldsV1", "WatchEvent.object"]);
+    }
+
+    /// Random numbers that are the same in every run.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 >> 33).expect("31 bits") % sides
+        }
+
+        fn pick<'a>(&mut self, texts: &[&'a str]) -> &'a str {
+            texts[self.roll(texts.len())]
+        }
+    }
+
+    /// A value of a type, or now and then of another.
+    fn value_of(type_: &Type, depth: usize, dice: &mut Dice) -> Value {
+        if dice.roll(400) == 0 {
+            return [json!(null), json!("x"), json!(1), json!([]), json!({})][dice.roll(5)].clone();
+        }
+        match type_ {
+            Type::Text => dice
+                .pick(&[
+                    "", "a", "web", "Always", "TCP", "../x", "A_b", "None", "a/b", "é",
+                ])
+                .into(),
+            Type::Bytes => dice.pick(&["", "aGk=", "YQ=="]).into(),
+            Type::Time | Type::MicroTime => "2024-05-01T12:00:00Z".into(),
+            Type::Quantity => dice.pick(&["0", "1", "500m", "1.5Gi", "-1", "1e3"]).into(),
+            Type::IntOrString if dice.roll(2) == 0 => dice.pick(&["", "http", "50%"]).into(),
+            Type::Int32 | Type::Int64 | Type::IntOrString => {
+                [-1, 0, 1, 80, 70_000][dice.roll(5)].into()
+            }
+            Type::Number => 1.5.into(),
+            Type::Bool => (dice.roll(2) == 0).into(),
+            Type::Any => json!({"x": [1]}),
+            Type::List(item) => (0..dice.roll(if depth > 6 { 1 } else { 3 }))
+                .map(|_| value_of(item, depth + 1, dice))
+                .collect(),
+            Type::Map(item) => {
+                let keys = ["cpu", "memory", "a/b", "x y", ".dockerconfigjson"];
+                let entries = (0..dice.roll(3))
+                    .map(|_| (dice.pick(&keys).to_owned(), value_of(item, depth + 1, dice)));
+                Value::Object(entries.collect())
+            }
+            Type::Object(id) => {
+                let mut map = Map::new();
+                let rarity = if depth == 0 { 1 } else { depth + 1 };
+                for field in &Schema::get().object(*id).fields {
+                    let is_wanted = matches!(&*field.name, "name" | "spec" | "containers")
+                        || dice.roll(rarity + 1) == 0;
+                    if is_wanted && depth < 8 {
+                        map.insert(
+                            field.name.to_string(),
+                            value_of(&field.type_, depth + 1, dice),
+                        );
+                    }
+                }
+                Value::Object(map)
+            }
+        }
+    }
+
+    #[test]
+    fn no_object_that_decodes_makes_a_rule_panic_and_defaults_are_stable() {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        for row in crate::RESOURCES {
+            let type_ = Type::Object(
+                Schema::get()
+                    .kind(row.group, row.version, row.kind)
+                    .expect("has a schema"),
+            );
+            let mut old: Option<Value> = None;
+            let mut decoded_count = 0;
+            for _ in 0..200 {
+                let mut object = value_of(&type_, 0, &mut dice);
+                if !object.is_object() || crate::decode::check(row, &mut object, b"").is_err() {
+                    continue;
+                }
+                decoded_count += 1;
+                let mut again = object.clone();
+                crate::decode::check(row, &mut again, b"").expect("what was decoded decodes again");
+                assert_eq!(object, again, "{row:?}");
+
+                row.strategy.default(&mut object);
+                let mut again = object.clone();
+                row.strategy.default(&mut again);
+                assert_eq!(object, again, "{row:?}");
+
+                let decoded = crate::decode::check(row, &mut again, b"")
+                    .expect("defaults have the right types");
+                assert_eq!(
+                    decoded.unknown, [""; 0],
+                    "defaults are known fields of {row:?}"
+                );
+                row.strategy.prepare_create(&mut again);
+                row.validate_create(&again);
+                row.strategy.row(&again, now);
+                if let Some(grace) = row.deletion_grace_seconds {
+                    assert!(grace(&again) >= 0);
+                }
+                for field in row.strategy.selectable_fields() {
+                    row.strategy.selectable_field(&again, field);
+                }
+                if let Some(old) = &old {
+                    for sub in ["", "status", "finalize", "ephemeralcontainers"] {
+                        let mut new = object.clone();
+                        row.strategy.prepare_update(sub, &mut new, old);
+                        row.validate_update(sub, &new, old);
+                        let merge = crate::patch::PatchKind::StrategicMerge;
+                        let _ = crate::patch::apply(merge, row, old, &new);
+                    }
+                }
+                old = Some(again);
+            }
+            assert!(
+                decoded_count > 50,
+                "{row:?}: only {decoded_count} of 200 decoded"
+            );
+        }
     }
 }

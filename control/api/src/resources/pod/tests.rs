@@ -695,7 +695,10 @@ fn only_a_few_fields_of_a_pod_may_change() {
         errors[0].starts_with("spec: Forbidden: pod updates may not change fields other than"),
         "{errors:?}"
     );
-    assert!(errors[0].contains("\"command\":[\"x\"]"), "{errors:?}");
+    assert!(
+        errors[0].ends_with("{\n+ \tcontainers[0].command: [\"x\"],\n  }\n"),
+        "{errors:?}"
+    );
 
     let old = created(merge(
         bare(),

@@ -1,5 +1,7 @@
 //! What may change in a pod, and by which path.
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 
 use super::validate::{Errors, rule};
@@ -218,28 +220,36 @@ fn munge(spec: &Value, old: &Value) -> Value {
     spec
 }
 
-/// The fields that differ, old and new, in the manner of go-cmp.
+/// The values that differ, old and new, each by its path.
 fn diff(old: &Value, new: &Value) -> String {
     let mut text = String::from("  core.PodSpec{\n");
-    let empty = serde_json::Map::new();
-    let (old, new) = (
-        old.as_object().unwrap_or(&empty),
-        new.as_object().unwrap_or(&empty),
-    );
-    for (field, was) in old {
-        let is = new.get(field);
-        if is != Some(was) {
-            text.push_str(&format!("- \t{field}: {was},\n"));
-            if let Some(is) = is {
-                text.push_str(&format!("+ \t{field}: {is},\n"));
+    differences(Some(old), Some(new), &Path::ROOT, &mut text);
+    text.push_str("  }\n");
+    text
+}
+
+fn differences(old: Option<&Value>, new: Option<&Value>, path: &Path<'_>, text: &mut String) {
+    match (old, new) {
+        (old, new) if old == new => {}
+        (Some(Value::Object(old)), Some(Value::Object(new))) => {
+            let added = new.keys().filter(|key| !old.contains_key(*key));
+            for key in old.keys().chain(added) {
+                differences(old.get(key), new.get(key), &path.child(key), text);
+            }
+        }
+        (Some(Value::Array(old)), Some(Value::Array(new))) => {
+            for i in 0..old.len().max(new.len()) {
+                differences(old.get(i), new.get(i), &path.index(i), text);
+            }
+        }
+        (old, new) => {
+            for (sign, value) in [('-', old), ('+', new)] {
+                if let Some(value) = value {
+                    let _ = writeln!(text, "{sign} \t{path}: {value},");
+                }
             }
         }
     }
-    for (field, is) in new.iter().filter(|(field, _)| !old.contains_key(*field)) {
-        text.push_str(&format!("+ \t{field}: {is},\n"));
-    }
-    text.push_str("  }\n");
-    text
 }
 
 fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
