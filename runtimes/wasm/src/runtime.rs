@@ -84,9 +84,24 @@ struct Inner {
     /// Held while one is chosen, started or given up.
     workers: tokio::sync::Mutex<HashMap<String, Arc<Worker>>>,
     /// Serialises creation per (sandbox, name), so that a repeated call finds the first one's work.
-    creating: tokio::sync::Mutex<HashSet<(PodSandboxId, String, u32)>>,
+    creating: Mutex<HashSet<CreateKey>>,
     created: tokio::sync::Notify,
     events: broadcast::Sender<RuntimeEvent>,
+}
+
+type CreateKey = (PodSandboxId, String, u32);
+
+/// The right to create a container, until dropped.
+struct Creating {
+    inner: Arc<Inner>,
+    key: CreateKey,
+}
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        lock(&self.inner.creating).remove(&self.key);
+        self.inner.created.notify_waiters();
+    }
 }
 
 struct Container {
@@ -120,7 +135,7 @@ impl Inner {
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             workers: tokio::sync::Mutex::default(),
-            creating: tokio::sync::Mutex::default(),
+            creating: Mutex::default(),
             created: tokio::sync::Notify::new(),
             events: broadcast::Sender::new(EVENTS_MAX),
             config,
@@ -937,23 +952,21 @@ impl Runtime for WasmRuntime {
         config: &ContainerConfig,
     ) -> Result<ContainerId, RuntimeError> {
         let key = (sandbox.id.clone(), config.name.clone(), config.attempt);
-        loop {
+        let turn = loop {
             let done = self.0.created.notified();
-            if let Some(id) = self.0.creating_or_created(&key, config).await? {
-                return Ok(id);
-            }
-            if self.0.creating.lock().await.insert(key.clone()) {
-                break;
+            if lock(&self.0.creating).insert(key.clone()) {
+                break Creating { inner: self.0.clone(), key };
             }
             done.await;
+        };
+        if let Some(id) = self.0.find_created(&sandbox.id, config) {
+            return Ok(id);
         }
         // In a task of its own: a caller that goes away leaves no half of a message on the socket.
         let (this, sandbox, config) = (self.0.clone(), sandbox.clone(), config.clone());
         let created = tokio::spawn(async move {
-            let created = this.create(&sandbox, &config).await;
-            this.creating.lock().await.remove(&key);
-            this.created.notify_waiters();
-            created
+            let _turn = turn;
+            this.create(&sandbox, &config).await
         });
         created.await.unwrap_or_else(|error| {
             Err(RuntimeError::Internal(format!("create container: {error}")))
@@ -1248,18 +1261,5 @@ impl Inner {
             .iter()
             .filter(|(_, container)| lock(&container.record).sandbox == *sandbox);
         inside.map(|(id, _)| id.clone()).collect()
-    }
-
-    /// The container that is there, unless somebody is making it now.
-    async fn creating_or_created(
-        &self,
-        key: &(PodSandboxId, String, u32),
-        config: &ContainerConfig,
-    ) -> Result<Option<ContainerId>, RuntimeError> {
-        let creating = self.creating.lock().await;
-        if creating.contains(key) {
-            return Ok(None);
-        }
-        Ok(self.find_created(&key.0, config))
     }
 }

@@ -269,6 +269,7 @@ async fn a_confined_pod_has_its_own_loopback_and_address() {
         (answer.exit_code, String::from_utf8(answer.stdout).unwrap())
     };
     assert_eq!(get(&server, "127.0.0.1:7000".into()).await, (0, "it is me\n".into()));
+    assert_eq!(get(&server, "localhost:7000".into()).await, (0, "it is me\n".into()));
     assert_eq!(get(&client, format!("{ip}:7000")).await, (0, "it is me\n".into()));
     assert_eq!(get(&client, "127.0.0.1:7000".into()).await.0, 1, "another pod's loopback is not ours");
     assert_eq!(get(&client, "127.0.0.1:7001".into()).await.0, 1, "nor is the node's");
