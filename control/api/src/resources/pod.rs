@@ -5,14 +5,20 @@ use serde_json::{Value, json};
 
 use crate::{FieldError, Strategy, meta, table::Column, value};
 
+mod container;
 mod defaults;
+mod env;
 mod print;
+mod probe;
+mod scheduling;
 mod update;
 mod validate;
 mod volumes;
 
+pub(super) use container::{port_number, port_number_or_name};
 pub use defaults::qos_class;
-pub(super) use validate::{ip, port_number, port_number_or_name, tolerations};
+pub(super) use scheduling::tolerations;
+pub(super) use validate::ip;
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),

@@ -12,8 +12,8 @@ use crate::{
     meta,
     table::{self, Column},
     value::{
-        default, default_absent, empty, entries, flag, get, integer, is_set, keep, list, list_mut,
-        text,
+        default, default_absent, empty, entries, get, integer, is_set, keep, list, list_mut,
+        remove, text,
     },
 };
 
@@ -70,7 +70,7 @@ impl Strategy for Service {
                 port["targetPort"] = get(port, "port").clone();
             }
         }
-        if matches!(type_.as_str(), "NodePort" | "LoadBalancer") {
+        if is_reached_from_outside(spec) {
             default(spec, "externalTrafficPolicy", "Cluster");
         }
         if matches!(type_.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
@@ -114,6 +114,18 @@ impl Strategy for Service {
         let Some(spec) = new.get_mut("spec") else {
             return;
         };
+        // What only the old type had goes with it, unless it is given anew.
+        for (field, is_kept) in [
+            ("externalTrafficPolicy", is_reached_from_outside(spec)),
+            (
+                "allocateLoadBalancerNodePorts",
+                text(spec, "type") == "LoadBalancer",
+            ),
+        ] {
+            if !is_kept && get(spec, field) == get(old, field) {
+                remove(spec, field);
+            }
+        }
         let has_cluster_ip = |type_: &str| type_ != "ExternalName";
         if !has_cluster_ip(text(spec, "type")) {
             // What was allocated goes back when the type changes and nothing else is said.
@@ -126,7 +138,7 @@ impl Strategy for Service {
                     "internalTrafficPolicy",
                 ] {
                     if get(spec, field) == get(old, field) {
-                        crate::value::remove(spec, field);
+                        remove(spec, field);
                     }
                 }
             }
@@ -157,11 +169,9 @@ impl Strategy for Service {
                         .iter()
                         .any(|old| get(old, "nodePort") == get(port, "nodePort"));
                     if is_old {
-                        crate::value::remove(port, "nodePort");
+                        remove(port, "nodePort");
                     }
                 }
-                crate::value::remove(spec, "externalTrafficPolicy");
-                crate::value::remove(spec, "allocateLoadBalancerNodePorts");
             }
         }
     }
@@ -237,6 +247,14 @@ impl Strategy for Service {
             table::age(object, now).into(),
             table::or_none(&selector.join(",")).into(),
         ]
+    }
+}
+
+fn is_reached_from_outside(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "LoadBalancer" | "NodePort" => true,
+        "ClusterIP" => !list(spec, "externalIPs").is_empty(),
+        _ => false,
     }
 }
 
@@ -357,7 +375,7 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         }
     }
     if type_ == "ClusterIP"
-        && list(spec, "externalIPs").is_empty()
+        && !is_reached_from_outside(spec)
         && is_set(spec, "externalTrafficPolicy")
     {
         let detail = "may only be set for externally-accessible services";
@@ -368,7 +386,7 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             detail,
         ));
     }
-    if flag(spec, "allocateLoadBalancerNodePorts") && type_ != "LoadBalancer" {
+    if spec.get("allocateLoadBalancerNodePorts").is_some() && type_ != "LoadBalancer" {
         let at = path.child("allocateLoadBalancerNodePorts");
         errors.push(FieldError::forbidden(
             &at,

@@ -300,6 +300,30 @@ fn what_may_not_change_is_told_in_the_words_of_kubernetes() {
 }
 
 #[test]
+fn a_service_gives_back_what_its_old_type_had() {
+    let resource = row("services");
+    let old = created(
+        resource,
+        json!({"spec": {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "ports": [{"port": 80, "nodePort": 30080}]}}),
+    );
+    let mut new = old.clone();
+    new["spec"]["type"] = "ClusterIP".into();
+    resource.strategy.prepare_update("", &mut new, &old);
+    assert_eq!(
+        new["spec"]["ports"],
+        json!([{"port": 80, "protocol": "TCP", "targetPort": 80}])
+    );
+    assert_eq!(new["spec"]["clusterIP"], "10.0.0.1");
+    assert_eq!(resource.validate_update("", &new, &old), []);
+
+    let mut new = old.clone();
+    new["spec"]["type"] = "ExternalName".into();
+    new["spec"]["externalName"] = "a.b".into();
+    resource.strategy.prepare_update("", &mut new, &old);
+    assert_eq!(new["spec"].get("clusterIP"), None);
+}
+
+#[test]
 fn objects_get_the_defaults_of_kubernetes() {
     let namespace = created(row("namespaces"), json!({"metadata": {"name": "a"}}));
     assert_eq!(

@@ -359,7 +359,7 @@ fn what_is_wrong_with_a_pod_is_told_in_the_words_of_kubernetes() {
             ],
         ),
         (
-            one(json!({"volumes": [{"name": "v", "projected": {"sources": [
+            one(json!({"serviceAccountName": "a", "volumes": [{"name": "v", "projected": {"sources": [
                 {"serviceAccountToken": {"path": "t", "expirationSeconds": 5}},
             ]}}]})),
             vec![
@@ -372,6 +372,25 @@ fn what_is_wrong_with_a_pod_is_told_in_the_words_of_kubernetes() {
             one(json!({"volumes": [{"name": "v", "downwardAPI": {"items": [{"path": "a"}]}}]})),
             vec![
                 "spec.volumes[0].downwardAPI.items[0]: Required value: one of fieldRef and resourceFieldRef is required"
+                    .to_owned(),
+            ],
+        ),
+        (
+            one(json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]})),
+            vec![
+                "spec.volumes[0].projected.sources[0].serviceAccountToken: Forbidden: must not be specified when \
+                 serviceAccountName is not set"
+                    .to_owned(),
+            ],
+        ),
+        (
+            json!({
+                "hostNetwork": true,
+                "containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80, "hostPort": 81}]}],
+            }),
+            vec![
+                "spec.containers[0].ports[0].hostPort: Invalid value: 81: must match `containerPort` when \
+                 `hostNetwork` is true"
                     .to_owned(),
             ],
         ),

@@ -183,18 +183,18 @@ fn tolerations(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
         let detail = "existing toleration can not be modified except its tolerationSeconds";
         errors.push(FieldError::forbidden(&path.child("tolerations"), detail));
     }
-    super::validate::tolerations(list(new, "tolerations"), &path.child("tolerations"), errors);
+    super::tolerations(list(new, "tolerations"), &path.child("tolerations"), errors);
 }
 
 fn gates(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
     let at = path.child("schedulingGates");
-    for gate in list(new, "schedulingGates") {
+    for (i, gate) in list(new, "schedulingGates").iter().enumerate() {
         if !list(old, "schedulingGates").contains(gate) {
             let detail = format!(
                 "only deletion is allowed, but found new scheduling gate '{}'",
                 text(gate, "name")
             );
-            errors.push(FieldError::forbidden(&at, detail));
+            errors.push(FieldError::forbidden(&at.index(i).child("name"), detail));
         }
     }
 }
@@ -279,5 +279,5 @@ fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
             Some(_) => {}
         }
     }
-    super::validate::ephemeral_containers(get(new, "spec"), &path, errors);
+    super::container::ephemeral_containers(get(new, "spec"), &path, errors);
 }

@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::validate::{Errors, Volumes, field_ref, resource_field_ref, rule};
+use super::{
+    container::Volumes,
+    env::{field_ref, resource_field_ref},
+    validate::{Errors, rule},
+};
 use crate::{
     FieldError,
     field::Path,
