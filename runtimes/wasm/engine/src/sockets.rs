@@ -1,4 +1,4 @@
-//! `wasi:sockets` with the pod's addresses: wasmtime-wasi's own implementation, with addresses
+//! `wasi:sockets` 0.2, and 0.3 in `p3`, with the pod's addresses: wasmtime-wasi's own implementation, with addresses
 //! translated on the way in ([`crate::network`]).
 //!
 //! Every socket of a confined pod is bound to the pod's address before it connects, so that what a
@@ -28,11 +28,14 @@ use wasmtime_wasi::{
 
 use crate::{network::Network, state::State};
 
+mod p3;
+
 /// Replaces `wasi:sockets/tcp` and `udp` in a linker.
 pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     tcp::add_to_linker::<_, PodSockets>(linker, pod_sockets)?;
     udp::add_to_linker::<_, PodSockets>(linker, pod_sockets)?;
+    p3::types::add_to_linker::<_, PodSockets>(linker, pod_sockets)?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -45,13 +48,13 @@ fn pod_sockets(state: &mut State) -> PodSocketsView<'_> {
     }
 }
 
-struct PodSockets;
+pub(crate) struct PodSockets;
 
 impl HasData for PodSockets {
     type Data<'a> = PodSocketsView<'a>;
 }
 
-struct PodSocketsView<'a> {
+pub(crate) struct PodSocketsView<'a> {
     network: std::sync::Arc<Network>,
     sockets: WasiSocketsCtxView<'a>,
 }

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         an_http_component_is_served_and_a_trap_costs_one_request,
         a_taken_port_is_an_error_at_start,
         a_confined_pod_has_its_own_loopback_and_address,
+        a_component_of_wasi_0_3_runs_and_its_sockets_are_confined,
         a_pod_in_a_namespace_is_served_inside_it,
         stdin_is_attached_and_ends_with_the_client,
         an_exec_streams_both_ways_and_ends_when_dropped,
@@ -282,6 +283,30 @@ async fn a_confined_pod_has_its_own_loopback_and_address() {
         let id = node.run(&pod, &config).await;
         assert_eq!(node.exited(&id).await.exit_code, 1, "{address}");
     }
+}
+
+async fn a_component_of_wasi_0_3_runs_and_its_sockets_are_confined() {
+    let node = Node::new().await;
+    let (pod, other) = (node.pod("default").await, node.pod("default").await);
+    let mut config = node.container("tcp_p3");
+    config.args = ["serve", "0.0.0.0:7100", "it is me"].map(String::from).to_vec();
+    let server = node.run(&pod, &config).await;
+    let log = || std::fs::read_to_string(&config.log_path).unwrap();
+    let ip = pod.ips[0];
+    eventually("it listens", async || log().contains(&format!("listening on {ip}:7100"))).await;
+    config.args = ["serve", "127.0.0.1:7101", "other"].map(String::from).to_vec();
+    let client = node.run(&other, &config).await;
+    let get = async |id, address: String| {
+        let answer = node.runtime.exec_sync(id, &["get".into(), address], Duration::from_secs(20)).await.unwrap();
+        (answer.exit_code, String::from_utf8(answer.stdout).unwrap())
+    };
+    assert_eq!(get(&server, "127.0.0.1:7100".into()).await, (0, "it is me\n".into()));
+    assert_eq!(get(&client, format!("{ip}:7100")).await, (0, "it is me\n".into()));
+    assert_eq!(get(&client, "127.0.0.1:7100".into()).await.0, 1);
+    assert!(log().contains(&format!("connection from {}:", other.ips[0])), "{}", log());
+    let foreign = ["serve".into(), format!("{ip}:7102"), "x".into()];
+    let answer = node.runtime.exec_sync(&client, &foreign, Duration::from_secs(20)).await.unwrap();
+    assert_eq!(answer.exit_code, 1, "another pod's address");
 }
 
 async fn a_pod_in_a_namespace_is_served_inside_it() {
