@@ -16,6 +16,8 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::retry;
+
 /// Events that wait to be sent. Past that they are dropped: what they tell of is in conditions too.
 const WAITING_EVENTS_MAX: usize = 1024;
 
@@ -77,7 +79,11 @@ pub(crate) async fn run(
         let Some(note) = note else { return };
         match timeout(SEND_TIMEOUT, send(&client, &mut recent, note)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "Event not sent"),
+            // The namespace has gone, or is about to.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
+                debug!(error = %status.message, "Event not sent");
+            }
+            Ok(Err(error)) => warn!(error = %retry::text(&error), "Event not sent"),
             Err(_) => warn!("Event not sent in time"),
         }
     }

@@ -103,7 +103,7 @@ impl Collector {
                     discover_at = Instant::now() + match self.discover(&mut news).await {
                         Ok(()) => { failures = 0; DISCOVERY_PERIOD }
                         Err(error) => {
-                            warn!(%error, "Resources not discovered");
+                            warn!(error = %retry::text(&error), "Resources not discovered");
                             failures += 1;
                             retry::backoff(failures)
                         }
@@ -235,7 +235,7 @@ impl Collector {
             }
             result => {
                 if let Ok(Err(error)) = result {
-                    warn!(%error, "Object not collected");
+                    warn!(error = %retry::text(&error), "Object not collected");
                 }
                 let failures = self
                     .failed

@@ -34,8 +34,8 @@ use tracing::{error, info};
 /// What the controllers are told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Certificates that the API server's is signed by, as PEM: what `kube-root-ca.crt` holds.
-    pub root_ca: String,
+    /// Certificates that the API server's is signed by: what `kube-root-ca.crt` holds.
+    pub root_ca_pem: String,
     /// Pods with this `spec.schedulerName` are scheduled.
     pub scheduler_name: String,
     /// A node that has not been heard of for so long is not ready
@@ -43,11 +43,11 @@ pub struct Config {
     pub node_monitor_grace_period: Duration,
 }
 
-impl Config {
-    /// Kubernetes' defaults.
-    pub fn new(root_ca: String) -> Self {
+impl Default for Config {
+    /// Kubernetes' defaults, and no certificate: one has to be given.
+    fn default() -> Self {
         Self {
-            root_ca,
+            root_ca_pem: String::new(),
             scheduler_name: "default-scheduler".into(),
             node_monitor_grace_period: Duration::from_secs(40),
         }
@@ -63,7 +63,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
     tasks.spawn(service_account::run(client.clone(), shutdown.clone()));
     tasks.spawn(root_ca::run(
         client.clone(),
-        config.root_ca,
+        config.root_ca_pem,
         shutdown.clone(),
     ));
     tasks.spawn(gc::run(client.clone(), shutdown.clone()));

@@ -20,7 +20,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::retry;
 
@@ -50,11 +50,7 @@ pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
     )
     .graceful_shutdown_on(shutdown.cancelled_owned())
     .run(reconcile, |_, _, _| retry::soon(), Arc::new(client))
-    .for_each(async |result| {
-        if let Err(error) = result {
-            warn!(%error, "Namespace not emptied");
-        }
-    })
+    .for_each(async |result| retry::log("Namespace not emptied", result))
     .await;
 }
 
@@ -163,9 +159,10 @@ impl Remaining {
             }
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => self
-                .errors
-                .push(format!("unexpected error deleting {name}: {error}")),
+            Err(error) => self.errors.push(format!(
+                "unexpected error deleting {name}: {}",
+                retry::text(&error)
+            )),
         }
     }
 

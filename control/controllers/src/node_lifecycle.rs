@@ -29,7 +29,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::events::{Note, Recorder};
+use crate::{
+    events::{Note, Recorder},
+    retry,
+};
 
 /// How often silent nodes are looked for (`--node-monitor-period`).
 const MONITOR_PERIOD: Duration = Duration::from_secs(5);
@@ -238,7 +241,7 @@ impl Monitor {
             Ok(Ok(_)) => {}
             // There is news already, or the node has gone.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
-            Ok(Err(error)) => warn!(node = name, %error, "Node not updated"),
+            Ok(Err(error)) => warn!(node = name, error = %retry::text(&error), "Node not updated"),
             Err(_) => warn!(node = name, "Node not updated in time"),
         }
     }

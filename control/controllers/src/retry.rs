@@ -1,8 +1,9 @@
-//! How long to wait before trying again.
+//! What is done about errors: how long to wait before trying again, and what is said.
 
 use std::time::Duration;
 
-use kube::runtime::controller::Action;
+use kube::runtime::controller::{self, Action};
+use tracing::warn;
 
 /// The longest wait after errors.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -19,6 +20,28 @@ pub(crate) fn backoff(failures: u32) -> Duration {
 /// What a controller does after an error that it has no count for.
 pub(crate) fn soon() -> Action {
     Action::requeue(backoff(3))
+}
+
+/// An error in one line: what the API server said, if it said something.
+pub(crate) fn text(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Says that a reconciliation went wrong. An object that went away meanwhile is nobody's trouble.
+pub(crate) fn log<K>(
+    what: &str,
+    result: Result<K, controller::Error<kube::Error, kube::runtime::watcher::Error>>,
+) {
+    match result {
+        Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+        Err(controller::Error::ReconcilerFailed(error, object)) => {
+            warn!(object = %object.name, error = %text(&error), "{what}");
+        }
+        Err(error) => warn!(%error, "{what}"),
+    }
 }
 
 #[cfg(test)]

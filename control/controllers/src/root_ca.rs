@@ -13,7 +13,7 @@ use kube::{
     runtime::{Controller, controller::Action, reflector::ObjectRef, watcher},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{namespace::is_active, retry};
 
@@ -50,11 +50,7 @@ pub(crate) async fn run(client: Client, root_ca: String, shutdown: CancellationT
         |_, _, _| retry::soon(),
         Arc::new(Context { client, root_ca }),
     )
-    .for_each(async |result| {
-        if let Err(error) = result {
-            warn!(%error, "Root certificate not published");
-        }
-    })
+    .for_each(async |result| retry::log("Root certificate not published", result))
     .await;
 }
 

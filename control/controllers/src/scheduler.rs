@@ -37,9 +37,12 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use crate::events::{Note, Recorder};
+use crate::{
+    events::{Note, Recorder},
+    retry,
+};
 
 use self::{
     node::Offer,
@@ -186,7 +189,7 @@ impl Scheduler {
         self.writes.spawn(async move {
             let outcome = match timeout(WRITE_TIMEOUT, bind(&client, &pod, &node)).await {
                 Ok(Ok(())) => {
-                    info!(pod = %pod.name, namespace = %pod.namespace, %node, "Pod scheduled");
+                    debug!(pod = %pod.name, namespace = %pod.namespace, %node, "Pod scheduled");
                     let message = format!(
                         "Successfully assigned {}/{} to {node}",
                         pod.namespace, pod.name
@@ -198,7 +201,7 @@ impl Scheduler {
                     Outcome::Overtaken
                 }
                 Ok(Err(error)) => {
-                    warn!(pod = %pod.name, namespace = %pod.namespace, %error, "Pod not bound");
+                    warn!(pod = %pod.name, namespace = %pod.namespace, error = %retry::text(&error), "Pod not bound");
                     Outcome::NotBound
                 }
                 Err(_) => {
@@ -223,7 +226,7 @@ impl Scheduler {
             self.queue.unschedulable(&pod.uid);
             return;
         }
-        debug!(pod = %pod.name, namespace = %pod.namespace, %message, "Pod not scheduled");
+        debug!(pod = %pod.name, namespace = %pod.namespace, reason = %message, "Pod not scheduled");
         let client = self.client.clone();
         self.writes.spawn(async move {
             let patch = Patch::Strategic(unschedulable_patch(&message, Timestamp::now()));
@@ -231,7 +234,7 @@ impl Scheduler {
             let params = PatchParams::default();
             let patched = pods.patch_status(&pod.name, &params, &patch);
             if let Ok(Err(error)) = timeout(WRITE_TIMEOUT, patched).await {
-                warn!(pod = %pod.name, namespace = %pod.namespace, %error, "Condition not written");
+                warn!(pod = %pod.name, namespace = %pod.namespace, error = %retry::text(&error), "Condition not written");
             }
             (pod.uid, Outcome::Reported)
         });

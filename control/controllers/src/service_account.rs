@@ -13,7 +13,7 @@ use kube::{
     runtime::{Controller, controller::Action, reflector::ObjectRef, watcher},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{namespace::is_active, retry};
 
@@ -37,11 +37,7 @@ pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
     )
     .graceful_shutdown_on(shutdown.cancelled_owned())
     .run(reconcile, |_, _, _| retry::soon(), Arc::new(client))
-    .for_each(async |result| {
-        if let Err(error) = result {
-            warn!(%error, "Default service account not made");
-        }
-    })
+    .for_each(async |result| retry::log("Default service account not made", result))
     .await;
 }
 

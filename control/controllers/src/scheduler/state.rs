@@ -25,6 +25,8 @@ pub(crate) struct State {
     index: HashMap<String, usize>,
     pods: HashMap<String, Taken>,
     next_start: usize,
+    /// Places of nodes that have gone.
+    free: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,31 +47,34 @@ impl State {
 
     /// Forgets a node. Its pods stay counted until they go as well.
     pub(crate) fn remove_node(&mut self, name: &str) {
-        if let Some(index) = self.index.get(name) {
-            self.nodes[*index].offer = None;
+        if let Some(index) = self.index.get(name).copied() {
+            self.nodes[index].offer = None;
+            self.free_if_unused(index);
         }
     }
 
     /// Forgets nodes that are not listed.
     pub(crate) fn retain_nodes(&mut self, listed: &HashSet<String>) {
-        for node in self
-            .nodes
-            .iter_mut()
-            .filter(|node| !listed.contains(&node.name))
-        {
-            node.offer = None;
+        let gone: Vec<String> = self
+            .index
+            .keys()
+            .filter(|name| !listed.contains(*name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.remove_node(&name);
         }
     }
 
     /// Counts a pod in, wherever it was counted before. Repeatable.
     pub(crate) fn assign(&mut self, uid: &str, node: &str, footprint: Footprint) {
-        let index = self.node(node);
         if let Some(taken) = self.pods.get(uid) {
-            if taken.node == index && taken.footprint == footprint {
+            if self.nodes[taken.node].name == node && taken.footprint == footprint {
                 return;
             }
             self.release(uid);
         }
+        let index = self.node(node);
         self.nodes[index].add(&footprint);
         self.pods.insert(
             uid.to_owned(),
@@ -85,6 +90,7 @@ impl State {
         let taken = self.pods.remove(uid);
         if let Some(taken) = &taken {
             self.nodes[taken.node].remove(&taken.footprint);
+            self.free_if_unused(taken.node);
         }
         taken.is_some()
     }
@@ -117,15 +123,37 @@ impl State {
         Ok(name)
     }
 
+    /// Gives the place of a node free that neither the API nor a pod speaks of.
+    fn free_if_unused(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        if node.offer.is_none()
+            && node.requested.pods == 0
+            && self.index.get(&node.name) == Some(&index)
+        {
+            self.index.remove(&node.name);
+            self.nodes[index] = NodeInfo::default();
+            self.free.push(index);
+        }
+    }
+
     fn node(&mut self, name: &str) -> usize {
         if let Some(index) = self.index.get(name) {
             return *index;
         }
-        let index = self.nodes.len();
-        self.nodes.push(NodeInfo {
+        let node = NodeInfo {
             name: name.to_owned(),
             ..NodeInfo::default()
-        });
+        };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.nodes[index] = node;
+                index
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() - 1
+            }
+        };
         self.index.insert(name.to_owned(), index);
         index
     }
@@ -290,6 +318,19 @@ mod tests {
         assert!(state.schedule(&pod("2", 800)).is_err());
         state.retain_nodes(&HashSet::new());
         assert!(state.schedule(&pod("2", 100)).is_err());
+    }
+
+    #[test]
+    fn nodes_that_come_and_go_leave_nothing() {
+        let mut state = State::default();
+        for n in 0..100 {
+            let name = n.to_string();
+            state.set_node(&name, offer(1000));
+            state.schedule(&pod("p", 100)).unwrap();
+            state.remove_node(&name);
+            state.release("p");
+        }
+        assert_eq!((state.nodes.len(), state.index.len()), (1, 0));
     }
 
     proptest! {
