@@ -1,6 +1,6 @@
 //! The bridge: the node's end of the pod network, and the home of confined pods' addresses.
 
-use std::{collections::HashSet, fs, net::IpAddr};
+use std::fs;
 
 use nix::errno::Errno;
 use rtnetlink::{Handle, LinkBridge, packet_route::link::InfoKind};
@@ -101,23 +101,4 @@ fn forward(cidr: &Cidr) -> Result<(), NetworkError> {
     } else {
         fs::write(path, "1").map_err(NetworkError::io(path))
     }
-}
-
-/// Takes addresses off the bridge that are neither a gateway's nor in `reserved`.
-pub(crate) async fn remove_stray_addresses(
-    handle: &Handle,
-    config: &NetworkConfig,
-    bridge: &Link,
-    reserved: &HashSet<IpAddr>,
-) -> Result<(), NetworkError> {
-    for (address, prefix_len) in netlink::addresses(handle, bridge.index).await? {
-        let is_confined = prefix_len == netlink::single(address);
-        let is_ours = config
-            .cidrs()
-            .any(|cidr| cidr.contains(address) && cidr.gateway() != address);
-        if is_confined && is_ours && !reserved.contains(&address) {
-            netlink::delete_address(handle, bridge.index, address, prefix_len).await?;
-        }
-    }
-    Ok(())
 }

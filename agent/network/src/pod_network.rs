@@ -92,13 +92,14 @@ pub enum Attach {
 pub struct PodNetwork {
     config: NetworkConfig,
     addresses: Mutex<Addresses>,
-    /// Connected once the bridge and the firewall have been put in place.
     netlink: OnceCell<Handle>,
+    /// Set once bridge and firewall have been put in place.
+    is_up: OnceCell<()>,
 }
 
 impl PodNetwork {
-    /// Reads which addresses are reserved. The node's network is touched by the first call that
-    /// needs it, or by [`Self::up`].
+    /// Reads which addresses are reserved. The node's network is touched by the first
+    /// [`Self::attach`], or by [`Self::up`].
     ///
     /// # Errors
     /// The configuration cannot work; the directory cannot be read or made.
@@ -110,6 +111,7 @@ impl PodNetwork {
             config,
             addresses: Mutex::new(addresses),
             netlink: OnceCell::new(),
+            is_up: OnceCell::new(),
         })
     }
 
@@ -138,8 +140,7 @@ impl PodNetwork {
     /// # Errors
     /// Something of the node's is in the way, or the kernel refuses.
     pub async fn up(&self) -> Result<(), NetworkError> {
-        let handle = self.connect().await?;
-        bridge::ensure(&handle, &self.config).await.map(drop)
+        self.bridge_link().await.map(drop)
     }
 
     /// Connects a pod and answers its addresses, IPv4 first: one of each range.
@@ -182,7 +183,7 @@ impl PodNetwork {
     /// # Errors
     /// The kernel or the disk refuses; addresses stay reserved.
     pub async fn detach(&self, uid: &str) -> Result<(), NetworkError> {
-        let handle = self.connect().await?;
+        let handle = self.netlink().await?;
         veth::detach(&handle, &self.config.bridge, uid).await?;
         let addresses = self.reservations().of(uid);
         if !addresses.is_empty()
@@ -197,8 +198,8 @@ impl PodNetwork {
     }
 
     /// Detaches every pod that is not in `live`, and removes interfaces and addresses on the bridge
-    /// that nobody has reserved. For an agent that has found out what should be here; no pod may be
-    /// attached meanwhile that is not in `live`.
+    /// that nobody has reserved. For an agent that has found out what should be here; pods that are in
+    /// `live` may be attached and detached meanwhile, others may not.
     ///
     /// # Errors
     /// The first thing that could not be removed, after the others have been.
@@ -212,19 +213,10 @@ impl PodNetwork {
                 failed = failed.or(Some(error));
             }
         }
-        let (handle, bridge) = self.bridge_link().await?;
-        let known = self.reservations().all();
-        let names: HashSet<String> = known
-            .keys()
-            .map(|uid| veth::name(&self.config.bridge, uid))
-            .collect();
-        for link in netlink::links(&handle).await? {
-            if veth::is_port(&link, &bridge) && !names.contains(&link.name) {
-                netlink::delete_link(&handle, &link).await?;
-            }
+        let handle = self.netlink().await?;
+        if let Some(bridge) = netlink::link_by_name(&handle, &self.config.bridge).await? {
+            self.remove_strays(&handle, &bridge).await?;
         }
-        let reserved = known.into_values().flatten().collect();
-        bridge::remove_stray_addresses(&handle, &self.config, &bridge, &reserved).await?;
         failed.map_or(Ok(()), Err)
     }
 
@@ -234,8 +226,7 @@ impl PodNetwork {
     /// # Errors
     /// The kernel or the disk refuses.
     pub async fn down(self) -> Result<(), NetworkError> {
-        // Not by way of `connect`, which would make first what is to go.
-        let handle = netlink::connect()?;
+        let handle = self.netlink().await?;
         if let Some(bridge) = netlink::link_by_name(&handle, &self.config.bridge).await? {
             for link in netlink::links(&handle).await? {
                 if veth::is_port(&link, &bridge) {
@@ -262,27 +253,57 @@ impl PodNetwork {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection; the first call puts everything in place.
-    async fn connect(&self) -> Result<Handle, NetworkError> {
-        let handle = self.netlink.get_or_try_init(|| async {
-            let handle = netlink::connect()?;
+    async fn netlink(&self) -> Result<Handle, NetworkError> {
+        let handle = self.netlink.get_or_try_init(async || netlink::connect());
+        handle.await.cloned()
+    }
+
+    /// The bridge. The first call puts everything in place; a later one makes the bridge again if
+    /// somebody has removed it.
+    async fn bridge_link(&self) -> Result<(Handle, Link), NetworkError> {
+        let handle = self.netlink().await?;
+        let first = self.is_up.get_or_try_init(async || {
             bridge::ensure(&handle, &self.config).await?;
             if self.config.masquerade {
                 firewall::ensure(&self.config).await?;
             }
-            Ok::<_, NetworkError>(handle)
+            Ok(())
         });
-        handle.await.cloned()
-    }
-
-    /// The bridge, made again if somebody has removed it.
-    async fn bridge_link(&self) -> Result<(Handle, Link), NetworkError> {
-        let handle = self.connect().await?;
+        first.await?;
         let link = match netlink::link_by_name(&handle, &self.config.bridge).await? {
             Some(link) => link,
             None => bridge::ensure(&handle, &self.config).await?,
         };
         Ok((handle, link))
+    }
+
+    /// Removes what is on the bridge for nobody. What is there is listed before reservations are
+    /// read: a pod that is being attached has reserved before it makes anything.
+    async fn remove_strays(&self, handle: &Handle, bridge: &Link) -> Result<(), NetworkError> {
+        let links = netlink::links(handle).await?;
+        let addresses = netlink::addresses(handle, bridge.index).await?;
+        let known = self.reservations().all();
+        let names: HashSet<String> = known
+            .keys()
+            .map(|uid| veth::name(&self.config.bridge, uid))
+            .collect();
+        for link in links.iter().filter(|link| veth::is_port(link, bridge)) {
+            if !names.contains(&link.name) {
+                netlink::delete_link(handle, link).await?;
+            }
+        }
+        let reserved: HashSet<IpAddr> = known.into_values().flatten().collect();
+        for (address, prefix_len) in addresses {
+            let is_confined = prefix_len == netlink::single(address);
+            let is_ours = self
+                .config
+                .cidrs()
+                .any(|cidr| cidr.contains(address) && cidr.gateway() != address);
+            if is_confined && is_ours && !reserved.contains(&address) {
+                netlink::delete_address(handle, bridge.index, address, prefix_len).await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -411,6 +411,37 @@ fn many_pods_attach_at_once() {
 }
 
 #[test]
+fn sweeping_while_pods_are_attached_takes_nothing_from_them() {
+    on_a_node(async |node| {
+        let network = node.network();
+        let pods: Vec<_> = (0..20).map(|_| Netns::new()).collect();
+        let live: HashSet<String> = (0..40).map(|n| n.to_string()).collect();
+        let attaching = async {
+            for (n, pod) in pods.iter().enumerate() {
+                network.attach(&n.to_string(), pod.attach()).await.unwrap();
+                network
+                    .attach(&(n + 20).to_string(), Attach::Confined)
+                    .await
+                    .unwrap();
+            }
+        };
+        let mut attaching = std::pin::pin!(attaching);
+        let mut sweeps = 0;
+        while tokio::select! {
+            () = &mut attaching => false,
+            swept = network.retain(&live) => { swept.unwrap(); true }
+        } {
+            sweeps += 1;
+        }
+        assert!(sweeps > 0);
+        let links = sh("ip link");
+        assert_eq!(links.matches("veth").count(), 20, "{links}");
+        let addresses = sh("ip -4 addr show wherry0");
+        assert_eq!(addresses.matches("/32").count(), 20, "{addresses}");
+    });
+}
+
+#[test]
 fn a_config_that_cannot_work_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = || NetworkConfig::new(dir.path().to_owned(), "10.88.0.0/16".parse().unwrap());
