@@ -1,0 +1,152 @@
+//! The node: runtimes, images and network put together, and the agent on top.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use kube::Client;
+use tracing::warn;
+use wherry_agent::{Agent, server};
+use wherry_images::{RegistryConfig, Store, StoreConfig};
+use wherry_network::{NetworkConfig, PodNetwork};
+use wherry_oci::OciRuntime;
+use wherry_runtime_api::Runtime;
+use wherry_wasm::WasmRuntime;
+
+use crate::{
+    cli::{AgentArgs, ImageArgs, NodeArgs, RootArgs},
+    lock,
+    record::Record,
+    shutdown,
+};
+
+/// Runs the agent alone until told to stop.
+pub(crate) async fn run(args: AgentArgs) -> Result<()> {
+    let _lock = lock::take(&args.root.run())?;
+    let shutdown = shutdown::on_signal()?;
+    let client = match &args.kubeconfig {
+        None => None,
+        Some(path) => {
+            let context = || path.display().to_string();
+            let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(context)?;
+            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(context)?;
+            Some(Client::try_from(config)?)
+        }
+    };
+    let tls = match (&args.tls_cert_file, &args.tls_private_key_file, &args.client_ca_file) {
+        (Some(certificate), Some(key), Some(ca)) => Some(Tls { certificate: read(certificate)?, key: read(key)?, ca: read(ca)? }),
+        (None, None, None) => None,
+        _ => bail!("--tls-cert-file, --tls-private-key-file and --client-ca-file go together"),
+    };
+    let agent = build(&args.root, &args.node, client, tls).await?;
+    agent.run(shutdown).await?;
+    Ok(())
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
+}
+
+/// What the agent's HTTPS server shows, and whom it trusts; PEM.
+pub(crate) struct Tls {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+    pub(crate) ca: Vec<u8>,
+}
+
+/// The parts of a node that hold pods.
+struct Node {
+    images: Store,
+    runtimes: Vec<Arc<dyn Runtime>>,
+    network: PodNetwork,
+}
+
+/// Opens the parts of a node; what a killed agent left half done is finished or undone by that.
+async fn open(root: &RootArgs, args: &NodeArgs) -> Result<Node> {
+    let images = open_images(root, &args.images)?;
+    let exe = std::env::current_exe().context("this program's own path")?;
+    let oci = OciRuntime::open(wherry_oci::Config::new(root.root.clone(), root.run(), exe.clone(), images.clone())).await?;
+    let mut wasm = wherry_wasm::Config::new(root.root.clone(), root.run(), exe, images.clone());
+    wasm.cgroup_root.clone_from(&args.cgroup_root);
+    let wasm = WasmRuntime::open(wasm).await?;
+    let pod_cidr = args.pod_cidr.parse().context("--pod-cidr")?;
+    let mut network = NetworkConfig::new(root.root.join("network"), pod_cidr);
+    network.bridge.clone_from(&args.bridge);
+    Ok(Node { images, runtimes: vec![oci, wasm], network: PodNetwork::new(network)? })
+}
+
+/// Opens the content store.
+pub(crate) fn open_images(root: &RootArgs, args: &ImageArgs) -> Result<Store> {
+    let registries =
+        RegistryConfig { insecure: args.insecure_registry.clone(), ca_files: args.registry_ca.clone(), ..Default::default() };
+    Ok(Store::open(&root.root.join("images"), StoreConfig { registries, ..Default::default() })?)
+}
+
+/// Puts an agent together, listening for the API server already.
+pub(crate) async fn build(root: &RootArgs, args: &NodeArgs, kube: Option<Client>, tls: Option<Tls>) -> Result<Agent> {
+    Record::write(root, args)?;
+    let node = open(root, args).await?;
+    node.network.up().await?;
+    let mut config =
+        wherry_agent::Config::new(name(args)?, &root.root, node.runtimes, Arc::new(node.images), Arc::new(node.network));
+    config.kube = kube;
+    config.server = tls.map(|tls| {
+        let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), args.kubelet_port);
+        server::Config::new(listen, tls.certificate, tls.key, tls.ca)
+    });
+    config.allow_privileged = args.allow_privileged;
+    config.pod_manifest_path.clone_from(&args.pod_manifest_path);
+    config.cgroup_root.clone_from(&args.cgroup_root);
+    config.cluster_dns.servers.clone_from(&args.cluster_dns);
+    config.cluster_dns.domain.clone_from(&args.cluster_domain);
+    config.node_ips = vec![ip(args)];
+    config.kubelet_port = args.kubelet_port;
+    config.register_node = args.register_node;
+    config.node_labels = labels(&args.node_labels)?;
+    config.max_pods = args.max_pods;
+    Ok(Agent::build(config).await?)
+}
+
+fn labels(words: &[String]) -> Result<BTreeMap<String, String>> {
+    words
+        .iter()
+        .map(|word| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
+        .collect::<Option<_>>()
+        .context("--node-labels: each is key=value")
+}
+
+/// The node's name: what was given, or the host name in the form the API takes.
+pub(crate) fn name(args: &NodeArgs) -> Result<String> {
+    if let Some(name) = &args.hostname_override {
+        return Ok(name.clone());
+    }
+    let name = nix::unistd::gethostname()?.to_string_lossy().to_lowercase();
+    if name.is_empty() {
+        bail!("this machine has no host name; give the node one with --hostname-override");
+    }
+    Ok(name)
+}
+
+/// The node's address: what was given, or the one that packets to elsewhere leave with.
+pub(crate) fn ip(args: &NodeArgs) -> IpAddr {
+    if let Some(ip) = args.node_ip {
+        return ip;
+    }
+    // Connecting a UDP socket sends nothing; it only asks the kernel for a route (RFC 5737's documentation range).
+    let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    });
+    match routed {
+        Ok(address) => address.ip(),
+        Err(error) => {
+            warn!(%error, "No default route, so the node's address is loopback; --node-ip gives another");
+            Ipv4Addr::LOCALHOST.into()
+        }
+    }
+}

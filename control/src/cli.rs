@@ -1,0 +1,205 @@
+//! Arguments as typed. `--help` is the reference.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// A node that runs pods of containers and Wasm components, and the control plane for it where there is no cluster.
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+pub(crate) struct Cli {
+    /// What to log, as for RUST_LOG: a level, or `crate=level` pairs.
+    #[arg(long, global = true, env = "WHERRY_LOG", default_value = "info")]
+    pub(crate) log: String,
+    /// Log as JSON, one object a line.
+    #[arg(long, global = true)]
+    pub(crate) log_json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run a node and its control plane in this process. Stopping it leaves the pods running.
+    Up(Box<UpArgs>),
+    /// End everything that `up` made under a root: processes, mounts, namespaces, interfaces, nftables, cgroups.
+    Down {
+        #[command(flatten)]
+        root: RootArgs,
+        /// Delete the root's data as well: images, volumes, the store, keys.
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Run the control plane alone.
+    Control(Box<ControlArgs>),
+    /// Run the node agent alone, against any Kubernetes API server.
+    Agent(Box<AgentArgs>),
+    /// Images of this node.
+    Image {
+        #[command(flatten)]
+        root: RootArgs,
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Print the administrator's kubeconfig.
+    Kubeconfig {
+        #[command(flatten)]
+        root: RootArgs,
+    },
+}
+
+/// Where everything is kept.
+#[derive(Args, Clone)]
+pub(crate) struct RootArgs {
+    /// Everything that has to outlive a reboot is kept here. Sockets and locks are in /run/wherry, or in `run` below
+    /// any other root, so that several nodes run on one machine.
+    #[arg(long, global = true, env = "WHERRY_ROOT", default_value = "/var/lib/wherry")]
+    pub(crate) root: PathBuf,
+}
+
+impl RootArgs {
+    /// Sockets, locks and namespaces.
+    pub(crate) fn run(&self) -> PathBuf {
+        if self.root == PathBuf::from("/var/lib/wherry") { "/run/wherry".into() } else { self.root.join("run") }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ControlArgs {
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct AgentArgs {
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// How to reach the API server, and as whom. Without it only static pods are run.
+    #[arg(long)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Certificate the agent's own HTTPS server shows, PEM.
+    #[arg(long, requires = "tls_private_key_file")]
+    pub(crate) tls_cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, requires = "tls_cert_file")]
+    pub(crate) tls_private_key_file: Option<PathBuf>,
+    /// Clients of the agent's HTTPS server must have a certificate signed by one of these, PEM.
+    #[arg(long)]
+    pub(crate) client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ServerArgs {
+    /// Address the API server listens on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub(crate) bind_address: IpAddr,
+    /// Port the API server listens on; 0 takes any free one.
+    #[arg(long, default_value_t = 6443)]
+    pub(crate) secure_port: u16,
+    /// Addresses that Services get.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub(crate) service_cluster_ip_range: String,
+    /// Also write the administrator's kubeconfig here.
+    #[arg(long)]
+    pub(crate) write_kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct NodeArgs {
+    /// The node's name; the host name if not given.
+    #[arg(long, alias = "node-name")]
+    pub(crate) hostname_override: Option<String>,
+    /// The node's address; that of the default route's interface if not given.
+    #[arg(long)]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// Labels for the Node object, `key=value,…`.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) node_labels: Vec<String>,
+    /// Make the Node object if it is not there.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) register_node: bool,
+    /// Port of the agent's HTTPS server; 0 takes any free one.
+    #[arg(long, default_value_t = 10250)]
+    pub(crate) kubelet_port: u16,
+    /// Directory of static pod manifests.
+    #[arg(long, alias = "config")]
+    pub(crate) pod_manifest_path: Option<PathBuf>,
+    /// Pods this node runs at the most.
+    #[arg(long, default_value_t = 110)]
+    pub(crate) max_pods: u32,
+    /// Let pods ask for privileged containers.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) allow_privileged: bool,
+    /// Addresses that pods get.
+    #[arg(long, default_value = "10.88.0.0/16")]
+    pub(crate) pod_cidr: String,
+    /// Name of the bridge that pods are attached to.
+    #[arg(long, default_value = "wherry0")]
+    pub(crate) bridge: String,
+    /// Cgroup that pods' cgroups are made in, below each hierarchy's root.
+    #[arg(long, default_value = "wherry")]
+    pub(crate) cgroup_root: String,
+    /// Name server for pods with dnsPolicy ClusterFirst; the node's own if not given.
+    #[arg(long)]
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster's names.
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    #[command(flatten)]
+    pub(crate) images: ImageArgs,
+}
+
+/// How registries are reached.
+#[derive(Args, Clone)]
+pub(crate) struct ImageArgs {
+    /// Registries (`host[:port]`) to speak plain HTTP with.
+    #[arg(long)]
+    pub(crate) insecure_registry: Vec<String>,
+    /// Certificates, PEM, to trust for registries besides the system's.
+    #[arg(long)]
+    pub(crate) registry_ca: Vec<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Import an OCI layout, an OCI or docker archive, or a Wasm file.
+    Import {
+        /// The directory or file.
+        path: PathBuf,
+        /// Names to give it (`registry/name:tag`); those it carries if none.
+        #[arg(long)]
+        name: Vec<String>,
+    },
+    /// Pull an image from its registry.
+    Pull {
+        /// The image.
+        image: String,
+        /// User, for a registry that wants one; the password is read from WHERRY_REGISTRY_PASSWORD.
+        #[arg(long)]
+        username: Option<String>,
+        #[command(flatten)]
+        images: ImageArgs,
+    },
+    /// List images.
+    Ls,
+    /// Remove images.
+    Rm {
+        /// Names or IDs.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+}

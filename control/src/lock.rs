@@ -1,0 +1,60 @@
+//! Who runs a root: a `flock` on a file that holds the process's number.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    unistd::Pid,
+};
+
+/// Held as long as the process runs the root.
+pub(crate) struct RootLock {
+    _file: Flock<File>,
+}
+
+const NAME: &str = "wherry.lock";
+
+/// Takes the root, or says who has it.
+pub(crate) fn take(run: &Path) -> Result<RootLock> {
+    fs::create_dir_all(run).with_context(|| format!("{}", run.display()))?;
+    match try_lock(run)? {
+        Ok(file) => {
+            let mut file = file;
+            file.set_len(0)?;
+            write!(file, "{}", std::process::id())?;
+            Ok(RootLock { _file: file })
+        }
+        Err(holder) => bail!(
+            "{}: process {holder} runs this root already; end it, or give this one another --root",
+            run.display()
+        ),
+    }
+}
+
+/// The process that runs the root, if one does.
+pub(crate) fn holder(run: &Path) -> Result<Option<Pid>> {
+    if !run.join(NAME).exists() {
+        return Ok(None);
+    }
+    Ok(try_lock(run)?.err())
+}
+
+fn try_lock(run: &Path) -> Result<std::result::Result<Flock<File>, Pid>> {
+    let path = run.join(NAME);
+    let context = || path.display().to_string();
+    let file = File::options().create(true).read(true).write(true).truncate(false).open(&path).with_context(context)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(Ok(file)),
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).with_context(context)?;
+            Ok(Err(Pid::from_raw(pid.trim().parse().unwrap_or(0))))
+        }
+        Err((_, error)) => Err(error).with_context(context),
+    }
+}

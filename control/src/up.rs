@@ -1,0 +1,68 @@
+//! `wherry up`: control plane and agent in one process, the API reached in memory.
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api,
+    runtime::{conditions::Condition, wait::await_condition},
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use wherry_server::UserInfo;
+
+use crate::{
+    agent::{self, Tls},
+    cli::UpArgs,
+    control, lock, shutdown,
+};
+
+/// Runs both until told to stop. Pods run on.
+pub(crate) async fn run(args: UpArgs) -> Result<()> {
+    let _lock = lock::take(&args.root.run())?;
+    let shutdown = shutdown::on_signal()?;
+    let (name, ip) = (agent::name(&args.node)?, agent::ip(&args.node));
+    let server = control::build(&args.root, &args.server, &[ip]).await?;
+    let url = control::url(&server);
+    let identity = server.pki().node(&args.root.root.join("control/pki"), &name, &[ip], Timestamp::now())?;
+    let tls = Tls {
+        certificate: identity.serving.cert_pem.into(),
+        key: identity.serving.key_pem.into(),
+        ca: server.pki().ca_pem().into(),
+    };
+    let client = control::client(&server, UserInfo::node(&name));
+    let nodes: Api<Node> = Api::all(client.clone());
+    let agent = agent::build(&args.root, &args.node, Some(client), Some(tls)).await?;
+
+    let kubeconfig = args.root.root.join("control/admin.kubeconfig");
+    let line = format!("ready: {url} kubeconfig {}", kubeconfig.display());
+    let announced = tokio::spawn(announce(nodes, name, line, shutdown.clone()));
+    let mut parts = JoinSet::new();
+    let token = shutdown.clone();
+    parts.spawn(async move { control::serve(server, token).await.context("control plane") });
+    let token = shutdown.clone();
+    parts.spawn(async move { agent.run(token).await.context("agent") });
+    // Whichever ends first takes the other with it.
+    let mut result = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        shutdown.cancel();
+        result = result.and(ended?);
+    }
+    announced.await?;
+    result
+}
+
+/// Prints one line for scripts once the node is Ready.
+async fn announce(nodes: Api<Node>, name: String, line: String, shutdown: CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        ready = await_condition(nodes, &name, is_ready()) => if ready.is_ok() { println!("{line}") },
+    }
+}
+
+fn is_ready() -> impl Condition<Node> {
+    |node: Option<&Node>| {
+        let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    }
+}
