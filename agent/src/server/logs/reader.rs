@@ -151,6 +151,13 @@ mod tests {
         String::from_utf8(text).expect("text")
     }
 
+    fn following() -> LogOptions {
+        LogOptions {
+            follow: true,
+            ..LogOptions::default()
+        }
+    }
+
     async fn open(path: &Path, options: LogOptions) -> LogReader {
         LogReader::open(path.to_path_buf(), options, None)
             .await
@@ -195,7 +202,7 @@ mod tests {
         let mut log = Log::new();
         log.write(1);
         let (end, follow) = follow(&log.path());
-        let mut reader = LogReader::open(log.path(), LogOptions::default(), follow)
+        let mut reader = LogReader::open(log.path(), following(), follow)
             .await
             .expect("readable");
         let mut text = String::new();
@@ -219,7 +226,7 @@ mod tests {
     async fn a_follower_of_a_log_not_yet_there_waits_for_it() {
         let mut log = Log::new();
         let (end, follow) = follow(&log.path());
-        let mut reader = LogReader::open(log.path(), LogOptions::default(), follow)
+        let mut reader = LogReader::open(log.path(), following(), follow)
             .await
             .expect("readable");
         let writer = async {
@@ -237,7 +244,7 @@ mod tests {
         let mut log = Log::new();
         log.write(2);
         let (end, follow) = follow(&log.path());
-        let mut reader = LogReader::open(log.path(), LogOptions::default(), follow)
+        let mut reader = LogReader::open(log.path(), following(), follow)
             .await
             .expect("readable");
         assert_eq!(read(&mut reader, 4).await, "0\n1\n");
