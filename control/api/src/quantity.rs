@@ -208,12 +208,10 @@ impl fmt::Display for Quantity {
         if self.nanos == 0 {
             return f.write_str("0");
         }
-        // Kubernetes writes binary quantities that are small or have a fraction as decimal ones.
-        let is_binary = self.format == Format::BinarySi
-            && self.nanos % NANO == 0
-            && self.nanos.abs() >= 1024 * NANO;
+        // Kubernetes writes small binary quantities as decimal ones, and rounds up the others.
+        let is_binary = self.format == Format::BinarySi && self.nanos.abs() >= 1024 * NANO;
         if is_binary {
-            let mut value = self.nanos / NANO;
+            let mut value = self.value();
             let mut step = 0;
             while step < 6 && value % 1024 == 0 {
                 value /= 1024;
@@ -328,6 +326,8 @@ mod tests {
                 1_000_000_000_000_000_000,
             ),
             ("0.5Mi", "512Ki", 524_288_000, 524_288),
+            ("1.0001Ki", "1025", 1_024_103, 1025),
+            ("0.1Ki", "102400m", 102_400, 103),
             ("512", "512", 512_000, 512),
             ("-1", "-1", -1000, -1),
             ("+2", "2", 2000, 2),

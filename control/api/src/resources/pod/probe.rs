@@ -52,10 +52,8 @@ pub(super) fn handler(action: &Value, kinds: &[&str], path: &Path<'_>, errors: &
             continue;
         }
         match *kind {
-            "exec" => {
-                if list(handler, "command").is_empty() {
-                    errors.push(FieldError::required(&at.child("command"), ""));
-                }
+            "exec" if list(handler, "command").is_empty() => {
+                errors.push(FieldError::required(&at.child("command"), ""));
             }
             "httpGet" => http_get(handler, &at, errors),
             "tcpSocket" => port_number_or_name(get(handler, "port"), &at.child("port"), errors),

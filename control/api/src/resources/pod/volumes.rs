@@ -175,10 +175,8 @@ fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
                 }
                 required(source, "image", &at, errors);
             }
-            "cephfs" => {
-                if list(source, "monitors").is_empty() {
-                    errors.push(FieldError::required(&at.child("monitors"), ""));
-                }
+            "cephfs" if list(source, "monitors").is_empty() => {
+                errors.push(FieldError::required(&at.child("monitors"), ""));
             }
             "image" => required(source, "reference", &at, errors),
             _ => {}
