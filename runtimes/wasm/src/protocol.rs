@@ -86,6 +86,8 @@ pub enum ModuleKind {
     CommandP3,
     /// A component that exports `wasi:http/incoming-handler` 0.2.
     Http,
+    /// A component that exports `wasi:http/handler` 0.3.
+    HttpP3,
 }
 
 /// Which addresses a container's sockets may use.

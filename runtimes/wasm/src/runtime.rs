@@ -23,8 +23,9 @@ use tokio::{
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
     AttachRequest, ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats,
-    ContainerStatus, Duplex, ExecRequest, ExecSyncResponse, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState,
-    Runtime, RuntimeError, RuntimeEvent, RuntimeStatus, SandboxNetwork, StreamSession,
+    ContainerStatus, Duplex, ExecRequest, ExecSyncResponse, LinuxResources, NamespaceMode,
+    PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState, Runtime, RuntimeError,
+    RuntimeEvent, RuntimeStatus, SandboxNetwork, StreamSession,
 };
 
 use crate::{
@@ -955,7 +956,10 @@ impl Runtime for WasmRuntime {
         let turn = loop {
             let done = self.0.created.notified();
             if lock(&self.0.creating).insert(key.clone()) {
-                break Creating { inner: self.0.clone(), key };
+                break Creating {
+                    inner: self.0.clone(),
+                    key,
+                };
             }
             done.await;
         };

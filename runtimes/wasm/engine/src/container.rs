@@ -231,7 +231,7 @@ impl Container {
         worker: &Arc<Worker>,
     ) -> Result<SystemTime, WorkerError> {
         let listener = match &*self.loaded {
-            Loaded::Http(_) if matches!(*lock(&self.phase), Phase::Created) => Some(
+            loaded if loaded.is_http() && matches!(*lock(&self.phase), Phase::Created) => Some(
                 http::listen(&self.network, self.spec.http_port)
                     .await
                     .map_err(|message| {
@@ -303,7 +303,7 @@ impl Container {
             return;
         }
         self.drain.cancel();
-        let listens = matches!(&*self.loaded, Loaded::Http(_)) || self.spec.stdin;
+        let listens = self.loaded.is_http() || self.spec.stdin;
         if grace.is_zero() {
             return self.end(worker, End::Killed).await;
         }
@@ -418,7 +418,9 @@ impl Container {
                     .await??;
                 Ok(i32::from(answer.is_err()))
             }
-            Loaded::Http(_) => wasmtime::bail!("component exports no `wasi:cli/run`"),
+            Loaded::Http(_) | Loaded::HttpP3(_) => {
+                wasmtime::bail!("component exports no `wasi:cli/run`")
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use wasmtime::{
     component::{Component, Linker, types::ComponentItem},
 };
 use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
 use wherry_wasm::protocol::ModuleKind;
 
 use crate::{
@@ -111,7 +111,7 @@ impl Engines {
                 let component = deserialize_component(&self.on_demand)?;
                 Loaded::link_component(&self.on_demand, kind, &component)
             }
-            ModuleKind::Http => {
+            ModuleKind::Http | ModuleKind::HttpP3 => {
                 // A component too large for the pool's slots gets instances on demand.
                 let pooled = self.pooled();
                 let (engine, component) = match deserialize_component(&pooled) {
@@ -133,6 +133,7 @@ pub(crate) enum Loaded {
     Command(CommandPre<State>),
     CommandP3(wasmtime_wasi::p3::bindings::CommandPre<State>),
     Http(ProxyPre<State>),
+    HttpP3(ServicePre<State>),
 }
 
 impl Loaded {
@@ -147,8 +148,14 @@ impl Loaded {
                 Self::CommandP3(wasmtime_wasi::p3::bindings::CommandPre::new(pre)?)
             }
             ModuleKind::Http => Self::Http(ProxyPre::new(pre)?),
+            ModuleKind::HttpP3 => Self::HttpP3(ServicePre::new(pre)?),
             ModuleKind::Command | ModuleKind::Module => Self::Command(CommandPre::new(pre)?),
         })
+    }
+
+    /// Whether it is served instead of run.
+    pub(crate) fn is_http(&self) -> bool {
+        matches!(self, Self::Http(_) | Self::HttpP3(_))
     }
 }
 
@@ -172,15 +179,8 @@ pub(crate) fn compile(engines: &Engines, wasm: &[u8]) -> wasmtime::Result<(Modul
         return Ok((ModuleKind::Module, module.serialize()?));
     }
     let component = Component::new(engine, wasm)?;
-    let pre = component_linker(engine)?.instantiate_pre(&component)?;
     let kind = kind_of(engine, &component)?;
-    drop(match kind {
-        ModuleKind::CommandP3 => {
-            Loaded::CommandP3(wasmtime_wasi::p3::bindings::CommandPre::new(pre)?)
-        }
-        ModuleKind::Http => Loaded::Http(ProxyPre::new(pre)?),
-        ModuleKind::Command | ModuleKind::Module => Loaded::Command(CommandPre::new(pre)?),
-    });
+    Loaded::link_component(engine, kind, &component)?;
     Ok((kind, component.serialize()?))
 }
 
@@ -192,12 +192,14 @@ fn kind_of(engine: &Engine, component: &Component) -> wasmtime::Result<ModuleKin
         }
     }
     let exports = |prefix: &str| exported.iter().any(|name| name.starts_with(prefix));
-    if exports("wasi:http/incoming-handler@0.2") {
+    if exports("wasi:http/handler@0.3") {
+        Ok(ModuleKind::HttpP3)
+    } else if exports("wasi:http/incoming-handler@0.2") {
         Ok(ModuleKind::Http)
-    } else if exports("wasi:cli/run@0.2") {
-        Ok(ModuleKind::Command)
     } else if exports("wasi:cli/run@0.3") {
         Ok(ModuleKind::CommandP3)
+    } else if exports("wasi:cli/run@0.2") {
+        Ok(ModuleKind::Command)
     } else {
         let found = if exported.is_empty() {
             "nothing".to_owned()
@@ -205,7 +207,7 @@ fn kind_of(engine: &Engine, component: &Component) -> wasmtime::Result<ModuleKin
             exported.join(", ")
         };
         wasmtime::bail!(
-            "component exports {found}, but neither `wasi:cli/run` (0.2 or 0.3) nor `wasi:http/incoming-handler` (0.2)"
+            "component exports {found}, but neither `wasi:cli/run` (0.2 or 0.3) nor `wasi:http/incoming-handler` (0.2) nor `wasi:http/handler` (0.3)"
         )
     }
 }
@@ -221,6 +223,7 @@ fn component_linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     sockets::add_to_linker(&mut linker)?;
     Ok(linker)
 }

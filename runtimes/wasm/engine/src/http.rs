@@ -1,10 +1,13 @@
-//! HTTP, both ways: serving a component that exports `wasi:http/incoming-handler`, with an instance
-//! for each request, and sending what a guest asks to send, from the pod's address.
+//! HTTP, both ways: serving a component that exports `wasi:http/incoming-handler` (0.2) or
+//! `wasi:http/handler` (0.3), with an instance for each request, and sending what a guest asks to
+//! send, from the pod's address.
 
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -20,7 +23,10 @@ use tokio::{
 };
 use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpHooks, WasiHttpView,
-    p2::bindings::http::types::Scheme as WasiScheme, p2::body::HyperOutgoingBody,
+    p2::{
+        bindings::http::types::{ErrorCode, Scheme as WasiScheme},
+        body::HyperOutgoingBody,
+    },
 };
 
 use crate::{
@@ -179,35 +185,84 @@ async fn answer(
     }
 }
 
+type Answer = oneshot::Sender<Result<Response<HyperOutgoingBody>, ErrorCode>>;
+
 async fn handle(
     container: &Container,
     request: Request<Incoming>,
-    sender: oneshot::Sender<
-        Result<
-            Response<HyperOutgoingBody>,
-            wasmtime_wasi_http::p2::bindings::http::types::ErrorCode,
-        >,
-    >,
+    answer: Answer,
 ) -> wasmtime::Result<()> {
-    let Loaded::Http(pre) = &*container.loaded else {
-        wasmtime::bail!("not an HTTP component")
-    };
     let Some(output) = container.output() else {
         wasmtime::bail!("the container is ending")
     };
     let wasi = container.wasi(&container.spec.args, output, false)?.build();
     let limiter = Limiter::new(container.memory.clone());
-    let mut store = component_store(pre.engine(), wasi, container.network.clone(), limiter);
-    let request = store
-        .data_mut()
-        .http()
-        .new_incoming_request(WasiScheme::Http, request)?;
-    let response = store.data_mut().http().new_response_outparam(sender)?;
-    let proxy = pre.instantiate_async(&mut store).await?;
-    proxy
-        .wasi_http_incoming_handler()
-        .call_handle(&mut store, request, response)
-        .await
+    let store = |engine| component_store(engine, wasi, container.network.clone(), limiter);
+    match &*container.loaded {
+        Loaded::Http(pre) => {
+            let mut store = store(pre.engine());
+            let request = store
+                .data_mut()
+                .http()
+                .new_incoming_request(WasiScheme::Http, request)?;
+            let response = store.data_mut().http().new_response_outparam(answer)?;
+            let proxy = pre.instantiate_async(&mut store).await?;
+            proxy
+                .wasi_http_incoming_handler()
+                .call_handle(&mut store, request, response)
+                .await
+        }
+        Loaded::HttpP3(pre) => {
+            let mut store = store(pre.engine());
+            let (request, _sent) =
+                wasmtime_wasi_http::p3::Request::from_http(store.data_mut().http().hooks, request);
+            let service = pre.instantiate_async(&mut store).await?;
+            store
+                .run_concurrent(async |accessor| {
+                    let response = match service.handle(accessor, request).await? {
+                        Ok(response) => response,
+                        Err(code) => wasmtime::bail!("the component answered with {code:?}"),
+                    };
+                    let response =
+                        accessor.with(|store| response.into_http(store, async { Ok(()) }))?;
+                    // The guest writes the body while it is sent, so the instance lives until it is.
+                    let (end, ended) = oneshot::channel();
+                    let response = response.map(|body| Held { body, _end: end }.boxed_unsync());
+                    if answer.send(Ok(response)).is_ok() {
+                        let _ = ended.await;
+                    }
+                    Ok(())
+                })
+                .await?
+        }
+        _ => wasmtime::bail!("not an HTTP component"),
+    }
+}
+
+/// A body that says when it is gone.
+struct Held {
+    body: HyperOutgoingBody,
+    _end: oneshot::Sender<()>,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Sends what guests ask to send.

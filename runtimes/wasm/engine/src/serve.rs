@@ -225,7 +225,7 @@ impl Worker {
                             message,
                         ))
                     }
-                    (Ok(container), _, _) if matches!(&*container.loaded, Loaded::Http(_)) => {
+                    (Ok(container), _, _) if container.loaded.is_http() => {
                         let message = format!(
                             "container {id}: component exports no `wasi:cli/run` to execute"
                         );

@@ -13,8 +13,8 @@ use std::{net::IpAddr, process::ExitCode, time::Duration};
 use harness::{Node, eventually, main_of_tests};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wherry_runtime_api::{
-    AttachRequest, ContainerState, ExecRequest, LinuxResources, LogRotation, PodSandboxState, Runtime, RuntimeError,
-    SandboxNetwork,
+    AttachRequest, ContainerState, ExecRequest, LinuxResources, LogRotation, PodSandboxState,
+    Runtime, RuntimeError, SandboxNetwork,
 };
 
 fn main() -> ExitCode {
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         a_killed_worker_is_exit_137_and_a_new_one_starts,
         mounts_are_the_guests_tree_and_read_only_holds,
         an_http_component_is_served_and_a_trap_costs_one_request,
+        an_http_component_of_wasi_0_3_is_served,
         a_taken_port_is_an_error_at_start,
         a_confined_pod_has_its_own_loopback_and_address,
         a_component_of_wasi_0_3_runs_and_its_sockets_are_confined,
@@ -59,10 +60,16 @@ async fn a_component_gets_its_arguments_and_environment_and_its_output_is_logged
     config.env = vec![("NAME".into(), "value".into())];
     let id = node.run(&pod, &config).await;
     let exit = node.exited(&id).await;
-    assert_eq!((exit.exit_code, exit.oom_killed, exit.signal), (0, false, None));
+    assert_eq!(
+        (exit.exit_code, exit.oom_killed, exit.signal),
+        (0, false, None)
+    );
     assert!(exit.started_at.is_some());
     let log = std::fs::read_to_string(&config.log_path).unwrap();
-    let lines: Vec<&str> = log.lines().map(|line| line.split_once('Z').unwrap().1).collect();
+    let lines: Vec<&str> = log
+        .lines()
+        .map(|line| line.split_once('Z').unwrap().1)
+        .collect();
     assert!(lines.contains(&" stdout F args: hello one two"), "{log}");
     assert!(lines.contains(&" stdout F env: NAME=value"), "{log}");
     assert!(lines.contains(&" stderr F this is stderr"), "{log}");
@@ -86,7 +93,11 @@ async fn a_trap_is_exit_134_and_hurts_no_neighbour() {
     let exit = node.exited(&id).await;
     assert_eq!((exit.exit_code, exit.signal), (134, Some(6)));
     assert!(exit.message.unwrap().contains("unreachable"));
-    assert!(std::fs::read_to_string(&config.log_path).unwrap().contains("wasm backtrace"));
+    assert!(
+        std::fs::read_to_string(&config.log_path)
+            .unwrap()
+            .contains("wasm backtrace")
+    );
     node.assert_runs(&neighbour).await;
     assert_eq!(node.workers(), 1);
 }
@@ -99,7 +110,10 @@ async fn a_guest_that_eats_memory_is_oom_killed_and_hurts_no_neighbour() {
     config.resources.memory_bytes_max = Some(32 << 20);
     let id = node.run(&pod, &config).await;
     let exit = node.exited(&id).await;
-    assert_eq!((exit.exit_code, exit.oom_killed, exit.signal), (137, true, Some(9)));
+    assert_eq!(
+        (exit.exit_code, exit.oom_killed, exit.signal),
+        (137, true, Some(9))
+    );
     node.assert_runs(&neighbour).await;
     assert_eq!(node.workers(), 1);
 }
@@ -116,15 +130,32 @@ async fn spinning_guests_starve_no_neighbour() {
         config.name = format!("spin-{n}");
         spinners.push(node.run(&pod, &config).await);
     }
-    let ticks = || std::fs::read_to_string(&config.log_path).unwrap().lines().count();
+    let ticks = || {
+        std::fs::read_to_string(&config.log_path)
+            .unwrap()
+            .lines()
+            .count()
+    };
     let before = ticks();
-    eventually("the neighbour goes on ticking", async || ticks() > before + 50).await;
-    let response = node.runtime.exec_sync(&neighbour, &["1".into()], Duration::from_millis(300)).await;
-    assert!(matches!(response, Err(RuntimeError::DeadlineExceeded { .. })), "a ticker never ends: {response:?}");
+    eventually("the neighbour goes on ticking", async || {
+        ticks() > before + 50
+    })
+    .await;
+    let response = node
+        .runtime
+        .exec_sync(&neighbour, &["1".into()], Duration::from_millis(300))
+        .await;
+    assert!(
+        matches!(response, Err(RuntimeError::DeadlineExceeded { .. })),
+        "a ticker never ends: {response:?}"
+    );
     for id in &spinners {
         let stats = node.runtime.container_stats(id).await.unwrap();
         assert!(stats.cpu_usage_core_nanoseconds > 0);
-        node.runtime.stop_container(id, Duration::from_secs(30)).await.unwrap();
+        node.runtime
+            .stop_container(id, Duration::from_secs(30))
+            .await
+            .unwrap();
         assert_eq!(node.exited(id).await.exit_code, 143);
     }
     node.assert_runs(&neighbour).await;
@@ -139,7 +170,12 @@ async fn a_cpu_limit_holds() {
     let started = std::time::Instant::now();
     let id = node.run(&pod, &config).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let used = node.runtime.container_stats(&id).await.unwrap().cpu_usage_core_nanoseconds;
+    let used = node
+        .runtime
+        .container_stats(&id)
+        .await
+        .unwrap()
+        .cpu_usage_core_nanoseconds;
     let wall = started.elapsed().as_nanos() as f64;
     let share = used as f64 / wall;
     // A fifth of a core, plus one period's savings at the start; it cannot be more however slow the machine is.
@@ -163,14 +199,23 @@ async fn everything_survives_the_agent_and_no_line_is_lost() {
     node.stop_agent();
     let log = || std::fs::read_to_string(&config.log_path).unwrap();
     let lines = log().lines().count();
-    eventually("lines are written without an agent", async || log().lines().count() > lines + 20).await;
+    eventually("lines are written without an agent", async || {
+        log().lines().count() > lines + 20
+    })
+    .await;
     node.start_agent().await;
     let sandboxes = node.runtime.list_pod_sandboxes().await.unwrap();
     assert_eq!(sandboxes.len(), 1);
     assert_eq!(sandboxes[0].state, PodSandboxState::Ready);
-    node.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+    node.runtime
+        .stop_container(&id, Duration::ZERO)
+        .await
+        .unwrap();
     for (n, line) in log().lines().enumerate() {
-        assert!(line.ends_with(&format!(" stdout F tick {n}")), "line {n} is {line}");
+        assert!(
+            line.ends_with(&format!(" stdout F tick {n}")),
+            "line {n} is {line}"
+        );
     }
     assert_eq!(node.exited(&id).await.exit_code, 137);
 }
@@ -201,7 +246,10 @@ async fn mounts_are_the_guests_tree_and_read_only_holds() {
         harness::mount("/etc/one-file", &host.join("given"), true),
     ];
     let id = node.run(&pod, &config).await;
-    assert_eq!(node.runtime.container_status(&id).await.unwrap().warnings, Vec::<String>::new());
+    assert_eq!(
+        node.runtime.container_status(&id).await.unwrap().warnings,
+        Vec::<String>::new()
+    );
     for (command, code, stdout) in [
         (&["read", "/data/given"][..], 0, "from the host\n"),
         (&["read", "/etc/one-file"], 0, "from the host\n"),
@@ -213,10 +261,24 @@ async fn mounts_are_the_guests_tree_and_read_only_holds() {
         (&["read", "/data/../../../../../etc/passwd"], 1, ""),
     ] {
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
-        let answer = node.runtime.exec_sync(&id, &command, Duration::from_secs(20)).await.unwrap();
-        assert_eq!((answer.exit_code, String::from_utf8_lossy(&answer.stdout).as_ref()), (code, stdout), "{command:?}");
+        let answer = node
+            .runtime
+            .exec_sync(&id, &command, Duration::from_secs(20))
+            .await
+            .unwrap();
+        assert_eq!(
+            (
+                answer.exit_code,
+                String::from_utf8_lossy(&answer.stdout).as_ref()
+            ),
+            (code, stdout),
+            "{command:?}"
+        );
     }
-    assert_eq!(std::fs::read_to_string(host.join("made")).unwrap(), "by the guest");
+    assert_eq!(
+        std::fs::read_to_string(host.join("made")).unwrap(),
+        "by the guest"
+    );
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(host.join("made")).unwrap());
     assert_eq!(owner, 0, "the guest stands for root on mapped file systems");
 }
@@ -228,53 +290,146 @@ async fn an_http_component_is_served_and_a_trap_costs_one_request() {
     config.annotations = vec![("wherry.dev/http-port".into(), "8081".into())];
     let id = node.run(&pod, &config).await;
     for _ in 0..2 {
-        assert!(node.http(&pod, 8081, "/a").await.ends_with("hello from wasm: /a\n"));
-        assert!(node.http(&pod, 8081, "/trap").await.starts_with("HTTP/1.1 500 "));
+        assert!(
+            node.http(&pod, 8081, "/a")
+                .await
+                .ends_with("hello from wasm: /a\n")
+        );
+        assert!(
+            node.http(&pod, 8081, "/trap")
+                .await
+                .starts_with("HTTP/1.1 500 ")
+        );
     }
     node.assert_runs(&id).await;
     let stream = node.runtime.port_forward(&pod, 8081).await.unwrap();
-    assert!(harness::http_over(stream, "/forwarded").await.ends_with("/forwarded\n"));
+    assert!(
+        harness::http_over(stream, "/forwarded")
+            .await
+            .ends_with("/forwarded\n")
+    );
     let log = || std::fs::read_to_string(&config.log_path).unwrap();
-    eventually("requests are logged", async || log().contains(" stdout F request for /forwarded")).await;
-    let exec = node.runtime.exec_sync(&id, &["x".into()], Duration::from_secs(5)).await;
-    assert!(matches!(exec, Err(RuntimeError::Unsupported(_))), "{exec:?}");
-    node.runtime.stop_container(&id, Duration::from_secs(10)).await.unwrap();
+    eventually("requests are logged", async || {
+        log().contains(" stdout F request for /forwarded")
+    })
+    .await;
+    let exec = node
+        .runtime
+        .exec_sync(&id, &["x".into()], Duration::from_secs(5))
+        .await;
+    assert!(
+        matches!(exec, Err(RuntimeError::Unsupported(_))),
+        "{exec:?}"
+    );
+    node.runtime
+        .stop_container(&id, Duration::from_secs(10))
+        .await
+        .unwrap();
     assert_eq!(node.exited(&id).await.exit_code, 0);
+}
+
+async fn an_http_component_of_wasi_0_3_is_served() {
+    let node = Node::new().await;
+    let pod = node.pod("default").await;
+    let config = node.container("http_hello_p3");
+    let id = node.run(&pod, &config).await;
+    for _ in 0..2 {
+        let answer = node.http(&pod, 8080, "/a").await;
+        assert!(answer.ends_with("hello from wasm: /a\n"), "{answer}");
+        assert!(
+            node.http(&pod, 8080, "/trap")
+                .await
+                .starts_with("HTTP/1.1 500 ")
+        );
+    }
+    eventually("instances end with their answers", async || {
+        node.runtime
+            .container_stats(&id)
+            .await
+            .unwrap()
+            .memory_usage_bytes
+            == 0
+    })
+    .await;
 }
 
 async fn a_taken_port_is_an_error_at_start() {
     let node = Node::new().await;
     let pod = node.pod("default").await;
     let _taken = std::net::TcpListener::bind((pod.ips[0], 8080)).unwrap();
-    let id = node.runtime.create_container(&pod, &node.container("http_hello")).await.unwrap();
-    let error = node.runtime.start_container(&id).await.unwrap_err().to_string();
-    assert!(error.contains(&format!("listen {}:8080", pod.ips[0])) && error.contains("in use"), "{error}");
+    let id = node
+        .runtime
+        .create_container(&pod, &node.container("http_hello"))
+        .await
+        .unwrap();
+    let error = node
+        .runtime
+        .start_container(&id)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(&format!("listen {}:8080", pod.ips[0])) && error.contains("in use"),
+        "{error}"
+    );
 }
 
 async fn a_confined_pod_has_its_own_loopback_and_address() {
     let node = Node::new().await;
     let (pod, other) = (node.pod("default").await, node.pod("default").await);
     let mut config = node.container("tcp");
-    config.args = ["serve", "0.0.0.0:7000", "it is me"].map(String::from).to_vec();
+    config.args = ["serve", "0.0.0.0:7000", "it is me"]
+        .map(String::from)
+        .to_vec();
     let server = node.run(&pod, &config).await;
     let log = || std::fs::read_to_string(&config.log_path).unwrap();
     let ip = pod.ips[0];
-    eventually("it listens", async || log().contains(&format!("listening on {ip}:7000"))).await;
+    eventually("it listens", async || {
+        log().contains(&format!("listening on {ip}:7000"))
+    })
+    .await;
     // A port on the node's own loopback, which no confined pod may reach.
     let _node = std::net::TcpListener::bind("127.0.0.1:7001").unwrap();
     let mut elsewhere = node.container("tcp");
-    elsewhere.args = ["serve", "127.0.0.1:7002", "other"].map(String::from).to_vec();
+    elsewhere.args = ["serve", "127.0.0.1:7002", "other"]
+        .map(String::from)
+        .to_vec();
     let client = node.run(&other, &elsewhere).await;
     let get = async |id, address: String| {
-        let answer = node.runtime.exec_sync(id, &["get".into(), address], Duration::from_secs(20)).await.unwrap();
+        let answer = node
+            .runtime
+            .exec_sync(id, &["get".into(), address], Duration::from_secs(20))
+            .await
+            .unwrap();
         (answer.exit_code, String::from_utf8(answer.stdout).unwrap())
     };
-    assert_eq!(get(&server, "127.0.0.1:7000".into()).await, (0, "it is me\n".into()));
-    assert_eq!(get(&server, "localhost:7000".into()).await, (0, "it is me\n".into()));
-    assert_eq!(get(&client, format!("{ip}:7000")).await, (0, "it is me\n".into()));
-    assert_eq!(get(&client, "127.0.0.1:7000".into()).await.0, 1, "another pod's loopback is not ours");
-    assert_eq!(get(&client, "127.0.0.1:7001".into()).await.0, 1, "nor is the node's");
-    assert!(log().contains(&format!("connection from {}:", other.ips[0])), "{}", log());
+    assert_eq!(
+        get(&server, "127.0.0.1:7000".into()).await,
+        (0, "it is me\n".into())
+    );
+    assert_eq!(
+        get(&server, "localhost:7000".into()).await,
+        (0, "it is me\n".into())
+    );
+    assert_eq!(
+        get(&client, format!("{ip}:7000")).await,
+        (0, "it is me\n".into())
+    );
+    assert_eq!(
+        get(&client, "127.0.0.1:7000".into()).await.0,
+        1,
+        "another pod's loopback is not ours"
+    );
+    assert_eq!(
+        get(&client, "127.0.0.1:7001".into()).await.0,
+        1,
+        "nor is the node's"
+    );
+    assert!(
+        log().contains(&format!("connection from {}:", other.ips[0])),
+        "{}",
+        log()
+    );
     // Addresses that are not the pod's.
     for address in [other.ips[0].to_string(), "[::]".into(), "[::1]".into()] {
         let mut config = node.container("tcp");
@@ -289,23 +444,48 @@ async fn a_component_of_wasi_0_3_runs_and_its_sockets_are_confined() {
     let node = Node::new().await;
     let (pod, other) = (node.pod("default").await, node.pod("default").await);
     let mut config = node.container("tcp_p3");
-    config.args = ["serve", "0.0.0.0:7100", "it is me"].map(String::from).to_vec();
+    config.args = ["serve", "0.0.0.0:7100", "it is me"]
+        .map(String::from)
+        .to_vec();
     let server = node.run(&pod, &config).await;
     let log = || std::fs::read_to_string(&config.log_path).unwrap();
     let ip = pod.ips[0];
-    eventually("it listens", async || log().contains(&format!("listening on {ip}:7100"))).await;
-    config.args = ["serve", "127.0.0.1:7101", "other"].map(String::from).to_vec();
+    eventually("it listens", async || {
+        log().contains(&format!("listening on {ip}:7100"))
+    })
+    .await;
+    config.args = ["serve", "127.0.0.1:7101", "other"]
+        .map(String::from)
+        .to_vec();
     let client = node.run(&other, &config).await;
     let get = async |id, address: String| {
-        let answer = node.runtime.exec_sync(id, &["get".into(), address], Duration::from_secs(20)).await.unwrap();
+        let answer = node
+            .runtime
+            .exec_sync(id, &["get".into(), address], Duration::from_secs(20))
+            .await
+            .unwrap();
         (answer.exit_code, String::from_utf8(answer.stdout).unwrap())
     };
-    assert_eq!(get(&server, "127.0.0.1:7100".into()).await, (0, "it is me\n".into()));
-    assert_eq!(get(&client, format!("{ip}:7100")).await, (0, "it is me\n".into()));
+    assert_eq!(
+        get(&server, "127.0.0.1:7100".into()).await,
+        (0, "it is me\n".into())
+    );
+    assert_eq!(
+        get(&client, format!("{ip}:7100")).await,
+        (0, "it is me\n".into())
+    );
     assert_eq!(get(&client, "127.0.0.1:7100".into()).await.0, 1);
-    assert!(log().contains(&format!("connection from {}:", other.ips[0])), "{}", log());
+    assert!(
+        log().contains(&format!("connection from {}:", other.ips[0])),
+        "{}",
+        log()
+    );
     let foreign = ["serve".into(), format!("{ip}:7102"), "x".into()];
-    let answer = node.runtime.exec_sync(&client, &foreign, Duration::from_secs(20)).await.unwrap();
+    let answer = node
+        .runtime
+        .exec_sync(&client, &foreign, Duration::from_secs(20))
+        .await
+        .unwrap();
     assert_eq!(answer.exit_code, 1, "another pod's address");
 }
 
@@ -313,15 +493,28 @@ async fn a_pod_in_a_namespace_is_served_inside_it() {
     let node = Node::new().await;
     let namespace = harness::NetworkNamespace::new();
     let mut pod = node.pod("default").await;
-    pod.network = SandboxNetwork::Namespace { path: namespace.path() };
+    pod.network = SandboxNetwork::Namespace {
+        path: namespace.path(),
+    };
     pod.handler = "oci".into();
     let id = node.run(&pod, &node.container("http_hello")).await;
     let outside: IpAddr = "127.0.0.1".parse().unwrap();
-    assert!(tokio::net::TcpStream::connect((outside, 8080)).await.is_err());
+    assert!(
+        tokio::net::TcpStream::connect((outside, 8080))
+            .await
+            .is_err()
+    );
     let stream = node.runtime.port_forward(&pod, 8080).await.unwrap();
-    assert!(harness::http_over(stream, "/inside").await.ends_with("/inside\n"));
+    assert!(
+        harness::http_over(stream, "/inside")
+            .await
+            .ends_with("/inside\n")
+    );
     node.runtime.remove_container(&id).await.unwrap();
-    eventually("its worker ends with its last container", async || node.workers() == 0).await;
+    eventually("its worker ends with its last container", async || {
+        node.workers() == 0
+    })
+    .await;
 }
 
 async fn stdin_is_attached_and_ends_with_the_client() {
@@ -331,15 +524,35 @@ async fn stdin_is_attached_and_ends_with_the_client() {
     config.stdin = true;
     config.stdin_once = true;
     let id = node.run(&pod, &config).await;
-    let request = AttachRequest { stdin: true, stdout: true, stderr: true };
+    let request = AttachRequest {
+        stdin: true,
+        stdout: true,
+        stderr: true,
+    };
     let mut session = node.runtime.attach(&id, &request).await.unwrap();
-    session.stdin.as_mut().unwrap().write_all(b"some text\n").await.unwrap();
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"some text\n")
+        .await
+        .unwrap();
     let mut answer = [0; 10];
-    session.stdout.as_mut().unwrap().read_exact(&mut answer).await.unwrap();
+    session
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut answer)
+        .await
+        .unwrap();
     assert_eq!(&answer, b"some text\n");
     session.stdin = None;
     assert_eq!(session.exit.await.unwrap(), 0);
-    assert!(std::fs::read_to_string(&config.log_path).unwrap().ends_with(" stdout F some text\n"));
+    assert!(
+        std::fs::read_to_string(&config.log_path)
+            .unwrap()
+            .ends_with(" stdout F some text\n")
+    );
 }
 
 async fn an_exec_streams_both_ways_and_ends_when_dropped() {
@@ -348,41 +561,80 @@ async fn an_exec_streams_both_ways_and_ends_when_dropped() {
     let mut config = node.container("cat");
     config.stdin = true;
     let id = node.run(&pod, &config).await;
-    let request = ExecRequest { command: vec!["cat".into()], tty: false, stdin: true, stdout: true, stderr: true };
+    let request = ExecRequest {
+        command: vec!["cat".into()],
+        tty: false,
+        stdin: true,
+        stdout: true,
+        stderr: true,
+    };
     let mut session = node.runtime.exec(&id, &request).await.unwrap();
     let mut stdin = session.stdin.take().unwrap();
     let write = tokio::spawn(async move {
         for n in 0..20_000 {
-            stdin.write_all(format!("{n:09}\n").as_bytes()).await.unwrap();
+            stdin
+                .write_all(format!("{n:09}\n").as_bytes())
+                .await
+                .unwrap();
         }
     });
     let mut answer = String::new();
-    session.stdout.as_mut().unwrap().read_to_string(&mut answer).await.unwrap();
+    session
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_to_string(&mut answer)
+        .await
+        .unwrap();
     write.await.unwrap();
     assert_eq!(answer.len(), 200_000);
-    assert!(answer.lines().enumerate().all(|(n, line)| line == format!("{n:09}")));
+    assert!(
+        answer
+            .lines()
+            .enumerate()
+            .all(|(n, line)| line == format!("{n:09}"))
+    );
     assert_eq!(session.exit.await.unwrap(), 0);
 
     let session = node.runtime.exec(&id, &request).await.unwrap();
-    let instances = async || node.runtime.container_stats(&id).await.unwrap().process_count;
-    eventually("the exec runs beside the app", async || instances().await == 2).await;
+    let instances = async || {
+        node.runtime
+            .container_stats(&id)
+            .await
+            .unwrap()
+            .process_count
+    };
+    eventually("the exec runs beside the app", async || {
+        instances().await == 2
+    })
+    .await;
     drop(session);
-    eventually("and is gone with its session", async || instances().await == 1).await;
+    eventually("and is gone with its session", async || {
+        instances().await == 1
+    })
+    .await;
 }
 
 async fn what_is_no_module_or_imports_too_much_is_refused_by_name() {
     let node = Node::new().await;
     let pod = node.pod("default").await;
-    let core_import: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02\x10\x01\x08no-where\x03fun\0\0";
+    let core_import: &[u8] =
+        b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02\x10\x01\x08no-where\x03fun\0\0";
     for (name, content, says) in [
-        ("truncated", &b"\0asm\x01\0\0\0\x01\xff"[..], "cannot run as Wasm"),
+        (
+            "truncated",
+            &b"\0asm\x01\0\0\0\x01\xff"[..],
+            "cannot run as Wasm",
+        ),
         ("importing", core_import, "no-where"),
         ("without-start", b"\0asm\x01\0\0\0", "_start"),
         ("empty-component", b"\0asm\x0d\0\x01\0", "wasi:cli/run"),
     ] {
         let config = node.container_of(name, content).await;
         match node.runtime.create_container(&pod, &config).await {
-            Err(RuntimeError::InvalidArgument(message)) => assert!(message.contains(says), "{name}: {message}"),
+            Err(RuntimeError::InvalidArgument(message)) => {
+                assert!(message.contains(says), "{name}: {message}")
+            }
             other => panic!("{name}: {other:?}"),
         }
     }
@@ -394,11 +646,16 @@ async fn a_log_is_rotated_and_only_so_many_are_kept() {
     let pod = node.pod("default").await;
     let mut config = node.container("ticker");
     config.args = vec!["0".into()];
-    config.log_rotation = LogRotation { size_bytes_max: 20_000, files_max: 3 };
+    config.log_rotation = LogRotation {
+        size_bytes_max: 20_000,
+        files_max: 3,
+    };
     let id = node.run(&pod, &config).await;
     let files = || {
-        let mut files: Vec<_> =
-            std::fs::read_dir(config.log_path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = std::fs::read_dir(config.log_path.parent().unwrap())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         files.sort();
         files
     };
@@ -406,10 +663,17 @@ async fn a_log_is_rotated_and_only_so_many_are_kept() {
     eventually("an old file is dropped", async || {
         let files = files();
         let oldest = files.get(1).cloned();
-        files.len() == 3 && oldest.is_some() && first.replace(oldest.clone()).is_some_and(|seen| Some(seen) != oldest)
+        files.len() == 3
+            && oldest.is_some()
+            && first
+                .replace(oldest.clone())
+                .is_some_and(|seen| Some(seen) != oldest)
     })
     .await;
-    node.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+    node.runtime
+        .stop_container(&id, Duration::ZERO)
+        .await
+        .unwrap();
     let mut ticks = Vec::new();
     let kept = files();
     for file in kept[1..].iter().chain(&kept[..1]) {
@@ -417,7 +681,10 @@ async fn a_log_is_rotated_and_only_so_many_are_kept() {
             ticks.push(line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());
         }
     }
-    assert!(ticks.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines were lost between files");
+    assert!(
+        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "lines were lost between files"
+    );
 }
 
 async fn calls_can_be_repeated() {
@@ -426,20 +693,31 @@ async fn calls_can_be_repeated() {
     let again = node.runtime.run_pod_sandbox(&pod.config).await.unwrap();
     assert_eq!(again.id, pod.id);
     let config = node.container("sleeper");
-    let (one, two) =
-        tokio::join!(node.runtime.create_container(&pod, &config), node.runtime.create_container(&pod, &config));
+    let (one, two) = tokio::join!(
+        node.runtime.create_container(&pod, &config),
+        node.runtime.create_container(&pod, &config)
+    );
     let id = one.unwrap();
     assert_eq!(two.unwrap(), id);
     node.restart().await;
-    assert_eq!(node.runtime.create_container(&pod, &config).await.unwrap(), id);
+    assert_eq!(
+        node.runtime.create_container(&pod, &config).await.unwrap(),
+        id
+    );
     for _ in 0..2 {
         node.runtime.start_container(&id).await.unwrap();
     }
     for _ in 0..2 {
-        node.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+        node.runtime
+            .stop_container(&id, Duration::ZERO)
+            .await
+            .unwrap();
     }
     node.runtime.start_container(&id).await.unwrap();
-    assert!(matches!(node.runtime.container_status(&id).await.unwrap().state, ContainerState::Exited(_)));
+    assert!(matches!(
+        node.runtime.container_status(&id).await.unwrap().state,
+        ContainerState::Exited(_)
+    ));
     for _ in 0..2 {
         node.runtime.remove_container(&id).await.unwrap();
         node.runtime.stop_pod_sandbox(&pod.id).await.unwrap();
@@ -447,7 +725,13 @@ async fn calls_can_be_repeated() {
     for _ in 0..2 {
         node.runtime.remove_pod_sandbox(&pod.id).await.unwrap();
     }
-    assert!(node.runtime.container_status(&id).await.unwrap_err().is_not_found());
+    assert!(
+        node.runtime
+            .container_status(&id)
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
     assert_eq!(node.runtime.list_pod_sandboxes().await.unwrap(), []);
 }
 
@@ -456,17 +740,34 @@ async fn stop_ends_a_guest_that_cannot_listen_and_drains_one_that_can() {
     let pod = node.pod("default").await;
     let deaf = node.run(&pod, &node.container("sleeper")).await;
     let started = std::time::Instant::now();
-    node.runtime.stop_container(&deaf, Duration::from_secs(3600)).await.unwrap();
+    node.runtime
+        .stop_container(&deaf, Duration::from_secs(3600))
+        .await
+        .unwrap();
     assert!(started.elapsed() < Duration::from_secs(60));
     let exit = node.exited(&deaf).await;
     assert_eq!((exit.exit_code, exit.signal), (143, Some(15)));
     let mut config = node.container("cat");
     config.stdin = true;
     let listening = node.run(&pod, &config).await;
-    node.runtime.stop_container(&listening, Duration::from_secs(30)).await.unwrap();
-    assert_eq!(node.exited(&listening).await.exit_code, 0, "its input ended and it returned");
-    let created = node.runtime.create_container(&pod, &node.container("spin")).await.unwrap();
-    node.runtime.stop_container(&created, Duration::from_secs(30)).await.unwrap();
+    node.runtime
+        .stop_container(&listening, Duration::from_secs(30))
+        .await
+        .unwrap();
+    assert_eq!(
+        node.exited(&listening).await.exit_code,
+        0,
+        "its input ended and it returned"
+    );
+    let created = node
+        .runtime
+        .create_container(&pod, &node.container("spin"))
+        .await
+        .unwrap();
+    node.runtime
+        .stop_container(&created, Duration::from_secs(30))
+        .await
+        .unwrap();
     assert_eq!(node.exited(&created).await.started_at, None);
 }
 
@@ -476,10 +777,19 @@ async fn limits_change_while_it_runs() {
     let mut config = node.container("ticker");
     config.resources.memory_bytes_max = Some(64 << 20);
     let id = node.run(&pod, &config).await;
-    let tight = LinuxResources { memory_bytes_max: Some(1), ..LinuxResources::default() };
-    node.runtime.update_container_resources(&id, &tight).await.unwrap();
+    let tight = LinuxResources {
+        memory_bytes_max: Some(1),
+        ..LinuxResources::default()
+    };
+    node.runtime
+        .update_container_resources(&id, &tight)
+        .await
+        .unwrap();
     // Runs on with what it has; a second instance would be too much.
-    let _ = node.runtime.exec_sync(&id, &["1".into()], Duration::from_secs(20)).await;
+    let _ = node
+        .runtime
+        .exec_sync(&id, &["1".into()], Duration::from_secs(20))
+        .await;
     assert!(node.exited(&id).await.oom_killed);
 }
 
@@ -490,7 +800,10 @@ async fn a_worker_has_no_privileges_left() {
     for pid in node.worker_processes() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap();
             line.split_whitespace().next().unwrap().to_owned()
         };
         assert_eq!(field("Uid:"), "65532");
@@ -506,7 +819,11 @@ async fn a_worker_has_no_privileges_left() {
             .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
             .filter(|path| path.is_dir())
             .collect();
-        assert_eq!(descriptors, Vec::<std::path::PathBuf>::new(), "no directory of the host");
+        assert_eq!(
+            descriptors,
+            Vec::<std::path::PathBuf>::new(),
+            "no directory of the host"
+        );
     }
 }
 
@@ -528,7 +845,14 @@ async fn what_was_half_made_or_half_removed_is_finished() {
     std::fs::create_dir(node.root().join("root/wasm/sandboxes/half")).unwrap();
     std::fs::create_dir(node.root().join("run/wasm/workers/half")).unwrap();
     node.start_agent().await;
-    let mut ids: Vec<_> = node.runtime.list_containers().await.unwrap().into_iter().map(|status| status.id).collect();
+    let mut ids: Vec<_> = node
+        .runtime
+        .list_containers()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|status| status.id)
+        .collect();
     ids.sort();
     let mut expected = [kept.clone(), made.clone()];
     expected.sort();
@@ -547,4 +871,3 @@ async fn what_was_half_made_or_half_removed_is_finished() {
     node.exited(&kept).await;
     assert!(node.exited(&made).await.started_at.is_some());
 }
-

@@ -13,8 +13,8 @@ pub(super) use wasmtime_wasi::p3::bindings::sockets::types;
 use wasmtime_wasi::{
     p3::{
         bindings::sockets::types::{
-            Duration, ErrorCode, HostTcpSocket, HostTcpSocketWithStore, HostUdpSocket, HostUdpSocketWithStore,
-            IpAddressFamily, IpSocketAddress, TcpSocket, UdpSocket,
+            Duration, ErrorCode, HostTcpSocket, HostTcpSocketWithStore, HostUdpSocket,
+            HostUdpSocketWithStore, IpAddressFamily, IpSocketAddress, TcpSocket, UdpSocket,
         },
         sockets::{SocketError, SocketResult},
     },
@@ -29,7 +29,9 @@ fn plain(state: &mut State) -> WasiSocketsCtxView<'_> {
 }
 
 /// Access to the same store as wasmtime-wasi sees it.
-fn plain_access<'a>(store: &'a mut Access<'_, State, PodSockets>) -> Access<'a, State, WasiSockets> {
+fn plain_access<'a>(
+    store: &'a mut Access<'_, State, PodSockets>,
+) -> Access<'a, State, WasiSockets> {
     Access::<State, WasiSockets>::new(store.as_context_mut(), plain)
 }
 
@@ -47,33 +49,51 @@ fn at_once<T>(call: impl Future<Output = SocketResult<T>>) -> SocketResult<T> {
 
 impl PodSocketsView<'_> {
     fn p3_bind_address(&self, asked: IpSocketAddress) -> SocketResult<IpSocketAddress> {
-        Ok(self.network.bind_address(asked.into()).ok_or(ErrorCode::AddressNotBindable)?.into())
+        Ok(self
+            .network
+            .bind_address(asked.into())
+            .ok_or(ErrorCode::AddressNotBindable)?
+            .into())
     }
 
     fn p3_peer_address(&self, asked: IpSocketAddress) -> SocketResult<IpSocketAddress> {
-        Ok(self.network.peer_address(asked.into()).ok_or(ErrorCode::RemoteUnreachable)?.into())
+        Ok(self
+            .network
+            .peer_address(asked.into())
+            .ok_or(ErrorCode::RemoteUnreachable)?
+            .into())
     }
 
     fn source(&self, family: IpAddressFamily) -> SocketResult<IpSocketAddress> {
-        Ok(self.network.bind_address(unspecified(family)).ok_or(ErrorCode::AddressNotBindable)?.into())
+        Ok(self
+            .network
+            .bind_address(unspecified(family))
+            .ok_or(ErrorCode::AddressNotBindable)?
+            .into())
     }
 
     fn bind_tcp(&mut self, socket: &Resource<TcpSocket>) -> SocketResult<()> {
         let own = || Resource::new_borrow(socket.rep());
-        if *self.network == Network::Open || HostTcpSocket::get_local_address(&mut self.sockets, own()).is_ok() {
+        if *self.network == Network::Open
+            || HostTcpSocket::get_local_address(&mut self.sockets, own()).is_ok()
+        {
             return Ok(());
         }
-        let family = HostTcpSocket::get_address_family(&mut self.sockets, own()).map_err(SocketError::trap)?;
+        let family = HostTcpSocket::get_address_family(&mut self.sockets, own())
+            .map_err(SocketError::trap)?;
         let source = self.source(family)?;
         at_once(HostTcpSocket::bind(&mut self.sockets, own(), source))
     }
 
     fn bind_udp(&mut self, socket: &Resource<UdpSocket>) -> SocketResult<()> {
         let own = || Resource::new_borrow(socket.rep());
-        if *self.network == Network::Open || HostUdpSocket::get_local_address(&mut self.sockets, own()).is_ok() {
+        if *self.network == Network::Open
+            || HostUdpSocket::get_local_address(&mut self.sockets, own()).is_ok()
+        {
             return Ok(());
         }
-        let family = HostUdpSocket::get_address_family(&mut self.sockets, own()).map_err(SocketError::trap)?;
+        let family = HostUdpSocket::get_address_family(&mut self.sockets, own())
+            .map_err(SocketError::trap)?;
         let source = self.source(family)?;
         at_once(HostUdpSocket::bind(&mut self.sockets, own(), source))
     }
@@ -133,7 +153,11 @@ impl HostTcpSocketWithStore<State> for PodSockets {
 }
 
 impl HostTcpSocket for PodSocketsView<'_> {
-    async fn bind(&mut self, socket: Resource<TcpSocket>, local_address: IpSocketAddress) -> SocketResult<()> {
+    async fn bind(
+        &mut self,
+        socket: Resource<TcpSocket>,
+        local_address: IpSocketAddress,
+    ) -> SocketResult<()> {
         let address = self.p3_bind_address(local_address)?;
         HostTcpSocket::bind(&mut self.sockets, socket, address).await
     }
@@ -176,7 +200,9 @@ impl HostUdpSocketWithStore<State> for PodSockets {
         let address = store.with(|mut access| {
             let mut view = access.get();
             view.bind_udp(&socket)?;
-            remote_address.map(|address| view.p3_peer_address(address)).transpose()
+            remote_address
+                .map(|address| view.p3_peer_address(address))
+                .transpose()
         })?;
         let plain = store.with_getter::<WasiSockets>(plain);
         <WasiSockets as HostUdpSocketWithStore<State>>::send(&plain, socket, data, address).await
@@ -192,18 +218,29 @@ impl HostUdpSocketWithStore<State> for PodSockets {
 }
 
 impl HostUdpSocket for PodSocketsView<'_> {
-    async fn bind(&mut self, socket: Resource<UdpSocket>, local_address: IpSocketAddress) -> SocketResult<()> {
+    async fn bind(
+        &mut self,
+        socket: Resource<UdpSocket>,
+        local_address: IpSocketAddress,
+    ) -> SocketResult<()> {
         let address = self.p3_bind_address(local_address)?;
         HostUdpSocket::bind(&mut self.sockets, socket, address).await
     }
 
-    async fn connect(&mut self, socket: Resource<UdpSocket>, remote_address: IpSocketAddress) -> SocketResult<()> {
+    async fn connect(
+        &mut self,
+        socket: Resource<UdpSocket>,
+        remote_address: IpSocketAddress,
+    ) -> SocketResult<()> {
         let address = self.p3_peer_address(remote_address)?;
         self.bind_udp(&socket)?;
         HostUdpSocket::connect(&mut self.sockets, socket, address).await
     }
 
-    async fn create(&mut self, address_family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
+    async fn create(
+        &mut self,
+        address_family: IpAddressFamily,
+    ) -> SocketResult<Resource<UdpSocket>> {
         HostUdpSocket::create(&mut self.sockets, address_family).await
     }
 

@@ -18,8 +18,9 @@ use tokio::{
 };
 use wherry_images::{Store, StoreConfig};
 use wherry_runtime_api::{
-    ContainerConfig, ContainerExit, ContainerId, ContainerSecurity, ContainerState, LinuxResources, LogRotation, Mount,
-    MountPropagation, NamespaceOptions, PodSandbox, PodSandboxConfig, Runtime, SeccompProfile,
+    ContainerConfig, ContainerExit, ContainerId, ContainerSecurity, ContainerState, LinuxResources,
+    LogRotation, Mount, MountPropagation, NamespaceOptions, PodSandbox, PodSandboxConfig, Runtime,
+    SeccompProfile,
 };
 use wherry_wasm::{Config, WasmRuntime};
 
@@ -55,14 +56,24 @@ pub(crate) fn main_of_tests(tests: Vec<Trial>) -> ExitCode {
 }
 
 fn ip(args: &[&str]) {
-    assert!(Command::new("ip").args(args).status().expect("iproute2 is installed").success(), "ip {args:?}");
+    assert!(
+        Command::new("ip")
+            .args(args)
+            .status()
+            .expect("iproute2 is installed")
+            .success(),
+        "ip {args:?}"
+    );
 }
 
 /// Waits until it is true.
 pub(crate) async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_true().await {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -74,7 +85,11 @@ fn guest(name: &str) -> PathBuf {
         Some(name) => guests.join(format!("wasm32-wasip1/release/{name}.wasm")),
         None => guests.join(format!("wasm32-wasip2/release/{name}.wasm")),
     };
-    assert!(path.exists(), "{}: start the tests with tests/run.sh", path.display());
+    assert!(
+        path.exists(),
+        "{}: start the tests with tests/run.sh",
+        path.display()
+    );
     path
 }
 
@@ -108,9 +123,21 @@ impl std::ops::Deref for Handle {
 
 impl Node {
     pub(crate) async fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("wherry-wasm-").tempdir().unwrap();
-        let images = Store::open(&directory.path().join("root/images"), StoreConfig::default()).unwrap();
-        let mut node = Self { directory, images, agent: None, runtime: Handle(None) };
+        let directory = tempfile::Builder::new()
+            .prefix("wherry-wasm-")
+            .tempdir()
+            .unwrap();
+        let images = Store::open(
+            &directory.path().join("root/images"),
+            StoreConfig::default(),
+        )
+        .unwrap();
+        let mut node = Self {
+            directory,
+            images,
+            agent: None,
+            runtime: Handle(None),
+        };
         node.start_agent().await;
         node
     }
@@ -120,16 +147,27 @@ impl Node {
     }
 
     fn cgroup_root(&self) -> String {
-        format!("wherry-test-{}", self.root().file_name().unwrap().to_str().unwrap())
+        format!(
+            "wherry-test-{}",
+            self.root().file_name().unwrap().to_str().unwrap()
+        )
     }
 
     /// An agent has a tokio runtime of its own, so that all of it can be taken away at once.
     pub(crate) async fn start_agent(&mut self) {
         let agent = TokioRuntime::new().unwrap();
         let exe = std::env::current_exe().unwrap();
-        let mut config = Config::new(self.root().join("root"), self.root().join("run"), exe, self.images.clone());
+        let mut config = Config::new(
+            self.root().join("root"),
+            self.root().join("run"),
+            exe,
+            self.images.clone(),
+        );
         config.cgroup_root = self.cgroup_root();
-        let runtime = agent.spawn(async move { WasmRuntime::open(config).await.unwrap() }).await.unwrap();
+        let runtime = agent
+            .spawn(async move { WasmRuntime::open(config).await.unwrap() })
+            .await
+            .unwrap();
         self.runtime = Handle(Some(runtime.clone()));
         self.agent = Some((agent, runtime));
     }
@@ -189,7 +227,12 @@ impl Node {
         std::fs::write(&path, wasm).unwrap();
         let image = format!("registry.test/{}:1", name.split('.').next().unwrap());
         let (images, tag) = (self.images.clone(), image.clone());
-        let import = self.agent.as_ref().unwrap().0.spawn(async move { images.import(&path, &[tag]).await });
+        let import = self
+            .agent
+            .as_ref()
+            .unwrap()
+            .0
+            .spawn(async move { images.import(&path, &[tag]).await });
         let imported = import.await.unwrap().unwrap();
         let logs = self.directory(&format!("log/{}-{}", name, uuid()));
         ContainerConfig {
@@ -237,18 +280,33 @@ impl Node {
     /// That it runs.
     pub(crate) async fn assert_runs(&self, id: &ContainerId) {
         let status = self.runtime.container_status(id).await.unwrap();
-        assert!(matches!(status.state, ContainerState::Running { .. }), "{:?}", status.state);
+        assert!(
+            matches!(status.state, ContainerState::Running { .. }),
+            "{:?}",
+            status.state
+        );
         // An HTTP component has an instance only while it answers.
         if status.name != "http_hello" {
             eventually("it has memory", async || {
-                self.runtime.container_stats(id).await.unwrap().memory_usage_bytes > 0
+                self.runtime
+                    .container_stats(id)
+                    .await
+                    .unwrap()
+                    .memory_usage_bytes
+                    > 0
             })
             .await;
         }
     }
 
     pub(crate) async fn http(&self, pod: &PodSandbox, port: u16, path: &str) -> String {
-        http_over(tokio::net::TcpStream::connect((pod.ips[0], port)).await.unwrap(), path).await
+        http_over(
+            tokio::net::TcpStream::connect((pod.ips[0], port))
+                .await
+                .unwrap(),
+            path,
+        )
+        .await
     }
 
     /// Workers whose directories are there.
@@ -262,14 +320,20 @@ impl Node {
         let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
             let entry = entry.ok()?;
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            std::fs::read_link(entry.path().join("root")).ok()?.starts_with(&jails).then_some(pid)
+            std::fs::read_link(entry.path().join("root"))
+                .ok()?
+                .starts_with(&jails)
+                .then_some(pid)
         });
         processes.collect()
     }
 
     pub(crate) fn kill_workers(&self) {
         for pid in self.worker_processes() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
         }
     }
 }
@@ -282,10 +346,15 @@ impl Drop for Node {
         while !self.worker_processes().is_empty() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mounts = ["", "cpu", "cpuacct", "memory", "pids"].map(|name| Path::new("/sys/fs/cgroup").join(name));
+        let mounts = ["", "cpu", "cpuacct", "memory", "pids"]
+            .map(|name| Path::new("/sys/fs/cgroup").join(name));
         for top in mounts.map(|mount| mount.join(self.cgroup_root())) {
             while top.exists() && start.elapsed() < PATIENCE {
-                for worker in std::fs::read_dir(top.join("wasm")).into_iter().flatten().flatten() {
+                for worker in std::fs::read_dir(top.join("wasm"))
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                {
                     let _ = std::fs::remove_dir(worker.path());
                 }
                 let _ = std::fs::remove_dir(top.join("wasm"));
@@ -301,14 +370,20 @@ fn uuid() -> String {
 }
 
 /// One request and all of its answer.
-pub(crate) async fn http_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+pub(crate) async fn http_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    path: &str,
+) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+    if !head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
         return answer;
     }
     let mut whole = format!("{head}\r\n\r\n");
@@ -334,10 +409,18 @@ impl NetworkNamespace {
         std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             ip(&["link", "set", "lo", "up"]);
-            made.send(format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())).unwrap();
+            made.send(format!(
+                "/proc/{}/task/{}/ns/net",
+                std::process::id(),
+                nix::unistd::gettid()
+            ))
+            .unwrap();
             let _ = ended.recv();
         });
-        Self { path: is_made.recv().unwrap().into(), _end: end }
+        Self {
+            path: is_made.recv().unwrap().into(),
+            _end: end,
+        }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
