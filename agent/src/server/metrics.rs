@@ -45,11 +45,6 @@ fn millis(at: SystemTime) -> u128 {
         .unwrap_or_default()
         .as_millis()
 }
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "Prometheus' numbers are floating-point"
-)]
 fn cpu_seconds(cpu_ns: u64) -> f64 {
     cpu_ns as f64 / 1e9
 }
@@ -104,10 +99,6 @@ fn render(
         "gauge",
         "Current working set of the container in bytes",
         &mut containers().map(|(pod, container)| {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "Prometheus' numbers are floating-point"
-            )]
             let bytes = container.stats.memory_working_set_bytes as f64;
             (
                 of_container(pod, &container.name),
@@ -136,10 +127,6 @@ fn render(
             .into_iter()
             .map(|cpu_ns| (String::new(), cpu_seconds(cpu_ns), now)),
     );
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "Prometheus' numbers are floating-point"
-    )]
     let node_memory = node_memory_bytes as f64;
     family(
         "node_memory_working_set_bytes",
@@ -170,10 +157,6 @@ fn render(
                 .iter()
                 .map(|container| container.stats.memory_working_set_bytes)
                 .sum();
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "Prometheus' numbers are floating-point"
-            )]
             let bytes = bytes as f64;
             (of_pod(pod), bytes, now)
         }),

@@ -129,7 +129,7 @@ impl Demultiplexer {
         loop {
             let message = match stream.next().await {
                 Some(Ok(Message::Binary(bytes))) => Some(bytes),
-                Some(Ok(Message::Text(text))) => self.from_text(text.into()),
+                Some(Ok(Message::Text(text))) => self.text_message(text.into()),
                 Some(Ok(_)) => None,
                 Some(Err(error)) => {
                     debug!(%error, "WebSocket ended");
@@ -146,7 +146,7 @@ impl Demultiplexer {
         gone.cancel();
     }
 
-    fn from_text(&self, text: Bytes) -> Option<Bytes> {
+    fn text_message(&self, text: Bytes) -> Option<Bytes> {
         if self.transport != Transport::ChannelsV4Base64 {
             return Some(text);
         }

@@ -308,7 +308,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn open_stream(&mut self, stream_id: u32, fin: bool, headers: Headers) {
-        if stream_id % 2 == 0 || stream_id <= self.last_stream_id {
+        if stream_id.is_multiple_of(2) || stream_id <= self.last_stream_id {
             return self
                 .reply(Control::RstStream {
                     stream_id,
