@@ -11,7 +11,12 @@ use std::{
 use wherry_plugin_host::Prober;
 use wherry_runtime_api::{ImageService, LogRotation, Runtime};
 
-use crate::{network::Network, pod::translate::ClusterDns, server, volume::Volumes};
+use crate::{
+    network::Network,
+    pod::{restart::BackoffPolicy, translate::ClusterDns},
+    server,
+    volume::Volumes,
+};
 
 /// The wall clock. Tests give one that follows tokio's paused time.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -68,6 +73,8 @@ pub struct Config {
 /// Pauses and bounds, with Kubernetes' defaults where it has one.
 #[derive(Clone, Debug)]
 pub struct Tuning {
+    /// Between starts of a container that crashes, and between pulls that fail.
+    pub backoff: BackoffPolicy,
     /// Between repairs of what events have missed.
     pub relist_period: Duration,
     /// Between renewals of ConfigMaps, Secrets and tokens in volumes.
@@ -95,6 +102,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
+            backoff: BackoffPolicy::default(),
             relist_period: Duration::from_secs(10),
             volume_refresh_period: Duration::from_secs(60),
             lease_renew_period: Duration::from_secs(10),

@@ -12,35 +12,35 @@ use crate::{
 };
 
 /// What the agent's parts share.
-pub struct Context {
+pub(crate) struct Context {
     /// As given.
-    pub config: Config,
+    pub(crate) config: Config,
     /// Volumes, the agent's own or the config's.
-    pub volumes: Arc<dyn Volumes>,
+    pub(crate) volumes: Arc<dyn Volumes>,
     /// Objects that pods refer to.
-    pub objects: Arc<Objects>,
+    pub(crate) objects: Arc<Objects>,
     /// Pulls images.
-    pub images: ImageManager,
+    pub(crate) images: ImageManager,
     /// Writes events.
-    pub recorder: Recorder,
+    pub(crate) recorder: Recorder,
     /// Writes pod statuses.
-    pub publisher: Publisher,
+    pub(crate) publisher: Publisher,
     /// The node's pods with their statuses.
-    pub directory: Directory,
+    pub(crate) directory: Directory,
     /// What the runtimes hold.
-    pub actual: Actual,
+    pub(crate) actual: Actual,
     /// The machine.
-    pub machine: Machine,
+    pub(crate) machine: Machine,
 }
 
 impl Context {
     /// The time.
-    pub fn now(&self) -> SystemTime {
+    pub(crate) fn now(&self) -> SystemTime {
         (self.config.clock)()
     }
 
     /// The runtime of that handler.
-    pub fn runtime(&self, handler: &str) -> Option<&Arc<dyn Runtime>> {
+    pub(crate) fn runtime(&self, handler: &str) -> Option<&Arc<dyn Runtime>> {
         self.config
             .runtimes
             .iter()
@@ -48,7 +48,7 @@ impl Context {
     }
 
     /// The handler of containers that nothing else is said about.
-    pub fn default_handler(&self) -> &'static str {
+    pub(crate) fn default_handler(&self) -> &'static str {
         self.config
             .runtimes
             .first()
@@ -56,19 +56,19 @@ impl Context {
     }
 
     /// The node's addresses.
-    pub fn host_ips(&self) -> &[IpAddr] {
+    pub(crate) fn host_ips(&self) -> &[IpAddr] {
         &self.config.node_ips
     }
 
     /// What volumes show besides the pod.
-    pub fn pod_context(&self) -> PodContext {
+    pub(crate) fn pod_context(&self) -> PodContext {
         PodContext {
             allocatable: self.machine.allocatable(self.config.max_pods),
         }
     }
 
     /// Records an event about a pod.
-    pub fn event(
+    pub(crate) fn event(
         &self,
         pod: &Pod,
         kind: crate::events::Kind,
@@ -80,7 +80,7 @@ impl Context {
     }
 
     /// Where a pod's own files are.
-    pub fn pod_dir(&self, uid: &PodUid) -> std::path::PathBuf {
+    pub(crate) fn pod_dir(&self, uid: &PodUid) -> std::path::PathBuf {
         self.config.pods_dir().join(uid.as_str())
     }
 }

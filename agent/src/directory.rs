@@ -10,7 +10,7 @@ use wherry_runtime_api::PodUid;
 
 /// Written by the pods' workers, read by the HTTP endpoints and by admission.
 #[derive(Default)]
-pub struct Directory {
+pub(crate) struct Directory {
     pods: Mutex<BTreeMap<PodUid, Arc<Pod>>>,
 }
 
@@ -21,7 +21,7 @@ impl Directory {
     }
 
     /// Shows a pod with a status.
-    pub fn set(&self, uid: &PodUid, pod: &Pod, status: PodStatus) {
+    pub(crate) fn set(&self, uid: &PodUid, pod: &Pod, status: PodStatus) {
         let pod = Pod {
             metadata: pod.metadata.clone(),
             spec: pod.spec.clone(),
@@ -31,27 +31,17 @@ impl Directory {
     }
 
     /// Shows it no more.
-    pub fn remove(&self, uid: &PodUid) {
+    pub(crate) fn remove(&self, uid: &PodUid) {
         self.lock().remove(uid);
     }
 
     /// All of them.
-    pub fn pods(&self) -> Vec<Arc<Pod>> {
+    pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
         self.lock().values().cloned().collect()
     }
 
     /// One of them.
-    pub fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+    pub(crate) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         self.lock().get(uid).cloned()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
     }
 }

@@ -39,7 +39,7 @@ const TRIES_MAX: u32 = 4;
 
 /// Whether an event is good news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// It is.
     Normal,
     /// It is not.
@@ -65,14 +65,14 @@ struct News {
 
 /// Takes events.
 #[derive(Clone)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     queue: mpsc::Sender<News>,
     clock: Clock,
 }
 
 impl Recorder {
     /// A recorder, and the writer to be run beside it.
-    pub fn new(client: Option<Client>, node_name: &str, clock: Clock) -> (Self, Writer) {
+    pub(crate) fn new(client: Option<Client>, node_name: &str, clock: Clock) -> (Self, Writer) {
         let (queue, news) = mpsc::channel(QUEUE_MAX);
         let writer = Writer {
             client,
@@ -98,7 +98,7 @@ impl Recorder {
     }
 
     /// An event about a pod, or about one of its containers.
-    pub fn record(
+    pub(crate) fn record(
         &self,
         pod: &Pod,
         container: Option<&str>,
@@ -136,7 +136,13 @@ impl Recorder {
     }
 
     /// An event about the node.
-    pub fn record_node(&self, node: &Node, kind: Kind, reason: &'static str, message: String) {
+    pub(crate) fn record_node(
+        &self,
+        node: &Node,
+        kind: Kind,
+        reason: &'static str,
+        message: String,
+    ) {
         let name = node.metadata.name.clone();
         let about = ObjectReference {
             kind: Some("Node".into()),
@@ -150,7 +156,7 @@ impl Recorder {
 }
 
 /// Writes events.
-pub struct Writer {
+pub(crate) struct Writer {
     client: Option<Client>,
     node_name: String,
     news: mpsc::Receiver<News>,
@@ -159,7 +165,7 @@ pub struct Writer {
 
 impl Writer {
     /// Runs until shutdown, then writes what is already queued for a moment longer.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         loop {
             tokio::select! {
                 biased;

@@ -1,7 +1,7 @@
 //! Images for containers: pull policy, back-off, credentials, events. Collection is in [`gc`].
 
-pub mod auth;
-pub mod gc;
+pub(crate) mod auth;
+pub(crate) mod gc;
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use crate::{
     objects::Objects,
     pod::{
         self,
-        restart::{BACKOFF_INITIAL, BACKOFF_MAX},
+        restart::BackoffPolicy,
         status::{Waiting, reason},
     },
     text::{go_duration, go_duration_millis},
@@ -31,7 +31,7 @@ const REMEMBERED_MAX: usize = 1024;
 
 /// When an image is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PullPolicy {
+pub(crate) enum PullPolicy {
     /// The registry is asked each time.
     Always,
     /// What is there is used.
@@ -42,7 +42,7 @@ pub enum PullPolicy {
 
 impl PullPolicy {
     /// As the container says; else `Always` for `latest`, as the API server would have set it.
-    pub fn of(container: &Container) -> Self {
+    pub(crate) fn of(container: &Container) -> Self {
         match container.image_pull_policy.as_deref() {
             Some("Always") => Self::Always,
             Some("Never") => Self::Never,
@@ -64,11 +64,11 @@ impl PullPolicy {
 
 /// An image cannot be had now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageTrouble {
+pub(crate) struct ImageTrouble {
     /// What the container waits for.
-    pub waiting: Waiting,
+    pub(crate) waiting: Waiting,
     /// When to try again.
-    pub until: SystemTime,
+    pub(crate) until: SystemTime,
 }
 
 #[derive(Clone, Debug)]
@@ -81,33 +81,36 @@ struct Pause {
 }
 
 /// Gets images for containers.
-pub struct ImageManager {
+pub(crate) struct ImageManager {
     service: Arc<dyn ImageService>,
     objects: Arc<Objects>,
     recorder: Recorder,
     clock: Clock,
+    backoff: BackoffPolicy,
     pauses: Mutex<HashMap<(String, String), Pause>>,
 }
 
 impl ImageManager {
     /// A manager over the node's images.
-    pub fn new(
+    pub(crate) fn new(
         service: Arc<dyn ImageService>,
         objects: Arc<Objects>,
         recorder: Recorder,
         clock: Clock,
+        backoff: BackoffPolicy,
     ) -> Self {
         Self {
             service,
             objects,
             recorder,
             clock,
+            backoff,
             pauses: Mutex::default(),
         }
     }
 
     /// The node's images.
-    pub fn service(&self) -> &Arc<dyn ImageService> {
+    pub(crate) fn service(&self) -> &Arc<dyn ImageService> {
         &self.service
     }
 
@@ -155,7 +158,7 @@ impl ImageManager {
     }
 
     /// What each image of a pod is, where that can be found out now.
-    pub async fn kinds(&self, pod: &Pod) -> Vec<Option<ImageKind>> {
+    pub(crate) async fn kinds(&self, pod: &Pod) -> Vec<Option<ImageKind>> {
         let spec = pod::spec(pod);
         let mut kinds = Vec::new();
         for container in spec
@@ -186,7 +189,11 @@ impl ImageManager {
     }
 
     /// Gets a container's image by its pull policy.
-    pub async fn ensure(&self, pod: &Pod, container: &Container) -> Result<Image, ImageTrouble> {
+    pub(crate) async fn ensure(
+        &self,
+        pod: &Pod,
+        container: &Container,
+    ) -> Result<Image, ImageTrouble> {
         let reference = container.image.as_deref().unwrap_or_default();
         let say = |kind, reason, message| {
             self.recorder
@@ -267,7 +274,6 @@ impl ImageManager {
                     ImageError::InvalidName { .. } => {
                         (reason::INVALID_IMAGE_NAME, error.to_string())
                     }
-                    ImageError::Unavailable { .. } => (reason::ERR_IMAGE_PULL, error.to_string()),
                     _ => (reason::ERR_IMAGE_PULL, error.to_string()),
                 };
                 say(
@@ -277,8 +283,9 @@ impl ImageManager {
                 );
                 say(Kind::Warning, "Failed", format!("Error: {reason}"));
                 let now = (self.clock)();
-                let delay =
-                    pause.map_or(BACKOFF_INITIAL, |pause| (pause.delay * 2).min(BACKOFF_MAX));
+                let delay = pause.map_or(self.backoff.initial, |pause| {
+                    (pause.delay * 2).min(self.backoff.max)
+                });
                 let mut pauses = self.pauses();
                 if pauses.len() >= REMEMBERED_MAX {
                     pauses.retain(|_, pause| pause.until > now);
@@ -355,12 +362,12 @@ impl ImageManager {
         );
         ImageTrouble {
             waiting: Waiting { reason, message },
-            until: (self.clock)() + BACKOFF_INITIAL,
+            until: (self.clock)() + self.backoff.initial,
         }
     }
 
     /// Forgets the pauses of a pod that is gone.
-    pub fn forget(&self, uid: &str) {
+    pub(crate) fn forget(&self, uid: &str) {
         self.pauses().retain(|(pod, _), _| pod != uid);
     }
 }

@@ -24,11 +24,13 @@ pub mod network;
 mod node;
 mod objects;
 mod pleg;
-pub mod pod;
+mod pod;
 mod probe;
 mod publish;
 pub mod server;
-pub mod source;
+mod source;
+#[cfg(test)]
+mod testing;
 mod text;
 pub mod volume;
 
@@ -43,7 +45,7 @@ use tracing::{info, warn};
 use wherry_runtime_api::{FsUsage, Runtime};
 use wherry_volumes::{VolumeConfig, VolumeManager};
 
-pub use config::{Config, Tuning};
+pub use config::{Clock, Config, Tuning};
 use context::Context;
 use directory::Directory;
 use events::Recorder;
@@ -52,6 +54,7 @@ use node::machine::Machine;
 use objects::Objects;
 use pleg::{Actual, Pleg};
 use pod::manager::Manager;
+pub use pod::{restart::BackoffPolicy, translate::ClusterDns};
 use publish::Publisher;
 use source::{Source, UPDATES_MAX, mirror::Mirrors};
 
@@ -116,6 +119,7 @@ impl Agent {
             Arc::clone(&objects),
             recorder.clone(),
             Arc::clone(&config.clock),
+            config.tuning.backoff,
         );
         let context = Arc::new(Context {
             publisher: Publisher::new(config.kube.clone()),

@@ -3,7 +3,7 @@
 //! The state is looked at every 10 s and reported when something changed, at least every 5 min; that
 //! the node lives is the lease's to say. Nothing here touches the disk.
 
-pub mod machine;
+pub(crate) mod machine;
 
 use std::{
     collections::BTreeMap,
@@ -47,20 +47,20 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// What the conditions are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
+pub(crate) struct Health {
     /// Why the node is not ready, if it is not.
-    pub not_ready: Option<String>,
+    pub(crate) not_ready: Option<String>,
     /// Memory is short.
-    pub memory_pressure: bool,
+    pub(crate) memory_pressure: bool,
     /// Disk is short.
-    pub disk_pressure: bool,
+    pub(crate) disk_pressure: bool,
     /// Process IDs are short.
-    pub pid_pressure: bool,
+    pub(crate) pid_pressure: bool,
 }
 
 impl Health {
     /// By the kubelet's hard eviction defaults. Pure.
-    pub fn judge(left: machine::Left, not_ready: Option<String>) -> Self {
+    pub(crate) fn judge(left: machine::Left, not_ready: Option<String>) -> Self {
         Self {
             not_ready,
             memory_pressure: left.memory_bytes < machine::EVICTION_MEMORY_BYTES,
@@ -72,7 +72,7 @@ impl Health {
 }
 
 /// Conditions with the kubelet's reasons. `before` keeps the times of those that did not change. Pure.
-pub fn conditions(
+pub(crate) fn conditions(
     health: &Health,
     before: &[NodeCondition],
     now: SystemTime,
@@ -148,7 +148,7 @@ pub fn conditions(
 }
 
 /// The images in a node's status, largest first. Pure.
-pub fn images(list: &[Image]) -> Vec<ContainerImage> {
+pub(crate) fn images(list: &[Image]) -> Vec<ContainerImage> {
     let mut list: Vec<_> = list.iter().collect();
     list.sort_by(|a, b| {
         b.size_bytes
@@ -204,14 +204,14 @@ fn addresses(context: &Context) -> Vec<NodeAddress> {
 }
 
 /// Keeps the Node object.
-pub struct NodeKeeper {
+pub(crate) struct NodeKeeper {
     context: Arc<Context>,
     client: Client,
     runtime_version: String,
 }
 
 /// Registers the node, then reports and renews until shutdown.
-pub async fn run(context: Arc<Context>, client: Client, shutdown: CancellationToken) {
+pub(crate) async fn run(context: Arc<Context>, client: Client, shutdown: CancellationToken) {
     let mut versions = Vec::new();
     for runtime in &context.config.runtimes {
         versions.push(format!(

@@ -45,7 +45,7 @@ const REMEMBERED_MAX: usize = 512;
 
 /// Why an object could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ObjectError {
+pub(crate) enum ObjectError {
     /// There is no API server, or it does not answer, and nothing is remembered.
     #[error("{what}: {why}")]
     Unavailable {
@@ -150,7 +150,7 @@ impl<T> Cache<T> {
 }
 
 /// Objects that pods refer to.
-pub struct Objects {
+pub(crate) struct Objects {
     client: Option<Client>,
     config_maps: Cache<ConfigMap>,
     secrets: Cache<Secret>,
@@ -161,7 +161,7 @@ pub struct Objects {
 
 impl Objects {
     /// Asks `client`; without one there are no objects.
-    pub fn new(client: Option<Client>) -> Self {
+    pub(crate) fn new(client: Option<Client>) -> Self {
         let services = watch::channel(client.is_none().then(Arc::default)).0;
         Self {
             client,
@@ -188,7 +188,7 @@ impl Objects {
     }
 
     /// A ConfigMap; `None` if there is none.
-    pub async fn config_map(
+    pub(crate) async fn config_map(
         &self,
         namespace: &str,
         name: &str,
@@ -199,7 +199,7 @@ impl Objects {
     }
 
     /// A Secret; `None` if there is none.
-    pub async fn secret(
+    pub(crate) async fn secret(
         &self,
         namespace: &str,
         name: &str,
@@ -210,7 +210,7 @@ impl Objects {
     }
 
     /// Names of the pull secrets of a ServiceAccount. Nodes may not be allowed to know.
-    pub async fn account_pull_secrets(&self, namespace: &str, name: &str) -> Vec<String> {
+    pub(crate) async fn account_pull_secrets(&self, namespace: &str, name: &str) -> Vec<String> {
         let account = self
             .accounts
             .get("serviceaccount", namespace, name, self.ask(namespace, name))
@@ -225,7 +225,7 @@ impl Objects {
 
     /// The handler of a RuntimeClass; `None` if there is no such class. Without an API server the
     /// class's name is the handler.
-    pub async fn runtime_handler(&self, class: &str) -> Result<Option<String>, ObjectError> {
+    pub(crate) async fn runtime_handler(&self, class: &str) -> Result<Option<String>, ObjectError> {
         let Some(client) = self.client.clone() else {
             return Ok(Some(class.into()));
         };
@@ -240,7 +240,7 @@ impl Objects {
     }
 
     /// Every Service with a cluster IP, once they have been listed.
-    pub async fn services(&self) -> Arc<Vec<ServiceEnv>> {
+    pub(crate) async fn services(&self) -> Arc<Vec<ServiceEnv>> {
         let mut services = self.services.subscribe();
         // Bounded: a node whose API server is away starts its pods without.
         let listed = tokio::time::timeout(TIMEOUT, services.wait_for(Option::is_some)).await;
@@ -251,7 +251,7 @@ impl Objects {
     }
 
     /// Follows the Services until shutdown.
-    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let Some(client) = self.client.clone() else {
             return;
         };

@@ -24,16 +24,16 @@ use wherry_runtime_api::{
 
 /// What the runtimes hold of one pod.
 #[derive(Clone, Debug, Default)]
-pub struct PodActual {
+pub(crate) struct PodActual {
     /// Newest attempt last.
-    pub sandboxes: Vec<Arc<PodSandbox>>,
+    pub(crate) sandboxes: Vec<Arc<PodSandbox>>,
     /// In no order.
-    pub containers: Vec<ContainerStatus>,
+    pub(crate) containers: Vec<ContainerStatus>,
 }
 
 impl PodActual {
     /// The newest sandbox that containers can run in.
-    pub fn ready_sandbox(&self) -> Option<&Arc<PodSandbox>> {
+    pub(crate) fn ready_sandbox(&self) -> Option<&Arc<PodSandbox>> {
         self.sandboxes
             .iter()
             .rev()
@@ -41,7 +41,7 @@ impl PodActual {
     }
 
     /// Whether nothing is held.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.sandboxes.is_empty() && self.containers.is_empty()
     }
 }
@@ -56,7 +56,7 @@ struct Entry {
 
 /// What the runtimes hold, by pod.
 #[derive(Default)]
-pub struct Actual {
+pub(crate) struct Actual {
     pods: Mutex<HashMap<PodUid, Entry>>,
 }
 
@@ -67,7 +67,7 @@ impl Actual {
     }
 
     /// What is held of a pod.
-    pub fn get(&self, uid: &PodUid) -> PodActual {
+    pub(crate) fn get(&self, uid: &PodUid) -> PodActual {
         self.lock()
             .get(uid)
             .map(|entry| entry.actual.clone())
@@ -75,7 +75,7 @@ impl Actual {
     }
 
     /// Pods of which something is held.
-    pub fn uids(&self) -> Vec<PodUid> {
+    pub(crate) fn uids(&self) -> Vec<PodUid> {
         self.lock()
             .iter()
             .filter(|(_, entry)| !entry.actual.is_empty())
@@ -84,12 +84,12 @@ impl Actual {
     }
 
     /// Wakes that worker whenever its pod changes.
-    pub fn watch(&self, uid: &PodUid, waker: Arc<Notify>) {
+    pub(crate) fn watch(&self, uid: &PodUid, waker: Arc<Notify>) {
         self.lock().entry(uid.clone()).or_default().waker = Some(waker);
     }
 
     /// The pod has no worker any more.
-    pub fn unwatch(&self, uid: &PodUid) {
+    pub(crate) fn unwatch(&self, uid: &PodUid) {
         let mut pods = self.lock();
         if let Some(entry) = pods.get_mut(uid) {
             entry.waker = None;
@@ -100,7 +100,7 @@ impl Actual {
     }
 
     /// A sandbox as it is.
-    pub fn put_sandbox(&self, sandbox: Arc<PodSandbox>) {
+    pub(crate) fn put_sandbox(&self, sandbox: Arc<PodSandbox>) {
         let mut pods = self.lock();
         let entry = pods.entry(sandbox.config.uid.clone()).or_default();
         entry.touched_at = Some(Instant::now());
@@ -109,7 +109,7 @@ impl Actual {
     }
 
     /// A container as it is.
-    pub fn put_container(&self, status: ContainerStatus) {
+    pub(crate) fn put_container(&self, status: ContainerStatus) {
         let mut pods = self.lock();
         let entry = pods.entry(status.pod.clone()).or_default();
         entry.touched_at = Some(Instant::now());
@@ -119,7 +119,7 @@ impl Actual {
     }
 
     /// A container that is gone.
-    pub fn drop_container(&self, uid: &PodUid, id: &ContainerId) {
+    pub(crate) fn drop_container(&self, uid: &PodUid, id: &ContainerId) {
         if let Some(entry) = self.lock().get_mut(uid) {
             entry.actual.containers.retain(|status| status.id != *id);
             entry.wake();
@@ -127,7 +127,7 @@ impl Actual {
     }
 
     /// A sandbox that is gone.
-    pub fn drop_sandbox(&self, uid: &PodUid, id: &PodSandboxId) {
+    pub(crate) fn drop_sandbox(&self, uid: &PodUid, id: &PodSandboxId) {
         let mut pods = self.lock();
         if let Some(entry) = pods.get_mut(uid) {
             entry.actual.sandboxes.retain(|sandbox| sandbox.id != *id);
@@ -217,7 +217,7 @@ impl Actual {
     }
 
     /// Asks one runtime for everything; with `only`, takes in what belongs to that pod.
-    pub async fn relist(
+    pub(crate) async fn relist(
         &self,
         runtime: &dyn Runtime,
         only: Option<&PodUid>,
@@ -281,16 +281,16 @@ fn merge_container(list: &mut Vec<ContainerStatus>, status: ContainerStatus) -> 
 }
 
 /// Listens to the runtimes, and relists them now and then.
-pub struct Pleg {
+pub(crate) struct Pleg {
     /// The runtimes.
-    pub runtimes: Vec<Arc<dyn Runtime>>,
+    pub(crate) runtimes: Vec<Arc<dyn Runtime>>,
     /// Between repairs.
-    pub relist_period: Duration,
+    pub(crate) relist_period: Duration,
 }
 
 impl Pleg {
     /// Runs until shutdown. `actual` is given by its owner so that both may go together.
-    pub async fn run<C>(
+    pub(crate) async fn run<C>(
         self,
         context: Arc<C>,
         actual: fn(&C) -> &Actual,

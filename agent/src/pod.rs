@@ -25,22 +25,22 @@
 //! Which containers to start and to kill while Running is [`restart::plan`]'s business; how the pod
 //! looks from outside is [`status`]'s. Only a pod's own [`worker`] changes its state.
 
-pub mod admit;
-pub mod env;
-pub mod files;
-pub mod lifecycle;
-pub mod manager;
-pub mod prepare;
-pub mod qos;
-pub mod quantity;
-pub mod record;
-pub mod restart;
-pub mod start;
-pub mod state;
-pub mod status;
-pub mod stop;
-pub mod translate;
-pub mod worker;
+pub(crate) mod admit;
+pub(crate) mod env;
+pub(crate) mod files;
+pub(crate) mod lifecycle;
+pub(crate) mod manager;
+pub(crate) mod prepare;
+pub(crate) mod qos;
+pub(crate) mod quantity;
+pub(crate) mod record;
+pub(crate) mod restart;
+pub(crate) mod start;
+pub(crate) mod state;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod translate;
+pub(crate) mod worker;
 
 use std::time::{Duration, SystemTime};
 
@@ -52,45 +52,45 @@ use k8s_openapi::{
 use wherry_runtime_api::PodUid;
 
 /// Says where a pod came from: `file` or `api`.
-pub const CONFIG_SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
+pub(crate) const CONFIG_SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
 /// The hash of a static pod's manifest.
-pub const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
+pub(crate) const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
 /// On the API's image of a static pod: the hash of the pod it mirrors.
-pub const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+pub(crate) const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Grace period where a pod names none. Kubernetes' default.
-pub const GRACE_PERIOD_DEFAULT: Duration = Duration::from_secs(30);
+pub(crate) const GRACE_PERIOD_DEFAULT: Duration = Duration::from_secs(30);
 /// Containers always get this long to exit by themselves, as from the kubelet
 /// (`minimumGracePeriodInSeconds` in pkg/kubelet/kuberuntime).
-pub const GRACE_PERIOD_MIN: Duration = Duration::from_secs(2);
+pub(crate) const GRACE_PERIOD_MIN: Duration = Duration::from_secs(2);
 
 /// A pod's uid; static pods have one made of their manifest.
-pub fn uid(pod: &Pod) -> PodUid {
+pub(crate) fn uid(pod: &Pod) -> PodUid {
     PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default())
 }
 
 /// A pod's name.
-pub fn name(pod: &Pod) -> &str {
+pub(crate) fn name(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap_or_default()
 }
 
 /// A pod's namespace.
-pub fn namespace(pod: &Pod) -> &str {
+pub(crate) fn namespace(pod: &Pod) -> &str {
     pod.metadata.namespace.as_deref().unwrap_or("default")
 }
 
 /// `name_namespace(uid)`, as the kubelet names pods in messages.
-pub fn full_name(pod: &Pod) -> String {
+pub(crate) fn full_name(pod: &Pod) -> String {
     format!("{}_{}({})", name(pod), namespace(pod), uid(pod))
 }
 
 /// A pod's spec. Sources drop pods without one.
-pub fn spec(pod: &Pod) -> &PodSpec {
+pub(crate) fn spec(pod: &Pod) -> &PodSpec {
     static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
     pod.spec.as_ref().unwrap_or(&EMPTY)
 }
 
 /// An annotation's value.
-pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+pub(crate) fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
     pod.metadata
         .annotations
         .as_ref()?
@@ -99,22 +99,17 @@ pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
 }
 
 /// Whether a pod comes from a manifest on this node.
-pub fn is_static(pod: &Pod) -> bool {
+pub(crate) fn is_static(pod: &Pod) -> bool {
     annotation(pod, CONFIG_SOURCE_ANNOTATION) == Some("file")
 }
 
-/// Whether a pod is the API's image of a static pod, to be looked at and not run.
-pub fn is_mirror(pod: &Pod) -> bool {
-    annotation(pod, CONFIG_MIRROR_ANNOTATION).is_some()
-}
-
 /// Whether an init container is one that goes on running beside the others.
-pub fn is_sidecar(container: &Container) -> bool {
+pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
 /// A container of a pod by its name, init containers included.
-pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = spec(pod);
     spec.init_containers
         .iter()
@@ -124,7 +119,7 @@ pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
 }
 
 /// How long a pod's containers have to exit when it is deleted.
-pub fn grace_period(pod: &Pod) -> Duration {
+pub(crate) fn grace_period(pod: &Pod) -> Duration {
     let seconds = pod
         .metadata
         .deletion_grace_period_seconds
@@ -135,7 +130,7 @@ pub fn grace_period(pod: &Pod) -> Duration {
 }
 
 /// A moment as the API writes it: whole seconds, cut off.
-pub fn time(at: SystemTime) -> Time {
+pub(crate) fn time(at: SystemTime) -> Time {
     let seconds = Timestamp::try_from(at).map_or(0, Timestamp::as_second);
     Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
 }

@@ -13,11 +13,11 @@ use wherry_runtime_api::ContainerId;
 use crate::pod::lifecycle::{ContainerExec, headers, port};
 
 /// A period under a second, in milliseconds, for all probes of a pod.
-pub const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
+pub(crate) const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
 
 /// Which of a container's probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ProbeKind {
+pub(crate) enum ProbeKind {
     /// Failing kills the container.
     Startup,
     /// Failing kills the container.
@@ -28,7 +28,7 @@ pub enum ProbeKind {
 
 impl ProbeKind {
     /// As events begin.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Startup => "Startup",
             Self::Liveness => "Liveness",
@@ -37,7 +37,7 @@ impl ProbeKind {
     }
 
     /// The container's probe of that kind.
-    pub fn of(self, container: &Container) -> Option<&Probe> {
+    pub(crate) fn of(self, container: &Container) -> Option<&Probe> {
         match self {
             Self::Startup => container.startup_probe.as_ref(),
             Self::Liveness => container.liveness_probe.as_ref(),
@@ -48,7 +48,7 @@ impl ProbeKind {
 
 /// Counts results. Pure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counter {
+pub(crate) struct Counter {
     success_threshold: u32,
     failure_threshold: u32,
     last: Option<bool>,
@@ -58,7 +58,7 @@ pub struct Counter {
 
 impl Counter {
     /// A counter with a probe's thresholds; `verdict` is what is known from before.
-    pub fn new(probe: &Probe, verdict: Option<bool>) -> Self {
+    pub(crate) fn new(probe: &Probe, verdict: Option<bool>) -> Self {
         let at_least_one =
             |n: Option<i32>, default| u32::try_from(n.unwrap_or(default)).unwrap_or(1).max(1);
         Self {
@@ -71,7 +71,7 @@ impl Counter {
     }
 
     /// Takes in a result; answers the verdict if it is a new one. Unknown does not count.
-    pub fn record(&mut self, result: ProbeResult) -> Option<bool> {
+    pub(crate) fn record(&mut self, result: ProbeResult) -> Option<bool> {
         let is_success = match result {
             ProbeResult::Success => true,
             ProbeResult::Failure => false,
@@ -98,17 +98,17 @@ impl Counter {
 
 /// When and how a probe is made. Pure.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// From the container's start.
-    pub initial_delay: Duration,
+    pub(crate) initial_delay: Duration,
     /// Between checks.
-    pub period: Duration,
+    pub(crate) period: Duration,
     /// What is asked.
-    pub request: ProbeRequest,
+    pub(crate) request: ProbeRequest,
 }
 
 /// A probe's schedule and request. `None` if the probe says nothing to do, or names no port.
-pub fn schedule(
+pub(crate) fn schedule(
     container: &Container,
     probe: &Probe,
     ip: Option<IpAddr>,
@@ -159,38 +159,38 @@ pub fn schedule(
 
 /// News of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProbeNews {
+pub(crate) struct ProbeNews {
     /// The container.
-    pub id: ContainerId,
+    pub(crate) id: ContainerId,
     /// Which probe.
-    pub kind: ProbeKind,
+    pub(crate) kind: ProbeKind,
     /// The new verdict, if it is one.
-    pub verdict: Option<bool>,
+    pub(crate) verdict: Option<bool>,
     /// A failed check, in the event's words.
-    pub failure: Option<String>,
+    pub(crate) failure: Option<String>,
 }
 
 /// One probe of one container.
-pub struct ProbeTask {
+pub(crate) struct ProbeTask {
     /// The container.
-    pub id: ContainerId,
+    pub(crate) id: ContainerId,
     /// Which probe.
-    pub kind: ProbeKind,
+    pub(crate) kind: ProbeKind,
     /// When and how.
-    pub schedule: Schedule,
+    pub(crate) schedule: Schedule,
     /// What is left of the initial delay.
-    pub delay: Duration,
+    pub(crate) delay: Duration,
     /// Counts.
-    pub counter: Counter,
+    pub(crate) counter: Counter,
     /// Makes the checks.
-    pub prober: Arc<dyn Prober>,
+    pub(crate) prober: Arc<dyn Prober>,
     /// Runs commands.
-    pub exec: ContainerExec,
+    pub(crate) exec: ContainerExec,
 }
 
 impl ProbeTask {
     /// Probes until dropped. `tell` must not block.
-    pub async fn run(mut self, tell: impl Fn(ProbeNews) + Send) {
+    pub(crate) async fn run(mut self, tell: impl Fn(ProbeNews) + Send) {
         sleep(self.delay).await;
         let mut ticks = interval(self.schedule.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -278,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_verdicts_in_a_row_are_never_the_same(results in prop::collection::vec(0..3, 0..60), s in 1..4, f in 1..4) {
+        fn two_verdicts_in_a_row_are_never_the_same(results in prop::collection::vec(0..3usize, 0..60), s in 1..4, f in 1..4) {
             let mut counter = Counter::new(&probe(s, f), None);
             let verdicts: Vec<bool> = results
                 .into_iter()

@@ -35,18 +35,18 @@ const LULL: Duration = Duration::from_millis(100);
 
 /// Where a pod is in the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// Its namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// The API object's uid; the mirror's for a static pod.
-    pub uid: String,
+    pub(crate) uid: String,
 }
 
 impl Target {
     /// The object a pod came from.
-    pub fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         Self {
             namespace: pod::namespace(pod).into(),
             name: pod::name(pod).into(),
@@ -98,13 +98,13 @@ struct Inner {
 
 /// Writes pod statuses.
 #[derive(Clone)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     inner: Arc<Inner>,
 }
 
 impl Publisher {
     /// A publisher; without a client it only remembers.
-    pub fn new(client: Option<Client>) -> Self {
+    pub(crate) fn new(client: Option<Client>) -> Self {
         let inner = Inner {
             client,
             entries: Mutex::default(),
@@ -126,7 +126,7 @@ impl Publisher {
     }
 
     /// Says where a pod is in the API and what its status is there. `None`: nowhere (any more).
-    pub fn target(&self, uid: &PodUid, target: Option<Target>, there: Option<&PodStatus>) {
+    pub(crate) fn target(&self, uid: &PodUid, target: Option<Target>, there: Option<&PodStatus>) {
         let mut entries = self.lock();
         if target.is_none() && !entries.contains_key(uid) {
             return;
@@ -142,7 +142,7 @@ impl Publisher {
     }
 
     /// The newest status of a pod. `is_urgent` ones are sent at once.
-    pub fn put(&self, uid: &PodUid, status: PodStatus, is_urgent: bool) {
+    pub(crate) fn put(&self, uid: &PodUid, status: PodStatus, is_urgent: bool) {
         let mut entries = self.lock();
         let entry = entries.entry(uid.clone()).or_insert_with(Entry::new);
         if entry.version > 0 && entry.status == status {
@@ -160,7 +160,7 @@ impl Publisher {
     }
 
     /// Deletes the API object for good once its last status is there. Returns at once.
-    pub fn delete(&self, uid: &PodUid) {
+    pub(crate) fn delete(&self, uid: &PodUid) {
         let mut entries = self.lock();
         if let Some(entry) = entries.get_mut(uid) {
             entry.delete = true;
@@ -170,7 +170,7 @@ impl Publisher {
     }
 
     /// Forgets a pod that needs no more writes.
-    pub fn forget(&self, uid: &PodUid) {
+    pub(crate) fn forget(&self, uid: &PodUid) {
         let mut entries = self.lock();
         if let Some(entry) = entries.get_mut(uid) {
             if entry.sending && entry.delete {
@@ -182,7 +182,7 @@ impl Publisher {
     }
 
     /// Ends all writing.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.inner.shutdown.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;

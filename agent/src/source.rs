@@ -1,8 +1,8 @@
 //! Where pods come from: the API server, a directory of manifests; and the API's images of the latter.
 
-pub mod api;
-pub mod manifest;
-pub mod mirror;
+pub(crate) mod api;
+pub(crate) mod manifest;
+pub(crate) mod mirror;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -11,7 +11,7 @@ use wherry_runtime_api::PodUid;
 
 /// Where a pod comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub(crate) enum Source {
     /// The API server.
     Api,
     /// A manifest.
@@ -20,7 +20,7 @@ pub enum Source {
 
 impl Source {
     /// By the pod's annotation.
-    pub fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         if crate::pod::is_static(pod) {
             Self::File
         } else {
@@ -31,7 +31,7 @@ impl Source {
 
 /// News of pods that should be here.
 #[derive(Clone, Debug)]
-pub enum PodUpdate {
+pub(crate) enum PodUpdate {
     /// It should be here, like this.
     Set(Arc<Pod>),
     /// It should not.
@@ -43,4 +43,4 @@ pub enum PodUpdate {
 }
 
 /// News that waits to be read. Sources wait when the manager is behind.
-pub const UPDATES_MAX: usize = 256;
+pub(crate) const UPDATES_MAX: usize = 256;

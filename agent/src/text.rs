@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// As Go's `time.Duration` prints: `10s`, `2m40s`, `1.204s`, `350ms`.
-pub fn go_duration(duration: Duration) -> String {
+pub(crate) fn go_duration(duration: Duration) -> String {
     let nanos = duration.as_nanos();
     if nanos == 0 {
         return "0s".into();
@@ -32,7 +32,7 @@ pub fn go_duration(duration: Duration) -> String {
 }
 
 /// Cut to whole milliseconds first, as the kubelet does for pull times.
-pub fn go_duration_millis(duration: Duration) -> String {
+pub(crate) fn go_duration_millis(duration: Duration) -> String {
     go_duration(Duration::from_millis(
         u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
     ))

@@ -31,10 +31,10 @@ struct DockerConfigJson {
 }
 
 /// Credentials with the pattern of images they are for (`*.example.com:5000/team`).
-pub type Keyring = Vec<(String, RegistryAuth)>;
+pub(crate) type Keyring = Vec<(String, RegistryAuth)>;
 
 /// Credentials of a pull secret, of either type. A secret that makes no sense has none.
-pub fn parse(secret: &Secret) -> Keyring {
+pub(crate) fn parse(secret: &Secret) -> Keyring {
     let data = |key: &str| {
         secret
             .data
@@ -100,7 +100,7 @@ fn to_auth(entry: Entry) -> Option<RegistryAuth> {
 }
 
 /// The credentials to try for an image, best match first.
-pub fn lookup(keyring: &Keyring, image: &str) -> Vec<RegistryAuth> {
+pub(crate) fn lookup(keyring: &Keyring, image: &str) -> Vec<RegistryAuth> {
     let (host, path) = split(image);
     let mut found: Vec<_> = keyring
         .iter()

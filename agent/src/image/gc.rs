@@ -15,7 +15,7 @@ use wherry_runtime_api::{FsUsage, Image, ImageError};
 use crate::{context::Context, pod};
 
 /// Bytes to free, if the file system is above the high mark. Pure.
-pub fn bytes_to_free(usage: FsUsage, high_percent: u8, low_percent: u8) -> u64 {
+pub(crate) fn bytes_to_free(usage: FsUsage, high_percent: u8, low_percent: u8) -> u64 {
     let capacity = u128::from(usage.capacity_bytes);
     let used = capacity - u128::from(usage.available_bytes).min(capacity);
     if capacity == 0 || used * 100 < capacity * u128::from(high_percent) {
@@ -26,7 +26,7 @@ pub fn bytes_to_free(usage: FsUsage, high_percent: u8, low_percent: u8) -> u64 {
 }
 
 /// The images to remove, in order. Pure.
-pub fn choose(
+pub(crate) fn choose(
     images: &[Image],
     in_use: &HashSet<String>,
     last_used: &HashMap<String, SystemTime>,
@@ -53,7 +53,7 @@ pub fn choose(
 }
 
 /// Looks now and then until shutdown.
-pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
+pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let tuning = context.config.tuning.clone();
     let mut ticks = interval(tuning.image_gc_period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

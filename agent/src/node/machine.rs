@@ -7,50 +7,47 @@ use nix::sys::{statvfs::statvfs, utsname::uname};
 
 /// What the machine has.
 #[derive(Clone, Debug, Default)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// CPU time per second, thousandths of a core.
-    pub cpu_millis: u64,
+    pub(crate) cpu_millis: u64,
     /// Memory, bytes.
-    pub memory_bytes: u64,
-    /// Swap, bytes.
-    pub swap_bytes: u64,
+    pub(crate) memory_bytes: u64,
     /// The file system under the root, bytes.
-    pub disk_bytes: u64,
+    pub(crate) disk_bytes: u64,
     /// Page size (`2Mi`) and bytes.
-    pub hugepages: Vec<(String, u64)>,
+    pub(crate) hugepages: Vec<(String, u64)>,
     /// For `status.nodeInfo`; versions of runtimes are filled in later.
-    pub info: NodeSystemInfo,
+    pub(crate) info: NodeSystemInfo,
 }
 
 /// What is left of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
+pub(crate) struct Left {
     /// Memory that can be had without hurting anybody, bytes.
-    pub memory_bytes: u64,
+    pub(crate) memory_bytes: u64,
     /// Free on the file system under the root, bytes.
-    pub disk_bytes: u64,
+    pub(crate) disk_bytes: u64,
     /// Its size, bytes.
-    pub disk_bytes_max: u64,
+    pub(crate) disk_bytes_max: u64,
     /// Free inodes there.
-    pub inodes: u64,
+    pub(crate) inodes: u64,
     /// Its inodes.
-    pub inodes_max: u64,
+    pub(crate) inodes_max: u64,
     /// Process IDs not in use.
-    pub pids: u64,
+    pub(crate) pids: u64,
     /// Process IDs there are.
-    pub pids_max: u64,
+    pub(crate) pids_max: u64,
 }
 
 impl Machine {
     /// Reads `/proc` and `/sys`, and the file system under `root`.
-    pub fn read(root: &Path) -> io::Result<Self> {
+    pub(crate) fn read(root: &Path) -> io::Result<Self> {
         let cpus = std::thread::available_parallelism()?.get() as u64;
         let memory = fs::read_to_string("/proc/meminfo")?;
         let disk = statvfs(root)?;
         Ok(Self {
             cpu_millis: cpus * 1000,
             memory_bytes: meminfo(&memory, "MemTotal").unwrap_or(0),
-            swap_bytes: meminfo(&memory, "SwapTotal").unwrap_or(0),
             disk_bytes: disk.blocks() * disk.fragment_size(),
             hugepages: hugepages().unwrap_or_default(),
             info: info()?,
@@ -58,7 +55,7 @@ impl Machine {
     }
 
     /// For `status.capacity`.
-    pub fn capacity(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
+    pub(crate) fn capacity(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
         let quantity = |text: String| Quantity(text);
         let mut list = BTreeMap::from([
             ("cpu".to_owned(), quantity(cores(self.cpu_millis))),
@@ -80,7 +77,7 @@ impl Machine {
 
     /// For `status.allocatable`: what eviction keeps free is not given away (the kubelet's hard
     /// defaults: 100 Mi of memory, a tenth of the disk), nor are huge pages given twice.
-    pub fn allocatable(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
+    pub(crate) fn allocatable(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
         let hugepages: u64 = self.hugepages.iter().map(|(_, bytes)| bytes).sum();
         let memory = self
             .memory_bytes
@@ -97,7 +94,7 @@ impl Machine {
 }
 
 /// Memory that the kubelet keeps free by default (`memory.available<100Mi`).
-pub const EVICTION_MEMORY_BYTES: u64 = 100 << 20;
+pub(crate) const EVICTION_MEMORY_BYTES: u64 = 100 << 20;
 
 fn cores(millis: u64) -> String {
     if millis % 1000 == 0 {
@@ -167,7 +164,7 @@ fn info() -> io::Result<NodeSystemInfo> {
 }
 
 /// In Go's word.
-pub fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -176,7 +173,7 @@ pub fn architecture() -> &'static str {
 }
 
 /// Reads what is left now.
-pub fn left(root: &Path) -> io::Result<Left> {
+pub(crate) fn left(root: &Path) -> io::Result<Left> {
     let memory = fs::read_to_string("/proc/meminfo")?;
     let disk = statvfs(root)?;
     let load = fs::read_to_string("/proc/loadavg")?;

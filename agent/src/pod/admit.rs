@@ -24,11 +24,11 @@ const SAFE_SYSCTLS: [&str; 12] = [
 
 /// What the node allows.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Pods at a time.
-    pub max_pods: u32,
+    pub(crate) max_pods: u32,
     /// Privileged containers.
-    pub allow_privileged: bool,
+    pub(crate) allow_privileged: bool,
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
@@ -57,7 +57,7 @@ fn host_ports(pod: &Pod) -> HashSet<(i32, String)> {
 }
 
 /// Whether a pod holds resources of the node.
-pub fn is_active(pod: &Pod) -> bool {
+pub(crate) fn is_active(pod: &Pod) -> bool {
     let phase = pod
         .status
         .as_ref()
@@ -66,7 +66,7 @@ pub fn is_active(pod: &Pod) -> bool {
 }
 
 /// Why the pod is refused, if it is. `others` are the node's other pods.
-pub fn check(pod: &Pod, others: &[Arc<Pod>], limits: Limits) -> Option<Verdict> {
+pub(crate) fn check(pod: &Pod, others: &[Arc<Pod>], limits: Limits) -> Option<Verdict> {
     let verdict = |reason: &str, message: String| {
         Some(Verdict {
             reason: reason.into(),

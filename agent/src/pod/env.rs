@@ -15,7 +15,7 @@ use super::{name, namespace, quantity, spec, uid};
 
 /// Why an environment cannot be made; a `CreateContainerConfigError` with the kubelet's words.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum EnvError {
+pub(crate) enum EnvError {
     /// The object is not there.
     #[error("{kind} \"{name}\" not found")]
     NotFound {
@@ -56,24 +56,24 @@ pub enum EnvError {
 
 /// Names of the objects a container's environment refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct References {
+pub(crate) struct References {
     /// ConfigMaps.
-    pub config_maps: BTreeSet<String>,
+    pub(crate) config_maps: BTreeSet<String>,
     /// Secrets.
-    pub secrets: BTreeSet<String>,
+    pub(crate) secrets: BTreeSet<String>,
 }
 
 /// The objects that were fetched; an absent one is `None` or left out.
 #[derive(Clone, Debug, Default)]
-pub struct Objects {
+pub(crate) struct Objects {
     /// By name.
-    pub config_maps: BTreeMap<String, Option<ConfigMap>>,
+    pub(crate) config_maps: BTreeMap<String, Option<ConfigMap>>,
     /// By name.
-    pub secrets: BTreeMap<String, Option<Secret>>,
+    pub(crate) secrets: BTreeMap<String, Option<Secret>>,
 }
 
 /// Which objects to fetch.
-pub fn references(container: &Container) -> References {
+pub(crate) fn references(container: &Container) -> References {
     let mut found = References::default();
     for source in container.env_from.iter().flatten() {
         found
@@ -101,38 +101,41 @@ pub fn references(container: &Container) -> References {
 
 /// A Service, as far as the environment shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceEnv {
+pub(crate) struct ServiceEnv {
     /// Its namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its cluster IP.
-    pub ip: String,
+    pub(crate) ip: String,
     /// Name, number and protocol, in the Service's order.
-    pub ports: Vec<(Option<String>, i32, String)>,
+    pub(crate) ports: Vec<(Option<String>, i32, String)>,
 }
 
 /// What an environment is made of besides the container.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub(crate) struct Inputs<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub(crate) pod: &'a Pod,
     /// What was fetched.
-    pub objects: &'a Objects,
+    pub(crate) objects: &'a Objects,
     /// Every Service with a cluster IP.
-    pub services: &'a [ServiceEnv],
+    pub(crate) services: &'a [ServiceEnv],
     /// The pod's addresses.
-    pub pod_ips: &'a [IpAddr],
+    pub(crate) pod_ips: &'a [IpAddr],
     /// The node's addresses.
-    pub host_ips: &'a [IpAddr],
+    pub(crate) host_ips: &'a [IpAddr],
     /// The node's name.
-    pub node_name: &'a str,
+    pub(crate) node_name: &'a str,
     /// What the node has for pods: CPU in thousandths, memory in bytes; a limit that is not set.
-    pub allocatable: (u64, u64),
+    pub(crate) allocatable: (u64, u64),
 }
 
 /// Makes the environment, in order.
-pub fn build(inputs: Inputs<'_>, container: &Container) -> Result<Vec<(String, String)>, EnvError> {
+pub(crate) fn build(
+    inputs: Inputs<'_>,
+    container: &Container,
+) -> Result<Vec<(String, String)>, EnvError> {
     let services = service_variables(inputs);
     let mut result = Ordered::default();
     for source in container.env_from.iter().flatten() {
@@ -392,7 +395,7 @@ fn resource_value(
 }
 
 /// `$(VAR)` becomes the variable's value where there is one, `$$` becomes `$`.
-pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {

@@ -22,13 +22,13 @@ use wherry_runtime_api::{ContainerExit, ContainerStatus};
 use super::{spec, translate};
 
 /// Last words kept (`MaxContainerTerminationMessageLength`).
-pub const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
+pub(crate) const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
 /// With `FallbackToLogsOnError`: bytes and lines of the log.
 const LOG_BYTES_MAX: usize = 2048;
 const LOG_LINES_MAX: usize = 80;
 
 /// Where the last words of an attempt are on the host.
-pub fn termination_message(pod_dir: &Path, container: &str, attempt: u32) -> PathBuf {
+pub(crate) fn termination_message(pod_dir: &Path, container: &str, attempt: u32) -> PathBuf {
     pod_dir
         .join("containers")
         .join(container)
@@ -37,17 +37,17 @@ pub fn termination_message(pod_dir: &Path, container: &str, attempt: u32) -> Pat
 
 /// What the files of a pod are made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Etc<'a> {
+pub(crate) struct Etc<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub(crate) pod: &'a Pod,
     /// Its addresses.
-    pub ips: &'a [std::net::IpAddr],
+    pub(crate) ips: &'a [std::net::IpAddr],
     /// The cluster's DNS.
-    pub dns: &'a translate::ClusterDns,
+    pub(crate) dns: &'a translate::ClusterDns,
 }
 
 /// Writes `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` of a pod; answers container and host paths.
-pub fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+pub(crate) fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf, PathBuf)>> {
     fs::create_dir_all(pod_dir)?;
     let is_host_network = spec(etc.pod).host_network == Some(true);
     let node_file = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -76,7 +76,7 @@ pub fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf, PathB
 }
 
 /// Makes what an attempt needs before it is created: its log directory and the file for its last words.
-pub fn prepare_attempt(message: &Path, log_path: &Path) -> io::Result<()> {
+pub(crate) fn prepare_attempt(message: &Path, log_path: &Path) -> io::Result<()> {
     if let Some(dir) = message.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -95,7 +95,7 @@ pub fn prepare_attempt(message: &Path, log_path: &Path) -> io::Result<()> {
 
 /// Makes a `subPath` that is not there, without following a link out of the volume. A file that is
 /// there is fine as well.
-pub fn prepare_sub_path(volume: &Path, host_path: &Path) -> io::Result<()> {
+pub(crate) fn prepare_sub_path(volume: &Path, host_path: &Path) -> io::Result<()> {
     let Ok(sub) = host_path.strip_prefix(volume) else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -142,7 +142,7 @@ fn make_beneath(root: &Path, parts: &[&OsStr]) -> io::Result<()> {
 }
 
 /// The last words of an exited container, by its policy. Empty if there are none.
-pub fn last_words(
+pub(crate) fn last_words(
     pod_dir: &Path,
     status: &ContainerStatus,
     exit: &ContainerExit,
@@ -197,7 +197,7 @@ fn read_end(path: &Path, bytes_max: usize, from_end: bool) -> io::Result<String>
 }
 
 /// Removes the log of an attempt with what was rotated away, and its last words.
-pub fn remove_attempt(pod_dir: &Path, status: &ContainerStatus) -> io::Result<()> {
+pub(crate) fn remove_attempt(pod_dir: &Path, status: &ContainerStatus) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -226,7 +226,7 @@ pub fn remove_attempt(pod_dir: &Path, status: &ContainerStatus) -> io::Result<()
 }
 
 /// Removes what is left of a pod: its logs and its directory. Volumes are unmounted before.
-pub fn remove_pod(pod_dir: &Path, log_dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_pod(pod_dir: &Path, log_dir: &Path) -> io::Result<()> {
     for dir in [log_dir, pod_dir] {
         match fs::remove_dir_all(dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -237,7 +237,7 @@ pub fn remove_pod(pod_dir: &Path, log_dir: &Path) -> io::Result<()> {
 }
 
 /// Removes log directories of pods that are not `live`.
-pub fn sweep_logs(root: &Path, live: &HashSet<String>) -> io::Result<()> {
+pub(crate) fn sweep_logs(root: &Path, live: &HashSet<String>) -> io::Result<()> {
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

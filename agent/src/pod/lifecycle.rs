@@ -12,14 +12,14 @@ use wherry_plugin_host::{Exec, ProbeAction, ProbeRequest, ProbeResult, Prober};
 use wherry_runtime_api::{ContainerId, Runtime, RuntimeError};
 
 /// Longest wait for a `postStart` hook that has no limit of its own.
-pub const POST_START_MAX: Duration = Duration::from_secs(600);
+pub(crate) const POST_START_MAX: Duration = Duration::from_secs(600);
 
 /// Runs commands in one container.
-pub struct ContainerExec {
+pub(crate) struct ContainerExec {
     /// Its runtime.
-    pub runtime: Arc<dyn Runtime>,
+    pub(crate) runtime: Arc<dyn Runtime>,
     /// The container.
-    pub id: ContainerId,
+    pub(crate) id: ContainerId,
 }
 
 #[async_trait]
@@ -42,7 +42,7 @@ impl Exec for ContainerExec {
 }
 
 /// A port by number, or by its name in the container.
-pub fn port(container: &Container, port: &IntOrString) -> Option<u16> {
+pub(crate) fn port(container: &Container, port: &IntOrString) -> Option<u16> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(text) => {
@@ -60,7 +60,7 @@ pub fn port(container: &Container, port: &IntOrString) -> Option<u16> {
 }
 
 /// Headers as pairs.
-pub fn headers(list: Option<&Vec<HTTPHeader>>) -> Vec<(String, String)> {
+pub(crate) fn headers(list: Option<&Vec<HTTPHeader>>) -> Vec<(String, String)> {
     list.into_iter()
         .flatten()
         .map(|header| (header.name.clone(), header.value.clone()))
@@ -68,17 +68,17 @@ pub fn headers(list: Option<&Vec<HTTPHeader>>) -> Vec<(String, String)> {
 }
 
 /// What a hook is made with.
-pub struct Hook<'a> {
+pub(crate) struct Hook<'a> {
     /// Makes HTTP requests.
-    pub prober: &'a dyn Prober,
+    pub(crate) prober: &'a dyn Prober,
     /// Runs commands.
-    pub exec: &'a ContainerExec,
+    pub(crate) exec: &'a ContainerExec,
     /// The container.
-    pub container: &'a Container,
+    pub(crate) container: &'a Container,
     /// The pod's address.
-    pub ip: Option<IpAddr>,
+    pub(crate) ip: Option<IpAddr>,
     /// When it counts as failed.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl Hook<'_> {
@@ -86,7 +86,7 @@ impl Hook<'_> {
     ///
     /// # Errors
     /// What the event says.
-    pub async fn run(&self, handler: &LifecycleHandler) -> Result<(), String> {
+    pub(crate) async fn run(&self, handler: &LifecycleHandler) -> Result<(), String> {
         let action = if let Some(sleeps) = &handler.sleep {
             let wanted = Duration::from_secs(sleeps.seconds.max(0).unsigned_abs());
             sleep(wanted.min(self.timeout)).await;

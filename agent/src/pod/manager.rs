@@ -44,7 +44,7 @@ struct Handle {
 }
 
 /// Knows which pods should be here.
-pub struct Manager {
+pub(crate) struct Manager {
     context: Arc<Context>,
     mirrors: Arc<Mirrors>,
     handles: BTreeMap<PodUid, Handle>,
@@ -59,7 +59,7 @@ pub struct Manager {
 
 impl Manager {
     /// A manager that waits for `sources` before it sweeps.
-    pub fn new(
+    pub(crate) fn new(
         context: Arc<Context>,
         mirrors: Arc<Mirrors>,
         sources: HashSet<Source>,
@@ -78,7 +78,7 @@ impl Manager {
     }
 
     /// Goes on with the pods of the agent before this one, as the disk has them.
-    pub fn recover(&mut self) -> io::Result<()> {
+    pub(crate) fn recover(&mut self) -> io::Result<()> {
         for (uid, dir) in record::directories(&self.context.config.pods_dir())? {
             match record::load(&dir) {
                 Ok((Some(pod), record)) if super::uid(&pod) == uid => {
@@ -94,7 +94,7 @@ impl Manager {
     }
 
     /// Runs until shutdown; pods run on.
-    pub async fn run(mut self, mut updates: mpsc::Receiver<PodUpdate>) {
+    pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<PodUpdate>) {
         let mut sweeps = interval(SWEEP_PERIOD);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep_now = false;

@@ -13,22 +13,22 @@ use crate::{context::Context, events::Kind, network::Attach};
 
 /// What containers can be created in.
 #[derive(Clone, Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// With addresses.
-    pub sandbox: Arc<PodSandbox>,
+    pub(crate) sandbox: Arc<PodSandbox>,
     /// Where volumes are; `None` if they were not looked at, because the sandbox was there already.
-    pub volumes: Option<BTreeMap<String, PathBuf>>,
+    pub(crate) volumes: Option<BTreeMap<String, PathBuf>>,
     /// The runtime of all containers, if a RuntimeClass says so.
-    pub fixed_handler: Option<String>,
+    pub(crate) fixed_handler: Option<String>,
 }
 
 /// Why there is no sandbox yet; an event's reason and message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrepareError {
+pub(crate) struct PrepareError {
     /// `FailedMount`, `FailedCreatePodSandBox`.
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
     /// For people.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl PrepareError {
@@ -55,7 +55,11 @@ pub(super) async fn bounded<T>(
 }
 
 /// Takes over the sandbox that is there, or makes everything.
-pub async fn prepare(context: &Context, pod: &Pod, attempt: u32) -> Result<Prepared, PrepareError> {
+pub(crate) async fn prepare(
+    context: &Context,
+    pod: &Pod,
+    attempt: u32,
+) -> Result<Prepared, PrepareError> {
     let uid = uid(pod);
     let actual = context.actual.get(&uid);
     let fixed_handler = class_handler(context, pod).await;
@@ -216,6 +220,6 @@ async fn attach(
 }
 
 /// Says in an event why there is no sandbox yet.
-pub fn tell(context: &Context, pod: &Pod, error: &PrepareError) {
+pub(crate) fn tell(context: &Context, pod: &Pod, error: &PrepareError) {
     context.event(pod, Kind::Warning, error.reason, error.message.clone());
 }

@@ -12,7 +12,7 @@ use super::{is_sidecar, quantity, spec, uid};
 
 /// A pod's `status.qosClass`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QosClass {
+pub(crate) enum QosClass {
     /// Every container has limits of CPU and memory, and requests as large.
     Guaranteed,
     /// Something is requested or limited.
@@ -23,7 +23,7 @@ pub enum QosClass {
 
 impl QosClass {
     /// As in the API.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Guaranteed => "Guaranteed",
             Self::Burstable => "Burstable",
@@ -39,7 +39,7 @@ fn amount(map: Option<&BTreeMap<String, Quantity>>, resource: &str) -> i128 {
 }
 
 /// A request, or the limit where only that is given, in thousandths.
-pub fn request_millis(container: &Container, resource: &str) -> i128 {
+pub(crate) fn request_millis(container: &Container, resource: &str) -> i128 {
     let resources = container.resources.as_ref();
     let requests = resources.and_then(|r| r.requests.as_ref());
     if requests.is_some_and(|requests| requests.contains_key(resource)) {
@@ -49,7 +49,7 @@ pub fn request_millis(container: &Container, resource: &str) -> i128 {
 }
 
 /// A limit in thousandths; 0 is none.
-pub fn limit_millis(container: &Container, resource: &str) -> i128 {
+pub(crate) fn limit_millis(container: &Container, resource: &str) -> i128 {
     amount(
         container.resources.as_ref().and_then(|r| r.limits.as_ref()),
         resource,
@@ -57,7 +57,7 @@ pub fn limit_millis(container: &Container, resource: &str) -> i128 {
 }
 
 /// The class of a pod.
-pub fn class(pod: &Pod) -> QosClass {
+pub(crate) fn class(pod: &Pod) -> QosClass {
     let spec = spec(pod);
     let mut is_guaranteed = true;
     let mut is_best_effort = true;
@@ -84,7 +84,7 @@ pub fn class(pod: &Pod) -> QosClass {
 
 /// What a pod needs of a resource: the sum of its containers with the sidecars, or the largest step of
 /// its start; thousandths.
-pub fn pod_millis(pod: &Pod, resource: &str, of: fn(&Container, &str) -> i128) -> i128 {
+pub(crate) fn pod_millis(pod: &Pod, resource: &str, of: fn(&Container, &str) -> i128) -> i128 {
     let spec = spec(pod);
     let mut sidecars = 0;
     let mut largest_init = 0;
@@ -102,7 +102,7 @@ pub fn pod_millis(pod: &Pod, resource: &str, of: fn(&Container, &str) -> i128) -
 }
 
 /// The pod's cgroup below `root`.
-pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
+pub(crate) fn cgroup_parent(root: &str, pod: &Pod) -> String {
     let uid = uid(pod);
     match class(pod) {
         QosClass::Guaranteed => format!("{root}/kubepods/pod{uid}"),
@@ -112,21 +112,21 @@ pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
 }
 
 /// `cpu.shares` for a request (`MilliCPUToShares`): never below what the kernel takes.
-pub fn cpu_shares(millis: i128) -> u64 {
+pub(crate) fn cpu_shares(millis: i128) -> u64 {
     u64::try_from(millis * 1024 / 1000)
         .unwrap_or(0)
         .clamp(2, 262_144)
 }
 
 /// CPU quota for a limit (`MilliCPUToQuota`), µs in each 100 ms; at least 1 ms.
-pub fn cpu_quota_us(millis: i128) -> i64 {
+pub(crate) fn cpu_quota_us(millis: i128) -> i64 {
     i64::try_from(millis * 100_000 / 1000)
         .unwrap_or(i64::MAX)
         .max(1000)
 }
 
 /// Limits of the pod as a whole. Only where every container is limited is the pod.
-pub fn pod_resources(pod: &Pod) -> LinuxResources {
+pub(crate) fn pod_resources(pod: &Pod) -> LinuxResources {
     let spec = spec(pod);
     let limited = |resource: &str| {
         spec.containers
@@ -146,7 +146,7 @@ pub fn pod_resources(pod: &Pod) -> LinuxResources {
 }
 
 /// Limits of one container. `memory_capacity_bytes` is the node's.
-pub fn container_resources(
+pub(crate) fn container_resources(
     pod: &Pod,
     container: &Container,
     memory_capacity_bytes: u64,
@@ -176,7 +176,7 @@ pub fn container_resources(
 }
 
 /// How early the kernel kills a container when memory is short (`GetContainerOOMScoreAdjust`).
-pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity_bytes: u64) -> i32 {
+pub(crate) fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity_bytes: u64) -> i32 {
     const GUARANTEED: i32 = -997;
     const BEST_EFFORT: i32 = 1000;
     let spec = spec(pod);

@@ -3,17 +3,17 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// Thousandths, rounded up; `None` for what is no quantity.
-pub fn millis(quantity: &Quantity) -> Option<i128> {
+pub(crate) fn millis(quantity: &Quantity) -> Option<i128> {
     parse_nanos(&quantity.0).map(|nanos| div_ceil(nanos, 1_000_000))
 }
 
 /// Whole units, rounded up.
-pub fn value(quantity: &Quantity) -> Option<i128> {
+pub(crate) fn value(quantity: &Quantity) -> Option<i128> {
     parse_nanos(&quantity.0).map(|nanos| div_ceil(nanos, 1_000_000_000))
 }
 
 /// Whole units where a negative number makes no sense.
-pub fn bytes(quantity: &Quantity) -> Option<u64> {
+pub(crate) fn bytes(quantity: &Quantity) -> Option<u64> {
     value(quantity).map(|value| u64::try_from(value.max(0)).unwrap_or(u64::MAX))
 }
 

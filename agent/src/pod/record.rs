@@ -19,34 +19,34 @@ use super::{restart::Backoff, status::Verdict};
 /// What a new agent could not find out otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Record {
+pub(crate) struct Record {
     /// Highest attempt, by container name.
-    pub attempts: BTreeMap<String, u32>,
+    pub(crate) attempts: BTreeMap<String, u32>,
     /// Sandboxes made so far.
-    pub sandbox_attempts: u32,
+    pub(crate) sandbox_attempts: u32,
     /// Pauses, by container name.
-    pub backoffs: BTreeMap<String, Backoff>,
+    pub(crate) backoffs: BTreeMap<String, Backoff>,
     /// Containers whose readiness probe last said yes.
-    pub ready: BTreeSet<ContainerId>,
+    pub(crate) ready: BTreeSet<ContainerId>,
     /// Containers whose startup probe said yes.
-    pub started: BTreeSet<ContainerId>,
+    pub(crate) started: BTreeSet<ContainerId>,
     /// What `imageID` shows, by image ID.
-    pub image_refs: BTreeMap<String, String>,
+    pub(crate) image_refs: BTreeMap<String, String>,
     /// The runtime of all containers, if a RuntimeClass says so.
-    pub fixed_handler: Option<String>,
+    pub(crate) fixed_handler: Option<String>,
     /// The pod as a whole failed.
-    pub verdict: Option<Verdict>,
+    pub(crate) verdict: Option<Verdict>,
     /// Nothing of it will run again.
-    pub is_terminal: bool,
+    pub(crate) is_terminal: bool,
     /// The last status.
-    pub status: Option<PodStatus>,
+    pub(crate) status: Option<PodStatus>,
 }
 
 const POD: &str = "pod.json";
 const STATE: &str = "state.json";
 
 /// Whether two versions of a pod differ in what has to survive a restart.
-pub fn differs(a: &Pod, b: &Pod) -> bool {
+pub(crate) fn differs(a: &Pod, b: &Pod) -> bool {
     a.spec != b.spec
         || a.metadata.labels != b.metadata.labels
         || a.metadata.annotations != b.metadata.annotations
@@ -55,7 +55,7 @@ pub fn differs(a: &Pod, b: &Pod) -> bool {
 }
 
 /// Writes the accepted pod, synced.
-pub fn save_pod(dir: &Path, pod: &Pod) -> io::Result<()> {
+pub(crate) fn save_pod(dir: &Path, pod: &Pod) -> io::Result<()> {
     let plain = Pod {
         status: None,
         ..pod.clone()
@@ -64,7 +64,7 @@ pub fn save_pod(dir: &Path, pod: &Pod) -> io::Result<()> {
 }
 
 /// Writes the agent's own state.
-pub fn save_state(dir: &Path, record: &Record) -> io::Result<()> {
+pub(crate) fn save_state(dir: &Path, record: &Record) -> io::Result<()> {
     write(&dir.join(STATE), record, false)
 }
 
@@ -80,7 +80,7 @@ fn write<T: Serialize>(path: &Path, value: &T, synced: bool) -> io::Result<()> {
 }
 
 /// A pod's directory, read back. A file that cannot be read is an error; one that is not there is not.
-pub fn load(dir: &Path) -> io::Result<(Option<Pod>, Record)> {
+pub(crate) fn load(dir: &Path) -> io::Result<(Option<Pod>, Record)> {
     Ok((
         read(&dir.join(POD))?,
         read(&dir.join(STATE))?.unwrap_or_default(),
@@ -98,7 +98,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 }
 
 /// Directories of pods, by uid.
-pub fn directories(pods_dir: &Path) -> io::Result<Vec<(PodUid, PathBuf)>> {
+pub(crate) fn directories(pods_dir: &Path) -> io::Result<Vec<(PodUid, PathBuf)>> {
     let entries = match fs::read_dir(pods_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

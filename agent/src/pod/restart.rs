@@ -13,14 +13,27 @@ use wherry_runtime_api::{ContainerId, ContainerState, ContainerStatus, PodSandbo
 
 use super::{is_sidecar, spec};
 
-/// First pause before a crashed container is started again (`initialFailureBackOff`… kubelet.go).
-pub const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
-/// Longest pause (`MaxContainerBackOff`, kubelet.go).
-pub const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How pauses between tries grow. The default is the kubelet's: 10 s, doubling to 5 min.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackoffPolicy {
+    /// The first pause.
+    pub initial: Duration,
+    /// The longest (`crashLoopBackOff.maxContainerRestartPeriod` of the kubelet's configuration).
+    pub max: Duration,
+}
+
+impl Default for BackoffPolicy {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_secs(10),
+            max: Duration::from_secs(300),
+        }
+    }
+}
 
 /// A pod's `restartPolicy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RestartPolicy {
+pub(crate) enum RestartPolicy {
     /// Whatever the exit code.
     Always,
     /// When the exit code is not 0.
@@ -31,7 +44,7 @@ pub enum RestartPolicy {
 
 impl RestartPolicy {
     /// As the pod says; `Always` where it says nothing.
-    pub fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         match spec(pod).restart_policy.as_deref() {
             Some("OnFailure") => Self::OnFailure,
             Some("Never") => Self::Never,
@@ -40,7 +53,7 @@ impl RestartPolicy {
     }
 
     /// Whether a container that exited with that code comes back.
-    pub fn restarts(self, exit_code: i32) -> bool {
+    pub(crate) fn restarts(self, exit_code: i32) -> bool {
         match self {
             Self::Always => true,
             Self::OnFailure => exit_code != 0,
@@ -51,20 +64,25 @@ impl RestartPolicy {
 
 /// Growing pause between starts of one container. The first restart is immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     /// The pause after the next exit.
-    pub delay: Duration,
+    pub(crate) delay: Duration,
     /// When it was last started again.
-    pub updated_at: SystemTime,
+    pub(crate) updated_at: SystemTime,
 }
 
 impl Backoff {
     /// After a start that followed an exit at `exited_at`. A container that ran for more than twice
     /// the longest pause begins anew.
-    pub fn next(before: Option<Self>, exited_at: SystemTime, now: SystemTime) -> Self {
-        let delay = match before.filter(|backoff| !backoff.is_over(exited_at)) {
-            Some(backoff) => (backoff.delay * 2).min(BACKOFF_MAX),
-            None => BACKOFF_INITIAL,
+    pub(crate) fn next(
+        policy: BackoffPolicy,
+        before: Option<Self>,
+        exited_at: SystemTime,
+        now: SystemTime,
+    ) -> Self {
+        let delay = match before.filter(|backoff| !backoff.is_over(policy, exited_at)) {
+            Some(backoff) => (backoff.delay * 2).min(policy.max),
+            None => policy.initial,
         };
         Self {
             delay,
@@ -73,67 +91,69 @@ impl Backoff {
     }
 
     /// When a container that exited at `exited_at` may be started again.
-    pub fn until(self, exited_at: SystemTime) -> Option<SystemTime> {
-        (!self.is_over(exited_at)).then(|| exited_at + self.delay)
+    pub(crate) fn until(self, policy: BackoffPolicy, exited_at: SystemTime) -> Option<SystemTime> {
+        (!self.is_over(policy, exited_at)).then(|| exited_at + self.delay)
     }
 
-    fn is_over(self, exited_at: SystemTime) -> bool {
+    fn is_over(self, policy: BackoffPolicy, exited_at: SystemTime) -> bool {
         exited_at
             .duration_since(self.updated_at)
-            .is_ok_and(|ran| ran > BACKOFF_MAX * 2)
+            .is_ok_and(|ran| ran > policy.max * 2)
     }
 }
 
 /// What is known about a pod's containers.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub(crate) struct View<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub(crate) pod: &'a Pod,
     /// The sandbox that containers run in.
-    pub sandbox: &'a PodSandboxId,
+    pub(crate) sandbox: &'a PodSandboxId,
     /// Every container the runtimes know of this pod, in any order.
-    pub containers: &'a [ContainerStatus],
+    pub(crate) containers: &'a [ContainerStatus],
+    /// How pauses grow.
+    pub(crate) policy: BackoffPolicy,
     /// By container name.
-    pub backoffs: &'a BTreeMap<String, Backoff>,
+    pub(crate) backoffs: &'a BTreeMap<String, Backoff>,
     /// By container name: not to be tried before then (image or config trouble).
-    pub held_until: &'a BTreeMap<String, SystemTime>,
+    pub(crate) held_until: &'a BTreeMap<String, SystemTime>,
     /// Started, as their startup probes say.
-    pub started: &'a BTreeSet<ContainerId>,
+    pub(crate) started: &'a BTreeSet<ContainerId>,
     /// To be killed, with the reason for the event (a probe or a hook failed).
-    pub doomed: &'a BTreeMap<ContainerId, String>,
+    pub(crate) doomed: &'a BTreeMap<ContainerId, String>,
     /// Highest attempt ever seen by container name, for when a runtime has forgotten.
-    pub attempts: &'a BTreeMap<String, u32>,
+    pub(crate) attempts: &'a BTreeMap<String, u32>,
 }
 
 /// What to do about a pod's containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// To be started, in order.
-    pub start: Vec<Start>,
+    pub(crate) start: Vec<Start>,
     /// To be killed, with the reason for the event.
-    pub kill: Vec<(ContainerId, String)>,
+    pub(crate) kill: Vec<(ContainerId, String)>,
     /// Crashed ones that wait, with the whole pause.
-    pub backing_off: BTreeMap<String, Duration>,
+    pub(crate) backing_off: BTreeMap<String, Duration>,
     /// When to look again.
-    pub wake_at: Option<SystemTime>,
+    pub(crate) wake_at: Option<SystemTime>,
     /// Nothing runs, and nothing will.
-    pub is_over: bool,
+    pub(crate) is_over: bool,
 }
 
 /// A container to be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Start {
+pub(crate) struct Start {
     /// Its name in the pod.
-    pub name: String,
+    pub(crate) name: String,
     /// Which attempt this is, from 0.
-    pub attempt: u32,
+    pub(crate) attempt: u32,
     /// When the last attempt exited, if there was one.
-    pub exited_at: Option<SystemTime>,
+    pub(crate) exited_at: Option<SystemTime>,
 }
 
 impl Plan {
     /// Whether there is something to do now.
-    pub fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         !self.start.is_empty() || !self.kill.is_empty()
     }
 
@@ -143,7 +163,7 @@ impl Plan {
 }
 
 /// The newest container of that name, in one sandbox or in any.
-pub fn newest<'a>(
+pub(crate) fn newest<'a>(
     containers: &'a [ContainerStatus],
     name: &str,
     sandbox: Option<&PodSandboxId>,
@@ -155,7 +175,7 @@ pub fn newest<'a>(
 }
 
 /// Whether a pod that has lost its sandbox is not to have another.
-pub fn is_over_without_sandbox(pod: &Pod, containers: &[ContainerStatus]) -> bool {
+pub(crate) fn is_over_without_sandbox(pod: &Pod, containers: &[ContainerStatus]) -> bool {
     let is_done = |container: &Container| {
         let newest = newest(containers, &container.name, None).map(|c| &c.state);
         matches!(newest, Some(ContainerState::Exited(exit)) if exit.exit_code == 0)
@@ -168,7 +188,7 @@ pub fn is_over_without_sandbox(pod: &Pod, containers: &[ContainerStatus]) -> boo
 }
 
 /// Works out what to do.
-pub fn plan(view: View<'_>, now: SystemTime) -> Plan {
+pub(crate) fn plan(view: View<'_>, now: SystemTime) -> Plan {
     let policy = RestartPolicy::of(view.pod);
     let spec = spec(view.pod);
     let mut plan = Plan::default();
@@ -296,7 +316,7 @@ fn consider(
                 .backoffs
                 .get(name)
                 .filter(|_| !has_changed(container, c));
-            if let Some(until) = backoff.and_then(|backoff| backoff.until(exited_at))
+            if let Some(until) = backoff.and_then(|backoff| backoff.until(view.policy, exited_at))
                 && until > now
             {
                 plan.backing_off

@@ -32,7 +32,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// What happened to a container on its way.
 #[derive(Clone, Debug)]
-pub enum Report {
+pub(crate) enum Report {
     /// It cannot be started now.
     Held {
         /// The container's name.
@@ -79,28 +79,28 @@ pub enum Report {
 }
 
 /// The pause after so many failures in a row.
-pub fn retry_pause(failures: u32) -> Duration {
+pub(crate) fn retry_pause(failures: u32) -> Duration {
     RETRY_MIN
         .saturating_mul(1 << failures.min(8))
         .min(RETRY_MAX)
 }
 
 /// What starting takes.
-pub struct Starter {
+pub(crate) struct Starter {
     /// Shared parts.
-    pub context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
     /// The pod.
-    pub pod: Arc<Pod>,
+    pub(crate) pod: Arc<Pod>,
     /// With addresses.
-    pub sandbox: Arc<PodSandbox>,
+    pub(crate) sandbox: Arc<PodSandbox>,
     /// The runtime of all containers, if a RuntimeClass says so.
-    pub fixed_handler: Option<String>,
+    pub(crate) fixed_handler: Option<String>,
     /// Where volumes are, if known.
-    pub volumes: Option<BTreeMap<String, PathBuf>>,
+    pub(crate) volumes: Option<BTreeMap<String, PathBuf>>,
     /// Ends waiting; calls to runtimes are brought to their end.
-    pub cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
     /// Who hears of it.
-    pub reports: mpsc::Sender<Report>,
+    pub(crate) reports: mpsc::Sender<Report>,
 }
 
 impl Starter {
@@ -116,7 +116,7 @@ impl Starter {
     }
 
     /// Starts containers in order. All images are fetched at once, so a slow one holds up only those after it.
-    pub async fn run(mut self, starts: Vec<Start>) {
+    pub(crate) async fn run(mut self, starts: Vec<Start>) {
         let mut pulls = Vec::new();
         for start in &starts {
             let (context, pod, name) = (
@@ -174,16 +174,32 @@ impl Starter {
     }
 
     fn config_error(&self, container: &Container, message: String) -> Waiting {
-        self.say(&container.name, Kind::Warning, "Failed", format!("Error: {message}"));
-        Waiting { reason: reason::CREATE_CONTAINER_CONFIG_ERROR, message }
+        self.say(
+            &container.name,
+            Kind::Warning,
+            "Failed",
+            format!("Error: {message}"),
+        );
+        Waiting {
+            reason: reason::CREATE_CONTAINER_CONFIG_ERROR,
+            message,
+        }
     }
 
-    async fn start(&mut self, container: &Container, start: &Start, image: &Image) -> Result<(), Waiting> {
+    async fn start(
+        &mut self,
+        container: &Container,
+        start: &Start,
+        image: &Image,
+    ) -> Result<(), Waiting> {
         let default = self.context.default_handler();
         let fixed = self.fixed_handler.clone();
         let handler = translate::container_handler(fixed.as_deref(), image.kind, default);
         let Some(runtime) = self.context.runtime(handler).cloned() else {
-            return Err(self.config_error(container, format!("no runtime for \"{handler}\" is configured")));
+            return Err(self.config_error(
+                container,
+                format!("no runtime for \"{handler}\" is configured"),
+            ));
         };
         let config = match self.config(container, start.attempt, image).await {
             Ok(config) => config,

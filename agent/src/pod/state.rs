@@ -7,7 +7,7 @@ use wherry_runtime_api::PodSandbox;
 
 /// Where a pod is between being accepted and being gone.
 #[derive(Clone, Debug, PartialEq)]
-pub enum PodState {
+pub(crate) enum PodState {
     /// Accepted; nothing was looked for or made yet.
     Admitted,
     /// Volumes, sandbox and network are being made.
@@ -37,7 +37,7 @@ pub enum PodState {
 
 /// What can happen to a pod.
 #[derive(Clone, Debug, PartialEq)]
-pub enum PodEvent {
+pub(crate) enum PodEvent {
     /// Get on with it.
     Sync,
     /// There is a sandbox that containers can be created in.
@@ -69,7 +69,7 @@ pub enum PodEvent {
 
 /// Work for the worker. One is under way at a time; a new one takes its place.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// Make volumes, sandbox and network; answers `SandboxReady`.
     Prepare,
     /// Stop containers, then the sandbox; answers `Stopped`.
@@ -84,7 +84,7 @@ pub enum Effect {
 }
 
 /// Decides a pod's next state. Does no I/O and reads no clock.
-pub fn step(state: PodState, event: PodEvent) -> (PodState, Option<Effect>) {
+pub(crate) fn step(state: PodState, event: PodEvent) -> (PodState, Option<Effect>) {
     use Effect::*;
     use PodEvent as E;
     use PodState as S;
@@ -184,9 +184,13 @@ pub fn step(state: PodState, event: PodEvent) -> (PodState, Option<Effect>) {
             None,
         ),
 
-        (S::Admitted | S::Preparing | S::Running { .. } | S::Terminating { .. }, E::Reject) => {
+        (S::Admitted | S::Preparing | S::Running { .. }, E::Reject) => {
             (S::Terminated { deleted: false }, Some(Release))
         }
+        (S::Terminating { deleted, .. }, E::Reject) => (
+            S::Terminated { deleted },
+            Some(if deleted { CleanUp } else { Release }),
+        ),
         (S::Terminated { deleted }, E::Reject) => (S::Terminated { deleted }, None),
 
         (S::Terminated { .. }, E::Delete { .. }) => {
@@ -255,3 +259,6 @@ fn terminating(
         Some(Effect::Stop { deadline }),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,99 +19,95 @@ use wherry_runtime_api::{
     PodSandboxState, SandboxNetwork,
 };
 
-use super::{full_name, is_sidecar, qos, restart, restart::RestartPolicy, spec, time};
+use super::{full_name, is_sidecar, qos, restart::RestartPolicy, spec, time};
 
 /// Reasons of a waiting container, as kubectl shows them.
-pub mod reason {
+pub(crate) mod reason {
     /// Nothing went wrong yet.
-    pub const CONTAINER_CREATING: &str = "ContainerCreating";
+    pub(crate) const CONTAINER_CREATING: &str = "ContainerCreating";
     /// Init containers are not through.
-    pub const POD_INITIALIZING: &str = "PodInitializing";
+    pub(crate) const POD_INITIALIZING: &str = "PodInitializing";
     /// It keeps exiting, and waits.
-    pub const CRASH_LOOP_BACK_OFF: &str = "CrashLoopBackOff";
+    pub(crate) const CRASH_LOOP_BACK_OFF: &str = "CrashLoopBackOff";
     /// The image could not be pulled.
-    pub const ERR_IMAGE_PULL: &str = "ErrImagePull";
+    pub(crate) const ERR_IMAGE_PULL: &str = "ErrImagePull";
     /// The image could not be pulled, and the next try waits.
-    pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
+    pub(crate) const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
     /// `imagePullPolicy: Never`, and it is not there.
-    pub const ERR_IMAGE_NEVER_PULL: &str = "ErrImageNeverPull";
+    pub(crate) const ERR_IMAGE_NEVER_PULL: &str = "ErrImageNeverPull";
     /// The image's name makes no sense.
-    pub const INVALID_IMAGE_NAME: &str = "InvalidImageName";
-    /// The registry does not answer.
-    pub const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+    pub(crate) const INVALID_IMAGE_NAME: &str = "InvalidImageName";
     /// Something the pod refers to is not there.
-    pub const CREATE_CONTAINER_CONFIG_ERROR: &str = "CreateContainerConfigError";
+    pub(crate) const CREATE_CONTAINER_CONFIG_ERROR: &str = "CreateContainerConfigError";
     /// The runtime refused.
-    pub const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
+    pub(crate) const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
     /// It could not be started.
-    pub const RUN_CONTAINER_ERROR: &str = "RunContainerError";
-    /// The hook after the start failed.
-    pub const POST_START_HOOK_ERROR: &str = "PostStartHookError";
+    pub(crate) const RUN_CONTAINER_ERROR: &str = "RunContainerError";
     /// Crossed its memory limit.
-    pub const OOM_KILLED: &str = "OOMKilled";
+    pub(crate) const OOM_KILLED: &str = "OOMKilled";
     /// Exited with 0.
-    pub const COMPLETED: &str = "Completed";
+    pub(crate) const COMPLETED: &str = "Completed";
     /// Exited with something else.
-    pub const ERROR: &str = "Error";
+    pub(crate) const ERROR: &str = "Error";
     /// Never ran.
-    pub const START_ERROR: &str = "StartError";
+    pub(crate) const START_ERROR: &str = "StartError";
     /// The runtime lost track of it.
-    pub const CONTAINER_STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
+    pub(crate) const CONTAINER_STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
 }
 
 /// Why a container waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub(crate) struct Waiting {
     /// One of [`reason`].
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
     /// For people.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Why a pod is Failed, whatever its containers did.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// `DeadlineExceeded`, `OutOfpods`, `HostPort` …
-    pub reason: String,
+    pub(crate) reason: String,
     /// For people.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Everything a pod's status is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Observed<'a> {
+pub(crate) struct Observed<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub(crate) pod: &'a Pod,
     /// Its newest sandbox, with addresses filled in.
-    pub sandbox: Option<&'a PodSandbox>,
+    pub(crate) sandbox: Option<&'a PodSandbox>,
     /// Its containers, all attempts.
-    pub containers: &'a [ContainerStatus],
+    pub(crate) containers: &'a [ContainerStatus],
     /// By container name.
-    pub waiting: &'a BTreeMap<String, Waiting>,
+    pub(crate) waiting: &'a BTreeMap<String, Waiting>,
     /// By container name: the pause it is in.
-    pub backing_off: &'a BTreeMap<String, Duration>,
+    pub(crate) backing_off: &'a BTreeMap<String, Duration>,
     /// Containers whose readiness probe says yes, or that have none.
-    pub ready: &'a BTreeSet<ContainerId>,
+    pub(crate) ready: &'a BTreeSet<ContainerId>,
     /// Containers whose startup probe said yes, or that have none.
-    pub started: &'a BTreeSet<ContainerId>,
+    pub(crate) started: &'a BTreeSet<ContainerId>,
     /// Last words of exited containers.
-    pub messages: &'a BTreeMap<ContainerId, String>,
+    pub(crate) messages: &'a BTreeMap<ContainerId, String>,
     /// What `imageID` shows, by the runtime's image ID.
-    pub image_refs: &'a BTreeMap<String, String>,
+    pub(crate) image_refs: &'a BTreeMap<String, String>,
     /// Highest attempt ever seen, by container name.
-    pub attempts: &'a BTreeMap<String, u32>,
+    pub(crate) attempts: &'a BTreeMap<String, u32>,
     /// The node's addresses.
-    pub host_ips: &'a [IpAddr],
+    pub(crate) host_ips: &'a [IpAddr],
     /// Set if the pod as a whole failed.
-    pub verdict: Option<&'a Verdict>,
+    pub(crate) verdict: Option<&'a Verdict>,
     /// Nothing of it will run again.
-    pub is_terminal: bool,
+    pub(crate) is_terminal: bool,
     /// The status before this one; from the API or from the disk after a restart.
-    pub previous: Option<&'a PodStatus>,
+    pub(crate) previous: Option<&'a PodStatus>,
 }
 
 /// Makes the status.
-pub fn compute(seen: Observed<'_>, now: SystemTime) -> PodStatus {
+pub(crate) fn compute(seen: Observed<'_>, now: SystemTime) -> PodStatus {
     let spec = spec(seen.pod);
     let inits: Vec<_> = spec
         .init_containers
@@ -216,7 +212,7 @@ fn lost(status: &ContainerStatus) -> ContainerStateTerminated {
 }
 
 /// `oci://…`, as in `status.containerStatuses[].containerID`.
-pub fn container_id(status: &ContainerStatus) -> String {
+pub(crate) fn container_id(status: &ContainerStatus) -> String {
     format!("{}://{}", status.handler, status.id)
 }
 
@@ -571,7 +567,7 @@ fn conditions(
 }
 
 /// Condition types that the agent writes.
-pub const OURS: [&str; 5] = [
+pub(crate) const OURS: [&str; 5] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -591,29 +587,6 @@ fn condition(
         reason: reason.map(Into::into),
         message,
         ..PodCondition::default()
-    }
-}
-
-/// Whether a container of the pod runs, by what the runtimes say.
-pub fn runs_anything(containers: &[ContainerStatus]) -> bool {
-    containers
-        .iter()
-        .any(|c| matches!(c.state, RuntimeState::Running { .. }))
-}
-
-/// The newest container of a name, as `kubectl logs` looks for it: the last one, or the one before.
-pub fn attempt<'a>(
-    containers: &'a [ContainerStatus],
-    name: &str,
-    previous: bool,
-) -> Option<&'a ContainerStatus> {
-    let newest = restart::newest(containers, name, None)?;
-    match previous {
-        false => Some(newest),
-        true => containers
-            .iter()
-            .filter(|c| c.name == name && c.attempt < newest.attempt)
-            .max_by_key(|c| c.attempt),
     }
 }
 

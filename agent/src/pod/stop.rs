@@ -37,7 +37,7 @@ impl Retry {
 }
 
 /// Stops containers at once, without hooks or events, and takes in what became of them.
-pub async fn kill(
+pub(crate) async fn kill(
     context: &Context,
     containers: &[ContainerStatus],
     grace_period: Duration,
@@ -70,7 +70,7 @@ pub async fn kill(
 }
 
 /// Ends one running container: hook, stop signal, kill, all by the deadline.
-pub async fn stop_container(
+pub(crate) async fn stop_container(
     context: &Context,
     pod: &Pod,
     status: &ContainerStatus,
@@ -158,7 +158,7 @@ fn is_alive(status: &ContainerStatus) -> bool {
 ///
 /// # Cancel safety
 /// Dropped, it leaves containers asked and not killed; run again with a nearer deadline it kills sooner.
-pub async fn stop_all(context: &Context, pod: &Pod, deadline: Instant) {
+pub(crate) async fn stop_all(context: &Context, pod: &Pod, deadline: Instant) {
     let uid = uid(pod);
     let mut retry = Retry::new();
     loop {
@@ -235,7 +235,7 @@ pub async fn stop_all(context: &Context, pod: &Pod, deadline: Instant) {
 }
 
 /// Gives back what only a running pod needs. Tries until it is done.
-pub async fn release(context: &Context, pod: &Pod) {
+pub(crate) async fn release(context: &Context, pod: &Pod) {
     let uid = uid(pod);
     // Something may have turned up late.
     stop_all(context, pod, Instant::now()).await;
@@ -252,7 +252,7 @@ pub async fn release(context: &Context, pod: &Pod) {
 }
 
 /// Removes everything of a pod from the node. Tries until it is done.
-pub async fn remove(context: &Context, pod: &Pod) {
+pub(crate) async fn remove(context: &Context, pod: &Pod) {
     release(context, pod).await;
     let uid = uid(pod);
     let mut retry = Retry::new();

@@ -18,17 +18,17 @@ use wherry_runtime_api::{
 use super::{annotation, env, full_name, name, namespace, qos, spec, uid};
 
 /// Handler of Wasm runtimes.
-pub const HANDLER_WASM: &str = "wasm";
+pub(crate) const HANDLER_WASM: &str = "wasm";
 /// RuntimeClass handler that asks for a Wasm worker of the pod's own.
-pub const HANDLER_WASM_ISOLATED: &str = "wasm-isolated";
+pub(crate) const HANDLER_WASM_ISOLATED: &str = "wasm-isolated";
 /// Tells a Wasm runtime the port of a component that answers HTTP.
-pub const HTTP_PORT_ANNOTATION: &str = "wherry.dev/http-port";
+pub(crate) const HTTP_PORT_ANNOTATION: &str = "wherry.dev/http-port";
 /// Where a container's last words are looked for, unless it says otherwise.
-pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
+pub(crate) const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 
 /// Why a pod cannot be put into a runtime's words; a `CreateContainerConfigError`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum TranslateError {
+pub(crate) enum TranslateError {
     /// The environment refers to what is not there.
     #[error(transparent)]
     Env(#[from] env::EnvError),
@@ -84,17 +84,17 @@ pub enum TranslateError {
 
 /// Which runtimes a pod is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Handlers {
+pub(crate) struct Handlers {
     /// Makes the sandbox.
-    pub sandbox: String,
+    pub(crate) sandbox: String,
     /// A worker of the pod's own, where workers are shared.
-    pub isolated: bool,
+    pub(crate) isolated: bool,
     /// From the RuntimeClass, for every container; else each goes by its image.
-    pub fixed: Option<String>,
+    pub(crate) fixed: Option<String>,
 }
 
 /// Chooses the sandbox's runtime by RuntimeClass, else by what the images are.
-pub fn handlers(
+pub(crate) fn handlers(
     pod: &Pod,
     class_handler: Option<&str>,
     kinds: &[Option<ImageKind>],
@@ -125,7 +125,11 @@ pub fn handlers(
 }
 
 /// The runtime of a container: the pod's, else by what its image is.
-pub fn container_handler<'a>(fixed: Option<&'a str>, kind: ImageKind, default: &'a str) -> &'a str {
+pub(crate) fn container_handler<'a>(
+    fixed: Option<&'a str>,
+    kind: ImageKind,
+    default: &'a str,
+) -> &'a str {
     match (fixed, kind) {
         (Some(handler), _) => handler,
         (None, ImageKind::Wasm) => HANDLER_WASM,
@@ -134,12 +138,12 @@ pub fn container_handler<'a>(fixed: Option<&'a str>, kind: ImageKind, default: &
 }
 
 /// `<namespace>_<name>_<uid>` below the log root.
-pub fn log_directory(log_root: &Path, pod: &Pod) -> PathBuf {
+pub(crate) fn log_directory(log_root: &Path, pod: &Pod) -> PathBuf {
     log_root.join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
 }
 
 /// The name that `hostname` prints in the pod, and the domain if it has a subdomain.
-pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
+pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
     let spec = spec(pod);
     // A host name holds 63 characters.
     let cut: String = name(pod).chars().take(63).collect();
@@ -156,7 +160,7 @@ pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
 }
 
 /// The sandbox's config.
-pub fn sandbox(
+pub(crate) fn sandbox(
     pod: &Pod,
     attempt: u32,
     handlers: &Handlers,
@@ -223,27 +227,27 @@ pub fn sandbox(
 
 /// What a container's config is made of besides pod and image.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub(crate) struct Inputs<'a> {
     /// For the environment.
-    pub env: env::Inputs<'a>,
+    pub(crate) env: env::Inputs<'a>,
     /// Where each volume is on the node.
-    pub volumes: &'a BTreeMap<String, PathBuf>,
+    pub(crate) volumes: &'a BTreeMap<String, PathBuf>,
     /// Files that the agent makes for the pod: container path and host path.
-    pub files: &'a [(PathBuf, PathBuf)],
+    pub(crate) files: &'a [(PathBuf, PathBuf)],
     /// Host file of the termination message.
-    pub termination_message: &'a Path,
+    pub(crate) termination_message: &'a Path,
     /// `<root>/log/pods`.
-    pub log_root: &'a Path,
+    pub(crate) log_root: &'a Path,
     /// Rotation of logs.
-    pub log_rotation: LogRotation,
+    pub(crate) log_rotation: LogRotation,
     /// The node's memory.
-    pub memory_capacity_bytes: u64,
+    pub(crate) memory_capacity_bytes: u64,
     /// The directory with `Localhost` seccomp profiles.
-    pub seccomp_root: &'a Path,
+    pub(crate) seccomp_root: &'a Path,
 }
 
 /// A container's config.
-pub fn container(
+pub(crate) fn container(
     inputs: Inputs<'_>,
     container: &Container,
     attempt: u32,
@@ -521,7 +525,7 @@ fn verify_non_root(
 }
 
 /// `/etc/hosts` of a pod, as the kubelet writes it.
-pub fn hosts_file(
+pub(crate) fn hosts_file(
     pod: &Pod,
     ips: &[IpAddr],
     cluster_domain: &str,
@@ -565,7 +569,7 @@ pub struct ClusterDns {
 }
 
 /// `/etc/resolv.conf` of a pod. `node` is the node's own.
-pub fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> String {
+pub(crate) fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> String {
     let spec = spec(pod);
     let (mut servers, mut searches, mut options) = parse_resolv_conf(node);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");

@@ -30,7 +30,7 @@ use super::{
     lifecycle::ContainerExec,
     prepare::{self, PrepareError, Prepared},
     record::{self, Record},
-    restart::{self, Backoff, Plan, View},
+    restart::{self, Backoff, Plan, RestartPolicy, View},
     spec,
     start::{Report, Starter, retry_pause},
     state::{Effect, PodEvent, PodState, step},
@@ -53,7 +53,7 @@ const SANDBOX_ABSENT_MAX: Duration = Duration::from_secs(15);
 
 /// News for a worker. Only the newest of each kind is kept, so it cannot grow.
 #[derive(Default)]
-pub struct Mailbox {
+pub(crate) struct Mailbox {
     inbox: Mutex<Inbox>,
     notify: Arc<Notify>,
 }
@@ -72,13 +72,13 @@ impl Mailbox {
     }
 
     /// A newer version of the pod.
-    pub fn set(&self, pod: Arc<Pod>) {
+    pub(crate) fn set(&self, pod: Arc<Pod>) {
         self.lock().pod = Some(pod);
         self.notify.notify_one();
     }
 
     /// The pod is not wanted any more.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         self.lock().removed = true;
         self.notify.notify_one();
     }
@@ -117,19 +117,19 @@ struct InFlight {
 }
 
 /// What a worker begins with.
-pub struct Begin {
+pub(crate) struct Begin {
     /// The pod.
-    pub pod: Arc<Pod>,
+    pub(crate) pod: Arc<Pod>,
     /// What is known of it from before.
-    pub record: Record,
+    pub(crate) record: Record,
     /// Whether it was on this node before the agent started.
-    pub recovered: bool,
+    pub(crate) recovered: bool,
     /// Why the node refuses it.
-    pub verdict: Option<Verdict>,
+    pub(crate) verdict: Option<Verdict>,
 }
 
 /// One pod's owner.
-pub struct Worker {
+pub(crate) struct Worker {
     context: Arc<Context>,
     mailbox: Arc<Mailbox>,
     uid: PodUid,
@@ -168,7 +168,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that has not begun.
-    pub fn new(context: Arc<Context>, mailbox: Arc<Mailbox>, begin: Begin) -> Self {
+    pub(crate) fn new(context: Arc<Context>, mailbox: Arc<Mailbox>, begin: Begin) -> Self {
         let Begin {
             pod,
             mut record,
@@ -231,7 +231,7 @@ impl Worker {
     }
 
     /// Owns the pod until it is gone (`true`) or the agent shuts down, which leaves it running.
-    pub async fn run(mut self, shutdown: CancellationToken) -> bool {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> bool {
         self.context
             .actual
             .watch(&self.uid, Arc::clone(&self.mailbox.notify));
@@ -405,9 +405,9 @@ impl Worker {
                 let now = self.context.now();
                 if let Some(exited_at) = start.exited_at {
                     let before = self.record.backoffs.get(&start.name).copied();
-                    self.record
-                        .backoffs
-                        .insert(start.name.clone(), Backoff::next(before, exited_at, now));
+                    let policy = self.context.config.tuning.backoff;
+                    let backoff = Backoff::next(policy, before, exited_at, now);
+                    self.record.backoffs.insert(start.name.clone(), backoff);
                 }
                 let attempts = self.record.attempts.entry(start.name.clone()).or_default();
                 *attempts = start.attempt.max(*attempts);
@@ -425,8 +425,11 @@ impl Worker {
                 waiting,
                 name,
             } => {
+                // Where it stays down, its end says it all.
+                if RestartPolicy::of(&self.pod).restarts(exit.exit_code) {
+                    self.waiting.insert(name, waiting);
+                }
                 self.failed_starts.insert(id, exit);
-                self.waiting.insert(name, waiting);
             }
             Report::HookFailed { id, why } => {
                 self.doomed.insert(id, why);
@@ -444,9 +447,13 @@ impl Worker {
         let actual = self.context.actual.get(&self.uid);
         self.containers = actual.containers;
         for status in &mut self.containers {
-            if let Some(exit) = self.failed_starts.get(&status.id)
-                && matches!(status.state, ContainerState::Created)
-            {
+            // What the runtime makes of it later says less than the error did.
+            let never_ran = match &status.state {
+                ContainerState::Created => true,
+                ContainerState::Exited(exit) => exit.started_at.is_none() && exit.message.is_none(),
+                ContainerState::Running { .. } | ContainerState::Unknown => false,
+            };
+            if let Some(exit) = self.failed_starts.get(&status.id).filter(|_| never_ran) {
                 status.state = ContainerState::Exited(exit.clone());
             }
         }
@@ -552,6 +559,7 @@ impl Worker {
                 pod: &self.pod,
                 sandbox: &sandbox.id,
                 containers: &self.containers,
+                policy: self.context.config.tuning.backoff,
                 backoffs: &self.record.backoffs,
                 held_until: &self.held_until,
                 started: &started,
@@ -1121,3 +1129,6 @@ async fn until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

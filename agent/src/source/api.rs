@@ -19,7 +19,7 @@ use crate::pod;
 const QUIET_AFTER: u32 = 3;
 
 /// Follows the node's pods until shutdown.
-pub async fn run(
+pub(crate) async fn run(
     client: Client,
     node_name: String,
     updates: mpsc::Sender<PodUpdate>,

@@ -28,7 +28,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 
 /// Follows a directory until shutdown.
-pub async fn run(
+pub(crate) async fn run(
     dir: PathBuf,
     node_name: String,
     updates: mpsc::Sender<PodUpdate>,
@@ -95,7 +95,11 @@ fn watch(dir: &Path) -> io::Result<AsyncFd<Watch>> {
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_CREATE;
     inotify.add_watch(dir, events)?;
-    AsyncFd::register(Watch(inotify))
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; an Inotify owns its descriptor, which `Watch` never gives away"
+    )]
+    AsyncFd::new(Watch(inotify))
 }
 
 async fn changed(watch: Option<&AsyncFd<Watch>>) {
@@ -160,7 +164,7 @@ fn read(path: &Path, node_name: &str) -> Result<Pod, String> {
 }
 
 /// A manifest, YAML or JSON, as a static pod of a node. Pure.
-pub fn parse(text: &str, node_name: &str, origin: &str) -> Result<Pod, String> {
+pub(crate) fn parse(text: &str, node_name: &str, origin: &str) -> Result<Pod, String> {
     let value: serde_json::Value =
         serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
     if value["apiVersion"] != "v1" || value["kind"] != "Pod" {
@@ -252,7 +256,7 @@ mod tests {
             (pod::name(&pod), pod::namespace(&pod)),
             ("web-node1", "default")
         );
-        assert!(pod::is_static(&pod) && !pod::is_mirror(&pod));
+        assert!(pod::is_static(&pod));
         assert_eq!(
             pod::annotation(&pod, CONFIG_HASH_ANNOTATION),
             Some(pod::uid(&pod).as_str())

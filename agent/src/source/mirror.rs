@@ -32,7 +32,7 @@ struct Picture {
 }
 
 /// Keeps mirrors as they should be.
-pub struct Mirrors {
+pub(crate) struct Mirrors {
     picture: std::sync::Mutex<Picture>,
     changed: tokio::sync::Notify,
     publisher: Publisher,
@@ -40,7 +40,7 @@ pub struct Mirrors {
 
 impl Mirrors {
     /// Mirrors whose statuses `publisher` writes.
-    pub fn new(publisher: Publisher) -> Self {
+    pub(crate) fn new(publisher: Publisher) -> Self {
         Self {
             picture: std::sync::Mutex::default(),
             changed: tokio::sync::Notify::new(),
@@ -56,20 +56,20 @@ impl Mirrors {
     }
 
     /// A static pod that should have a mirror.
-    pub fn want(&self, pod: Arc<Pod>) {
+    pub(crate) fn want(&self, pod: Arc<Pod>) {
         self.lock().wanted.insert(pod::uid(&pod), pod);
         self.changed.notify_one();
     }
 
     /// A static pod that is gone.
-    pub fn unwant(&self, uid: &PodUid) {
+    pub(crate) fn unwant(&self, uid: &PodUid) {
         self.lock().wanted.remove(uid);
         self.publisher.target(uid, None, None);
         self.changed.notify_one();
     }
 
     /// What the API has.
-    pub fn see(&self, uid: PodUid, mirror: Option<Arc<Pod>>) {
+    pub(crate) fn see(&self, uid: PodUid, mirror: Option<Arc<Pod>>) {
         match mirror {
             Some(mirror) => {
                 // One that is being deleted by somebody counts as gone once it is.
@@ -88,13 +88,13 @@ impl Mirrors {
     }
 
     /// All the API has was seen.
-    pub fn listed(&self) {
+    pub(crate) fn listed(&self) {
         self.lock().listed = true;
         self.changed.notify_one();
     }
 
     /// Reconciles until shutdown.
-    pub async fn run(
+    pub(crate) async fn run(
         self: Arc<Self>,
         client: Client,
         node_name: String,
@@ -161,7 +161,7 @@ fn to_owner(node: &Node) -> Option<OwnerReference> {
 }
 
 /// A static pod as the API shows it. Pure.
-pub fn mirror_of(pod: &Pod, owner: Option<OwnerReference>) -> Pod {
+pub(crate) fn mirror_of(pod: &Pod, owner: Option<OwnerReference>) -> Pod {
     let mut mirror = pod.clone();
     let hash = pod::annotation(pod, CONFIG_HASH_ANNOTATION)
         .unwrap_or_default()

@@ -1,1 +1,244 @@
+use std::path::PathBuf;
 
+use serde_json::{Value, json};
+
+use super::*;
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn pod(spec: Value) -> Pod {
+    let metadata = json!({ "name": "p", "namespace": "ns", "uid": "u", "generation": 3 });
+    serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).expect("a pod")
+}
+
+fn two(policy: &str) -> Pod {
+    pod(
+        json!({ "restartPolicy": policy, "containers": [{ "name": "a", "image": "x" }, { "name": "b", "image": "x" }] }),
+    )
+}
+
+fn container_of(name: &str, attempt: u32, state: RuntimeState) -> ContainerStatus {
+    ContainerStatus {
+        id: format!("{name}-{attempt}").into(),
+        handler: "oci".into(),
+        sandbox: "s".into(),
+        pod: "u".into(),
+        name: name.into(),
+        attempt,
+        image: "x".into(),
+        image_id: "sha256:1".into(),
+        state,
+        created_at: at(0),
+        log_path: PathBuf::new(),
+        pid: None,
+        labels: Vec::new(),
+        annotations: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+fn running() -> RuntimeState {
+    RuntimeState::Running { started_at: at(1) }
+}
+
+fn exited(exit_code: i32) -> RuntimeState {
+    RuntimeState::Exited(ContainerExit {
+        started_at: Some(at(1)),
+        finished_at: at(2),
+        exit_code,
+        signal: None,
+        oom_killed: false,
+        message: None,
+    })
+}
+
+#[derive(Default)]
+struct Case {
+    containers: Vec<ContainerStatus>,
+    waiting: BTreeMap<String, Waiting>,
+    backing_off: BTreeMap<String, Duration>,
+    previous: Option<PodStatus>,
+    is_terminal: bool,
+    verdict: Option<Verdict>,
+}
+
+impl Case {
+    fn with(containers: impl IntoIterator<Item = ContainerStatus>) -> Self {
+        Self {
+            containers: containers.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    fn status(&self, pod: &Pod, now: SystemTime) -> PodStatus {
+        let all: BTreeSet<_> = self.containers.iter().map(|c| c.id.clone()).collect();
+        let (none, empty) = (BTreeMap::new(), BTreeMap::new());
+        let seen = Observed {
+            pod,
+            sandbox: None,
+            containers: &self.containers,
+            waiting: &self.waiting,
+            backing_off: &self.backing_off,
+            ready: &all,
+            started: &all,
+            messages: &none,
+            image_refs: &empty,
+            attempts: &BTreeMap::new(),
+            host_ips: &[],
+            verdict: self.verdict.as_ref(),
+            is_terminal: self.is_terminal,
+            previous: self.previous.as_ref(),
+        };
+        compute(seen, now)
+    }
+}
+
+fn phase_of(pod: &Pod, a: Option<RuntimeState>, b: Option<RuntimeState>) -> String {
+    let containers = [("a", a), ("b", b)];
+    let case = Case::with(
+        containers
+            .into_iter()
+            .filter_map(|(name, state)| Some(container_of(name, 0, state?))),
+    );
+    case.status(pod, at(9)).phase.expect("always set")
+}
+
+#[test]
+fn the_phase_is_the_kubelets() {
+    let table = [
+        ("Always", None, None, "Pending"),
+        ("Always", Some(running()), None, "Pending"),
+        ("Always", Some(running()), Some(running()), "Running"),
+        ("Always", Some(exited(1)), None, "Running"),
+        ("Always", Some(exited(0)), Some(exited(0)), "Running"),
+        ("OnFailure", Some(exited(0)), Some(exited(0)), "Succeeded"),
+        ("OnFailure", Some(exited(0)), Some(exited(1)), "Running"),
+        ("OnFailure", Some(exited(0)), Some(running()), "Running"),
+        ("Never", Some(exited(1)), Some(running()), "Running"),
+        ("Never", Some(exited(1)), Some(exited(0)), "Failed"),
+        ("Never", Some(exited(0)), Some(exited(0)), "Succeeded"),
+    ];
+    for (policy, a, b, expected) in table {
+        let what = format!("{policy} {a:?} {b:?}");
+        assert_eq!(phase_of(&two(policy), a, b), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_done_stays_done() {
+    let pod = two("Never");
+    let mut case = Case::with([container_of("a", 0, running())]);
+    case.previous = Some(PodStatus {
+        phase: Some("Succeeded".into()),
+        ..PodStatus::default()
+    });
+    assert_eq!(case.status(&pod, at(9)).phase.as_deref(), Some("Succeeded"));
+}
+
+#[test]
+fn a_verdict_fails_the_pod_with_its_reason() {
+    let mut case = Case::with([]);
+    case.verdict = Some(Verdict {
+        reason: "OutOfpods".into(),
+        message: "no room".into(),
+    });
+    let status = case.status(&two("Always"), at(9));
+    let told = (
+        status.phase.as_deref(),
+        status.reason.as_deref(),
+        status.message.as_deref(),
+    );
+    assert_eq!(told, (Some("Failed"), Some("OutOfpods"), Some("no room")));
+}
+
+fn condition_of(status: &PodStatus, kind: &str) -> PodCondition {
+    let list = status.conditions.clone().expect("always set");
+    list.into_iter()
+        .find(|c| c.type_ == kind)
+        .expect("always there")
+}
+
+#[test]
+fn conditions_say_who_is_not_ready_and_keep_the_time_they_changed() {
+    let pod = two("Always");
+    let first = Case::with([container_of("a", 0, running())]).status(&pod, at(10));
+    let ready = condition_of(&first, "Ready");
+    assert_eq!(ready.reason.as_deref(), Some("ContainersNotReady"));
+    assert_eq!(
+        ready.message.as_deref(),
+        Some("containers with unready status: [b]")
+    );
+    assert_eq!(ready.observed_generation, Some(3));
+    let mut case = Case::with([
+        container_of("a", 0, running()),
+        container_of("b", 0, running()),
+    ]);
+    case.previous = Some(first.clone());
+    let second = case.status(&pod, at(20));
+    assert_eq!(
+        condition_of(&second, "Ready").last_transition_time,
+        Some(time(at(20)))
+    );
+    let scheduled = |status| condition_of(status, "PodScheduled").last_transition_time;
+    assert_eq!(scheduled(&second), Some(time(at(10))));
+    assert_eq!(second.start_time, first.start_time);
+    case.previous = Some(second.clone());
+    assert_eq!(case.status(&pod, at(30)), second);
+}
+
+#[test]
+fn a_restarted_container_shows_how_it_ended_before() {
+    let pod = two("Always");
+    let case = Case::with([
+        container_of("a", 0, exited(3)),
+        container_of("a", 1, running()),
+    ]);
+    let status = case
+        .status(&pod, at(9))
+        .container_statuses
+        .expect("set")
+        .remove(0);
+    assert_eq!(status.restart_count, 1);
+    let last = status
+        .last_state
+        .and_then(|s| s.terminated)
+        .expect("ended before");
+    assert_eq!((last.exit_code, last.reason.as_deref()), (3, Some("Error")));
+    assert_eq!(status.container_id.as_deref(), Some("oci://a-1"));
+}
+
+#[test]
+fn what_the_runtime_has_forgotten_stays_as_it_was_published() {
+    let pod = two("Never");
+    let before = Case::with([
+        container_of("a", 0, exited(3)),
+        container_of("b", 0, exited(0)),
+    ])
+    .status(&pod, at(9));
+    let mut case = Case::with([]);
+    case.previous = Some(before.clone());
+    case.is_terminal = true;
+    let after = case.status(&pod, at(10));
+    assert_eq!(after.container_statuses, before.container_statuses);
+    assert_eq!(after.phase.as_deref(), Some("Failed"));
+}
+
+#[test]
+fn init_containers_hold_the_rest_back() {
+    let pod = pod(json!({
+        "initContainers": [{ "name": "i", "image": "x" }],
+        "containers": [{ "name": "a", "image": "x" }],
+    }));
+    let status = Case::with([container_of("i", 0, running())]).status(&pod, at(9));
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    let initialized = condition_of(&status, "Initialized");
+    assert_eq!(
+        initialized.message.as_deref(),
+        Some("containers with incomplete status: [i]")
+    );
+    let a = status.container_statuses.expect("set").remove(0);
+    let reason = a.state.and_then(|s| s.waiting).and_then(|w| w.reason);
+    assert_eq!(reason.as_deref(), Some("PodInitializing"));
+}
