@@ -79,6 +79,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 /// Takes the lock and the way back to the agent out of where children would inherit them.
 fn take_standard_descriptors() -> io::Result<(OwnedFd, fs::File)> {
+    sys::close_others()?;
     let (lock, ready) = (sys::take_fd(0)?, sys::take_fd(1)?);
     let null = fs::OpenOptions::new()
         .read(true)

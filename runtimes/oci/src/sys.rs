@@ -69,6 +69,12 @@ pub(crate) fn keep_only(fds: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     Ok(kept)
 }
 
+/// Closes everything but stdin, stdout and stderr: what a parent did not mean to pass on.
+pub(crate) fn close_others() -> io::Result<()> {
+    // SAFETY: called first thing in a process, when nothing in Rust owns a descriptor yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) }).map(drop)
+}
+
 /// Everything but stdin, stdout and stderr is closed when a program is executed.
 pub(crate) fn close_others_on_exec() -> io::Result<()> {
     // SAFETY: sets a flag on descriptors.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wherry_images::{Limits, PackConfig, Store, StoreConfig};
+use wherry_images::{Limits, Store, StoreConfig, layout::PackConfig};
 use wherry_oci::{Config, OciRuntime};
 use wherry_runtime_api::*;
 
@@ -33,14 +33,20 @@ pub(crate) use tests;
 
 /// Runs those whose name contains the first argument.
 pub(crate) fn run(tests: Vec<(&'static str, Body)>) -> ExitCode {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
     if std::env::args().any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     let image = Arc::new(BusyboxImage::build());
     let queue = Arc::new(Mutex::new(
-        tests.into_iter().filter(|(name, _)| filter.as_deref().is_none_or(|part| name.contains(part))).rev().collect::<Vec<_>>(),
+        tests
+            .into_iter()
+            .filter(|(name, _)| filter.as_deref().is_none_or(|part| name.contains(part)))
+            .rev()
+            .collect::<Vec<_>>(),
     ));
     let failed = Arc::new(Mutex::new(Vec::new()));
     let workers: Vec<_> = (0..PARALLEL)
@@ -48,9 +54,15 @@ pub(crate) fn run(tests: Vec<(&'static str, Body)>) -> ExitCode {
             let (queue, failed, image) = (queue.clone(), failed.clone(), image.clone());
             std::thread::spawn(move || {
                 loop {
-                    let Some((name, body)) = queue.lock().unwrap().pop() else { return };
+                    let Some((name, body)) = queue.lock().unwrap().pop() else {
+                        return;
+                    };
                     let started = Instant::now();
-                    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+                    let runtime = tokio::runtime::Builder::new_multi_thread()
+                        .worker_threads(2)
+                        .enable_all()
+                        .build()
+                        .unwrap();
                     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                         runtime.block_on(async {
                             let node = Node::new(name, &image).await;
@@ -78,7 +90,11 @@ pub(crate) fn run(tests: Vec<(&'static str, Body)>) -> ExitCode {
     }
     let failed = failed.lock().unwrap();
     println!("failed: {failed:?}");
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// A busybox image, packed once.
@@ -94,11 +110,23 @@ impl BusyboxImage {
             fs::create_dir_all(root.join(name)).unwrap();
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "ls", "cat", "echo", "id", "sleep", "stat", "mount", "touch", "env", "pwd", "wc", "head", "dd", "ps", "kill", "stty", "tty", "true", "false", "hostname", "nc", "seq", "unshare", "mknod", "chroot", "grep", "dmesg", "ping", "yes", "readlink"] {
+        for applet in [
+            "sh", "ls", "cat", "echo", "id", "sleep", "stat", "mount", "touch", "env", "pwd", "wc",
+            "head", "dd", "ps", "kill", "stty", "tty", "true", "false", "hostname", "nc", "seq",
+            "unshare", "mknod", "chroot", "grep", "dmesg", "ping", "yes", "readlink",
+        ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
-        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n").unwrap();
-        fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(
+            root.join("etc/group"),
+            "root:x:0:\napp:x:1000:\nextra:x:2000:app\n",
+        )
+        .unwrap();
         fs::write(root.join("not-executable"), "text").unwrap();
         fs::write(root.join("a-file"), "text").unwrap();
         std::os::unix::fs::symlink("/nowhere/at/all", root.join("etc/dangling")).unwrap();
@@ -113,7 +141,9 @@ impl BusyboxImage {
         };
         pack("busybox", |_| {});
         pack("named-user", |config| config.run.user = Some("app".into()));
-        pack("unknown-user", |config| config.run.user = Some("nobody-knows".into()));
+        pack("unknown-user", |config| {
+            config.run.user = Some("nobody-knows".into())
+        });
         Self { directory }
     }
 }
@@ -130,29 +160,56 @@ pub(crate) struct Node {
 
 impl Node {
     async fn new(name: &str, image: &BusyboxImage) -> Self {
-        let place = tempfile::Builder::new().prefix("wherry-oci-").tempdir().unwrap().keep();
+        let place = tempfile::Builder::new()
+            .prefix("wherry-oci-")
+            .tempdir()
+            .unwrap()
+            .keep();
         let mut config = StoreConfig::default();
         config.is_durable = false;
         config.limits = Limits::default();
         let images = Store::open(&place.join("images"), config).unwrap();
         let mut image_ids = Vec::new();
         for tag in ["busybox", "named-user", "unknown-user"] {
-            let found = images.import(&image.directory.path().join(tag), &[tag.to_owned()]).await.unwrap();
+            let found = images
+                .import(&image.directory.path().join(tag), &[tag.to_owned()])
+                .await
+                .unwrap();
             image_ids.push((tag.to_owned(), found[0].id.clone()));
         }
         let runtime = open(&place, &images).await;
-        let cgroup = format!("wherry-test-{}-{}", std::process::id(), &name[..name.len().min(40)]);
-        Self { place, cgroup, runtime, images, image_ids }
+        let cgroup = format!(
+            "wherry-test-{}-{}",
+            std::process::id(),
+            &name[..name.len().min(40)]
+        );
+        Self {
+            place,
+            cgroup,
+            runtime,
+            images,
+            image_ids,
+        }
     }
 
     /// The agent ends and another begins.
     pub(crate) async fn restart(&mut self) {
-        // Nothing of the old one may go on beside the new one.
         self.runtime = open(&self.place, &self.images).await;
     }
 
+    /// The agent ends, and there is one that knows of nothing here.
+    pub(crate) async fn stop_agent(&mut self) {
+        let elsewhere = self.place.join("elsewhere");
+        self.runtime = open(&elsewhere, &self.images).await;
+    }
+
     pub(crate) fn image(&self, tag: &str) -> String {
-        self.image_ids.iter().find(|(name, _)| name == tag).unwrap().1.clone()
+        self.image_ids
+            .iter()
+            .find(|(name, _)| name == tag)
+            .unwrap()
+            .1
+            .clone()
     }
 
     pub(crate) fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
@@ -177,7 +234,10 @@ impl Node {
     }
 
     pub(crate) async fn sandbox(&self, name: &str) -> PodSandbox {
-        self.runtime.run_pod_sandbox(&self.sandbox_config(name)).await.unwrap()
+        self.runtime
+            .run_pod_sandbox(&self.sandbox_config(name))
+            .await
+            .unwrap()
     }
 
     /// A container that runs a shell script.
@@ -206,14 +266,26 @@ impl Node {
         }
     }
 
-    pub(crate) async fn start(&self, sandbox: &PodSandbox, config: &ContainerConfig) -> ContainerId {
-        let id = self.runtime.create_container(sandbox, config).await.unwrap();
+    pub(crate) async fn start(
+        &self,
+        sandbox: &PodSandbox,
+        config: &ContainerConfig,
+    ) -> ContainerId {
+        let id = self
+            .runtime
+            .create_container(sandbox, config)
+            .await
+            .unwrap();
         self.runtime.start_container(&id).await.unwrap();
         id
     }
 
     /// Runs a container to its end: how it ended, and its log without the marks.
-    pub(crate) async fn run(&self, sandbox: &PodSandbox, config: &ContainerConfig) -> (ContainerExit, String) {
+    pub(crate) async fn run(
+        &self,
+        sandbox: &PodSandbox,
+        config: &ContainerConfig,
+    ) -> (ContainerExit, String) {
         let id = self.start(sandbox, config).await;
         let exit = self.exit(&id).await;
         (exit, read_log(&config.log_path))
@@ -223,13 +295,17 @@ impl Node {
         let mut events = self.runtime.subscribe();
         let wait = async {
             loop {
-                if let ContainerState::Exited(exit) = self.runtime.container_status(id).await.unwrap().state {
+                if let ContainerState::Exited(exit) =
+                    self.runtime.container_status(id).await.unwrap().state
+                {
                     return exit;
                 }
                 let _ = events.recv().await;
             }
         };
-        tokio::time::timeout(TIMEOUT, wait).await.expect("the container exits")
+        tokio::time::timeout(TIMEOUT, wait)
+            .await
+            .expect("the container exits")
     }
 
     pub(crate) async fn exec(&self, id: &ContainerId, script: &str) -> ExecSyncResponse {
@@ -244,7 +320,14 @@ impl Node {
 
 async fn open(place: &Path, images: &Store) -> Arc<OciRuntime> {
     let exe = std::env::current_exe().unwrap();
-    OciRuntime::open(Config::new(place.join("root"), place.join("run"), exe, images.clone())).await.unwrap()
+    OciRuntime::open(Config::new(
+        place.join("root"),
+        place.join("run"),
+        exe,
+        images.clone(),
+    ))
+    .await
+    .unwrap()
 }
 
 /// The text of a log, streams mixed, marks taken off.
@@ -252,7 +335,11 @@ pub(crate) fn read_log(path: &Path) -> String {
     let mut text = String::new();
     for line in fs::read_to_string(path).unwrap_or_default().lines() {
         let mut parts = line.splitn(4, ' ');
-        let (_, _, tag) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+        let (_, _, tag) = (
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+        );
         text.push_str(parts.next().unwrap_or_default());
         if tag == "F" {
             text.push('\n');
@@ -289,22 +376,46 @@ async fn clean_up(place: &Path, cgroup: &str) {
 }
 
 fn hierarchies() -> Vec<PathBuf> {
-    fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 fn assert_nothing_left(place: &Path, cgroup: &str) {
     let name = place.file_name().unwrap().to_str().unwrap();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(name), "mounts are left");
-    let processes = Command::new("ps").args(["-eo", "pid,args"]).output().unwrap();
+    let processes = Command::new("ps")
+        .args(["-eo", "pid,args"])
+        .output()
+        .unwrap();
     let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
-    let left: Vec<_> = processes.lines().filter(|line| line.contains(name)).collect();
+    let left: Vec<_> = processes
+        .lines()
+        .filter(|line| line.contains(name))
+        .collect();
     assert!(left.is_empty(), "processes are left: {left:?}");
     for hierarchy in hierarchies() {
-        assert!(!hierarchy.join(cgroup).exists(), "{}: cgroups are left", hierarchy.display());
+        assert!(
+            !hierarchy.join(cgroup).exists(),
+            "{}: cgroups are left",
+            hierarchy.display()
+        );
     }
-    for directory in ["root/oci/sandboxes", "root/oci/containers", "root/oci/trash", "run/oci/pods", "images/leases"] {
-        let left: Vec<_> = fs::read_dir(place.join(directory)).unwrap().flatten().collect();
+    for directory in [
+        "root/oci/sandboxes",
+        "root/oci/containers",
+        "root/oci/trash",
+        "run/oci/pods",
+        "images/leases",
+    ] {
+        let left: Vec<_> = fs::read_dir(place.join(directory))
+            .unwrap()
+            .flatten()
+            .collect();
         assert!(left.is_empty(), "{directory} holds {left:?}");
     }
     fs::remove_dir_all(place).unwrap();
