@@ -25,10 +25,3 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
     }
     Ok(())
 }
-
-pub(crate) fn update(call: &Call, subresource: &str, new: &mut Value, old: &Value) -> Result<(), Status> {
-    if call.resource.group.is_empty() && call.resource.plural == "pods" && subresource.is_empty() {
-        mirror::keep(new, old);
-    }
-    Ok(())
-}

@@ -25,7 +25,10 @@ pub(crate) fn certificate_user(der: &[u8]) -> Option<UserInfo> {
     let (_, cert) = X509Certificate::from_der(der).ok()?;
     let subject = cert.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?;
-    let groups: Vec<&str> = subject.iter_organization().filter_map(|group| group.as_str().ok()).collect();
+    let groups: Vec<&str> = subject
+        .iter_organization()
+        .filter_map(|group| group.as_str().ok())
+        .collect();
     Some(UserInfo::new(name, &groups))
 }
 
@@ -35,7 +38,10 @@ pub(crate) struct CheckedTokens(Mutex<HashMap<[u8; 32], Claims>>);
 
 impl CheckedTokens {
     fn get(&self, token: &str, now: Timestamp) -> Option<Claims> {
-        let mut checked = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut checked = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let hash: [u8; 32] = Sha256::digest(token).into();
         let claims = checked.get(&hash)?;
         if claims.exp <= now.as_second() {
@@ -46,7 +52,10 @@ impl CheckedTokens {
     }
 
     fn put(&self, token: &str, claims: Claims) {
-        let mut checked = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut checked = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if checked.len() >= CHECKED_MAX {
             checked.clear();
         }
@@ -66,7 +75,9 @@ pub(crate) async fn authenticate(
     if let Some(CertificateUser(user)) = extensions.get() {
         return Ok(Some(user.clone()));
     }
-    let Some(header) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let Some(header) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
     let token = header
         .to_str()
         .ok()
@@ -84,33 +95,72 @@ pub(crate) async fn authenticate(
 }
 
 /// Finds the user of a token, and which of the audiences it is for; what it is bound to must still be there.
-pub(crate) async fn token_user(app: &App, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+pub(crate) async fn token_user(
+    app: &App,
+    token: &str,
+    audiences: &[String],
+) -> Result<(UserInfo, Vec<String>), String> {
     let now = Timestamp::now();
     let claims = match app.checked_tokens.get(token, now) {
-        Some(claims) if claims.aud.iter().any(|audience| audiences.contains(audience)) => claims,
+        Some(claims)
+            if claims
+                .aud
+                .iter()
+                .any(|audience| audiences.contains(audience)) =>
+        {
+            claims
+        }
         _ => {
-            let claims = app.tokens.verify(token, audiences).map_err(|error| error.to_string())?;
+            let claims = app
+                .tokens
+                .verify(token, audiences)
+                .map_err(|error| error.to_string())?;
             app.checked_tokens.put(token, claims.clone());
             claims
         }
     };
     let claim = &claims.kubernetes;
-    let mut bound = vec![("serviceaccounts", &claim.serviceaccount, claim.namespace.as_str())];
-    bound.extend(claim.pod.as_ref().map(|pod| ("pods", pod, claim.namespace.as_str())));
-    bound.extend(claim.secret.as_ref().map(|secret| ("secrets", secret, claim.namespace.as_str())));
+    let mut bound = vec![(
+        "serviceaccounts",
+        &claim.serviceaccount,
+        claim.namespace.as_str(),
+    )];
+    bound.extend(
+        claim
+            .pod
+            .as_ref()
+            .map(|pod| ("pods", pod, claim.namespace.as_str())),
+    );
+    bound.extend(
+        claim
+            .secret
+            .as_ref()
+            .map(|secret| ("secrets", secret, claim.namespace.as_str())),
+    );
     for (plural, object, namespace) in bound {
         let resource = wherry_api::find("", "v1", plural).ok_or("the resource is not served")?;
         let key = stored::key(resource, namespace, &object.name);
-        let (found, _) = app.store.get(&key).await.map_err(|error| error.to_string())?;
+        let (found, _) = app
+            .store
+            .get(&key)
+            .await
+            .map_err(|error| error.to_string())?;
         let found = found.map(|kv| stored::decode(&kv));
         if found.as_ref().map(meta::uid) != Some(object.uid.as_str()) {
-            return Err(format!("{plural} {}/{} is not the one the token is bound to", namespace, object.name));
+            return Err(format!(
+                "{plural} {}/{} is not the one the token is bound to",
+                namespace, object.name
+            ));
         }
     }
-    let mut user =
-        UserInfo::service_account(&claim.namespace, &claim.serviceaccount.name, &claim.serviceaccount.uid);
+    let mut user = UserInfo::service_account(
+        &claim.namespace,
+        &claim.serviceaccount.name,
+        &claim.serviceaccount.uid,
+    );
     let mut extra = |key: &str, value: String| {
-        user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+        user.extra
+            .insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
     };
     extra("credential-id", format!("JTI={}", claims.jti));
     if let Some(pod) = &claim.pod {
@@ -121,6 +171,10 @@ pub(crate) async fn token_user(app: &App, token: &str, audiences: &[String]) -> 
         extra("node-name", node.name.clone());
         extra("node-uid", node.uid.clone());
     }
-    let matching = claims.aud.into_iter().filter(|audience| audiences.contains(audience)).collect();
+    let matching = claims
+        .aud
+        .into_iter()
+        .filter(|audience| audiences.contains(audience))
+        .collect();
     Ok((user, matching))
 }

@@ -1,12 +1,17 @@
 //! What a cluster begins with: four namespaces, and the Service that is the server itself.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use wherry_store::Store;
 
 use crate::client::ClientService;
+
+/// How often is looked whether the `kubernetes` Service is still there; kube-apiserver's interval.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -29,9 +34,13 @@ pub(crate) struct Endpoint {
 }
 
 /// Makes what is not there. Repeatable.
-pub(crate) async fn bootstrap(client: &ClientService, endpoint: Endpoint) -> Result<(), BootstrapError> {
+pub(crate) async fn bootstrap(
+    client: &ClientService,
+    endpoint: Endpoint,
+) -> Result<(), BootstrapError> {
     for name in NAMESPACES {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         create(client, "/api/v1/namespaces", &namespace).await?;
     }
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -70,6 +79,32 @@ pub(crate) async fn bootstrap(client: &ClientService, endpoint: Endpoint) -> Res
     check(path, code, &answer)
 }
 
+/// Makes again what somebody removed, until told to stop.
+pub(crate) async fn keep(
+    client: ClientService,
+    store: Arc<dyn Store>,
+    endpoint: Endpoint,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + INTERVAL, INTERVAL);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let mut is_whole = true;
+        for key in [
+            "/registry/services/default/kubernetes",
+            "/registry/endpoints/default/kubernetes",
+        ] {
+            is_whole &= matches!(store.get(key).await, Ok((Some(_), _)));
+        }
+        if !is_whole && let Err(error) = bootstrap(&client, endpoint).await {
+            tracing::warn!(%error, "Service kubernetes is missing");
+        }
+    }
+}
+
 async fn create(client: &ClientService, path: &str, object: &Value) -> Result<(), BootstrapError> {
     let (code, answer) = client.request(Method::POST, path, object).await;
     if code == StatusCode::CONFLICT {
@@ -83,5 +118,8 @@ fn check(path: &str, code: StatusCode, answer: &Value) -> Result<(), BootstrapEr
         return Ok(());
     }
     let message = answer["message"].as_str().unwrap_or_default().to_owned();
-    Err(BootstrapError { path: path.to_owned(), message })
+    Err(BootstrapError {
+        path: path.to_owned(),
+        message,
+    })
 }

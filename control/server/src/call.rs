@@ -16,7 +16,11 @@ use crate::{
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// Media types of bodies.
-const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const BODY_TYPES: &[&str] = &[
+    "application/json",
+    "application/yaml",
+    "application/vnd.kubernetes.protobuf",
+];
 
 /// A request to a resource.
 pub(crate) struct Call {
@@ -53,7 +57,10 @@ impl Call {
     }
 
     pub(crate) fn include(&self) -> Result<IncludeObject, Status> {
-        self.query.get("includeObject").parse().map_err(Status::bad_request)
+        self.query
+            .get("includeObject")
+            .parse()
+            .map_err(Status::bad_request)
     }
 
     fn field_validation(&self) -> Result<FieldValidation, Status> {
@@ -65,13 +72,21 @@ impl Call {
                 "meta.k8s.io",
                 "CreateOptions",
                 "",
-                vec![FieldError::not_supported(&Path::new("fieldValidation"), other, &["Ignore", "Warn", "Strict"])],
+                vec![FieldError::not_supported(
+                    &Path::new("fieldValidation"),
+                    other,
+                    &["Ignore", "Warn", "Strict"],
+                )],
             )),
         }
     }
 
     /// The object in a body, its known fields checked.
-    pub(crate) fn read_object(&mut self, headers: &HeaderMap, body: &Bytes) -> Result<Value, Status> {
+    pub(crate) fn read_object(
+        &mut self,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Value, Status> {
         let (mut object, raw) = read_value(headers, body)?;
         let resource = self.resource;
         self.check_type(&mut object)?;
@@ -81,10 +96,18 @@ impl Call {
     }
 
     /// The types of an object that a patch made.
-    pub(crate) fn check_patched(&mut self, object: &mut Value, is_first: bool) -> Result<(), Status> {
+    pub(crate) fn check_patched(
+        &mut self,
+        object: &mut Value,
+        is_first: bool,
+    ) -> Result<(), Status> {
         let resource = self.resource;
         let decoded = decode::check(resource, object, &[]).map_err(Status::bad_request)?;
-        if is_first { self.apply_field_validation(&decoded) } else { Ok(()) }
+        if is_first {
+            self.apply_field_validation(&decoded)
+        } else {
+            Ok(())
+        }
     }
 
     fn apply_field_validation(&mut self, decoded: &decode::Decoded) -> Result<(), Status> {
@@ -111,7 +134,11 @@ impl Call {
         };
         let (api_version, kind) = (resource.api_version(), resource.kind);
         let found = |members: &serde_json::Map<String, Value>, field: &str| {
-            members.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+            members
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
         };
         let (found_version, found_kind) = (found(members, "apiVersion"), found(members, "kind"));
         if !found_kind.is_empty() && found_kind != kind {
@@ -132,7 +159,10 @@ impl Call {
 }
 
 /// Reads `dryRun`, of which there is one kind.
-pub(crate) fn check_dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool, Status> {
+pub(crate) fn check_dry_run<'a>(
+    values: impl Iterator<Item = &'a str>,
+    kind: &str,
+) -> Result<bool, Status> {
     let mut is_dry_run = false;
     for value in values {
         if value != "All" {
@@ -140,7 +170,11 @@ pub(crate) fn check_dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &st
                 "meta.k8s.io",
                 kind,
                 "",
-                vec![FieldError::not_supported(&Path::new("dryRun"), value, &["All"])],
+                vec![FieldError::not_supported(
+                    &Path::new("dryRun"),
+                    value,
+                    &["All"],
+                )],
             ));
         }
         is_dry_run = true;
@@ -150,7 +184,10 @@ pub(crate) fn check_dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &st
 
 /// A body as a value, and as JSON text (empty when it was in another form).
 pub(crate) fn read_value(headers: &HeaderMap, body: &Bytes) -> Result<(Value, Bytes), Status> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let unreadable = |error: &dyn std::fmt::Display| {
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of the kind of this path): couldn't get version/kind; json \
@@ -167,7 +204,8 @@ pub(crate) fn read_value(headers: &HeaderMap, body: &Bytes) -> Result<(Value, By
             Ok((value, Bytes::new()))
         }
         "application/vnd.kubernetes.protobuf" => {
-            let value = protobuf::decode(body).map_err(|error| Status::bad_request(error.to_string()))?;
+            let value =
+                protobuf::decode(body).map_err(|error| Status::bad_request(error.to_string()))?;
             Ok((value, Bytes::new()))
         }
         _ => Err(Status::unsupported_media_type(BODY_TYPES)),

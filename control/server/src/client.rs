@@ -29,14 +29,31 @@ impl ClientService {
     }
 
     /// One request with a JSON body, and its answer whole. For the few calls that the server makes of itself.
-    pub(crate) async fn request(&self, method: http::Method, path: &str, body: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn request(
+        &self,
+        method: http::Method,
+        path: &str,
+        body: &Value,
+    ) -> (StatusCode, Value) {
         let mut request = Request::new(Body::from(body.to_string()));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("paths of our own are paths");
-        request.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-        let response = self.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+        request.headers_mut().insert(
+            header::CONTENT_TYPE,
+            http::HeaderValue::from_static("application/json"),
+        );
+        let response = self
+            .clone()
+            .oneshot(request)
+            .await
+            .unwrap_or_else(|never| match never {});
         let code = response.status();
-        let bytes = response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes)
+            .unwrap_or_default();
         (code, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 }

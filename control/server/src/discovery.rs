@@ -18,14 +18,21 @@ fn group_versions() -> Vec<(&'static str, &'static str)> {
 }
 
 fn groups() -> Vec<&'static str> {
-    let mut found: Vec<&str> = group_versions().into_iter().map(|(group, _)| group).collect();
+    let mut found: Vec<&str> = group_versions()
+        .into_iter()
+        .map(|(group, _)| group)
+        .collect();
     found.retain(|group| !group.is_empty());
     found.dedup();
     found
 }
 
 fn versions_of(group: &str) -> Vec<&'static str> {
-    group_versions().into_iter().filter(|(found, _)| *found == group).map(|(_, version)| version).collect()
+    group_versions()
+        .into_iter()
+        .filter(|(found, _)| *found == group)
+        .map(|(_, version)| version)
+        .collect()
 }
 
 /// Whether there is such a group version.
@@ -99,7 +106,10 @@ pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
         return None;
     }
     let mut resources: Vec<Value> = Vec::new();
-    for row in RESOURCES.iter().filter(|row| row.group == group && row.version == version) {
+    for row in RESOURCES
+        .iter()
+        .filter(|row| row.group == group && row.version == version)
+    {
         let mut described = json!({
             "name": row.plural,
             "singularName": row.singular,
@@ -149,8 +159,14 @@ pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
         }));
     }
     resources.sort_by_key(|resource| resource["name"].as_str().unwrap_or_default().to_owned());
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}))
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
+    Some(
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}),
+    )
 }
 
 /// `/api` or `/apis` in aggregated form.
@@ -220,8 +236,17 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
     let virtual_ones = REVIEWS
         .iter()
         .filter(|review| review.group == group)
-        .map(|review| (review.plural, review.singular, review.kind, review.namespaced));
-    let bindings = group.is_empty().then_some(("bindings", "binding", "Binding", true));
+        .map(|review| {
+            (
+                review.plural,
+                review.singular,
+                review.kind,
+                review.namespaced,
+            )
+        });
+    let bindings = group
+        .is_empty()
+        .then_some(("bindings", "binding", "Binding", true));
     for (plural, singular, kind, namespaced) in virtual_ones.chain(bindings) {
         resources.push(json!({
             "resource": plural,

@@ -24,7 +24,10 @@ const MINOR: &str = "33";
 
 /// Paths everybody may see, known or not.
 pub(crate) fn is_open(path: &str) -> bool {
-    path == "/version" || ["/livez", "/readyz", "/healthz"].iter().any(|open| path == *open || path.starts_with(&format!("{open}/")))
+    path == "/version"
+        || ["/livez", "/readyz", "/healthz"]
+            .iter()
+            .any(|open| path == *open || path.starts_with(&format!("{open}/")))
 }
 
 /// Hashes of OpenAPI documents; the documents themselves are made when asked for.
@@ -33,11 +36,19 @@ pub(crate) struct DocumentHashes(Mutex<HashMap<String, String>>);
 
 impl DocumentHashes {
     fn of(&self, path: &str) -> String {
-        if let Some(hash) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
+        if let Some(hash) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(path)
+        {
             return hash.clone();
         }
         let hash = hash(&openapi::v3(path).unwrap_or_default().to_string());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), hash.clone());
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path.to_owned(), hash.clone());
         hash
     }
 }
@@ -51,14 +62,24 @@ fn hash(text: &str) -> String {
 }
 
 /// Answers a path that is no resource.
-pub(crate) async fn serve(app: &App, path: &str, query: &Query, accept: Accept, headers: &HeaderMap) -> Answer {
+pub(crate) async fn serve(
+    app: &App,
+    path: &str,
+    query: &Query,
+    accept: Accept,
+    headers: &HeaderMap,
+) -> Answer {
     let ok = |value: &Value| Ok(answer::value(accept, StatusCode::OK, value));
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts[..] {
         [""] => ok(&json!({"paths": paths()})),
         [check @ ("livez" | "readyz" | "healthz"), ..] => Ok(health(app, check, query).await),
         ["version"] => ok(&version()),
-        ["metrics"] => Ok(answer::raw(StatusCode::OK, "text/plain; version=0.0.4", app.metrics.render())),
+        ["metrics"] => Ok(answer::raw(
+            StatusCode::OK,
+            "text/plain; version=0.0.4",
+            app.metrics.render(),
+        )),
         ["api"] => match accept.shape {
             Shape::Discovery(version) => Ok(aggregated(true, version, headers)),
             _ => ok(&discovery::api_versions(&app.public_address)),
@@ -68,8 +89,12 @@ pub(crate) async fn serve(app: &App, path: &str, query: &Query, accept: Accept, 
             _ => ok(&discovery::group_list()),
         },
         ["apis", group] => ok(&discovery::group(group).ok_or_else(Status::unknown_path)?),
-        ["api", version] => ok(&discovery::resource_list("", version).ok_or_else(Status::unknown_path)?),
-        ["apis", group, version] => ok(&discovery::resource_list(group, version).ok_or_else(Status::unknown_path)?),
+        ["api", version] => {
+            ok(&discovery::resource_list("", version).ok_or_else(Status::unknown_path)?)
+        }
+        ["apis", group, version] => {
+            ok(&discovery::resource_list(group, version).ok_or_else(Status::unknown_path)?)
+        }
         ["openapi", "v2"] => ok(&openapi::v2()),
         ["openapi", "v3"] => ok(&openapi::v3_index(|path| app.document_hashes.of(path))),
         ["openapi", "v3", ..] => {
@@ -79,9 +104,10 @@ pub(crate) async fn serve(app: &App, path: &str, query: &Query, accept: Accept, 
             let hash = app.document_hashes.of(&name);
             if query.get("hash") == hash {
                 // A path with the hash of its content never changes.
-                response
-                    .headers_mut()
-                    .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
+                response.headers_mut().insert(
+                    header::CACHE_CONTROL,
+                    HeaderValue::from_static("public, immutable, max-age=31536000"),
+                );
             }
             if let Ok(etag) = HeaderValue::from_str(&format!("\"{hash}\"")) {
                 response.headers_mut().insert(header::ETAG, etag);
@@ -93,13 +119,30 @@ pub(crate) async fn serve(app: &App, path: &str, query: &Query, accept: Accept, 
 }
 
 fn paths() -> Vec<String> {
-    let fixed = ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+    let fixed = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ];
     let mut paths: Vec<String> = fixed.into_iter().map(str::to_owned).collect();
     let groups = discovery::group_list();
     for group in groups["groups"].as_array().into_iter().flatten() {
-        paths.push(format!("/apis/{}", group["name"].as_str().unwrap_or_default()));
+        paths.push(format!(
+            "/apis/{}",
+            group["name"].as_str().unwrap_or_default()
+        ));
         for version in group["versions"].as_array().into_iter().flatten() {
-            paths.push(format!("/apis/{}", version["groupVersion"].as_str().unwrap_or_default()));
+            paths.push(format!(
+                "/apis/{}",
+                version["groupVersion"].as_str().unwrap_or_default()
+            ));
         }
     }
     paths.sort();
@@ -109,7 +152,9 @@ fn paths() -> Vec<String> {
 fn aggregated(is_core: bool, version: &'static str, headers: &HeaderMap) -> Response {
     let text = discovery::aggregated(is_core, version).to_string();
     let etag = format!("\"{}\"", hash(&text));
-    let is_known = headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes());
+    let is_known = headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|known| known.as_bytes() == etag.as_bytes());
     let content_type = match version {
         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
         _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
@@ -119,7 +164,9 @@ fn aggregated(is_core: bool, version: &'static str, headers: &HeaderMap) -> Resp
     } else {
         answer::raw(StatusCode::OK, content_type, text)
     };
-    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("Accept"));
     if let Ok(etag) = HeaderValue::from_str(&etag) {
         response.headers_mut().insert(header::ETAG, etag);
     }
@@ -130,7 +177,9 @@ fn version() -> Value {
     let platform = match std::env::consts::ARCH {
         "x86_64" => "linux/amd64",
         "aarch64" => "linux/arm64",
-        other => return json!({"major": "1", "minor": MINOR, "gitVersion": git_version(), "platform": format!("linux/{other}")}),
+        other => {
+            return json!({"major": "1", "minor": MINOR, "gitVersion": git_version(), "platform": format!("linux/{other}")});
+        }
     };
     json!({
         "major": "1",
@@ -157,12 +206,33 @@ fn git_version() -> String {
 async fn health(app: &App, check: &str, query: &Query) -> Response {
     let mut checks: Vec<(&str, Result<(), String>)> = vec![("ping", Ok(()))];
     if check != "livez" {
-        let store = app.store.current_revision().await.map(|_| ()).map_err(|error| error.to_string());
+        let store = app
+            .store
+            .current_revision()
+            .await
+            .map(|_| ())
+            .map_err(|error| error.to_string());
         checks.push(("store", store));
-        let is_bootstrapped = app.is_bootstrapped.load(std::sync::atomic::Ordering::Acquire);
-        checks.push(("poststarthook/bootstrap", if is_bootstrapped { Ok(()) } else { Err("not finished".into()) }));
+        let is_bootstrapped = app
+            .is_bootstrapped
+            .load(std::sync::atomic::Ordering::Acquire);
+        checks.push((
+            "poststarthook/bootstrap",
+            if is_bootstrapped {
+                Ok(())
+            } else {
+                Err("not finished".into())
+            },
+        ));
         let is_stopping = app.shutdown.is_cancelled();
-        checks.push(("shutdown", if is_stopping { Err("process is shutting down".into()) } else { Ok(()) }));
+        checks.push((
+            "shutdown",
+            if is_stopping {
+                Err("process is shutting down".into())
+            } else {
+                Ok(())
+            },
+        ));
     }
     let failed = checks.iter().any(|(_, result)| result.is_err());
     if !failed && !query.has("verbose") {
@@ -175,6 +245,17 @@ async fn health(app: &App, check: &str, query: &Query) -> Response {
             Err(reason) => writeln!(text, "[-]{name} failed: {reason}"),
         };
     }
-    let _ = writeln!(text, "{check} check {}", if failed { "failed" } else { "passed" });
-    answer::text(if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK }, text)
+    let _ = writeln!(
+        text,
+        "{check} check {}",
+        if failed { "failed" } else { "passed" }
+    );
+    answer::text(
+        if failed {
+            StatusCode::INTERNAL_SERVER_ERROR
+        } else {
+            StatusCode::OK
+        },
+        text,
+    )
 }

@@ -41,15 +41,26 @@ struct Series {
 fn is_expired(kv: &KeyValue, now: Timestamp) -> bool {
     let times: Times = serde_json::from_slice(&kv.value).unwrap_or_default();
     let series = times.series.unwrap_or_default();
-    let seen = [Some(times.metadata.creation_timestamp), times.last_timestamp, times.event_time, series.last_observed_time];
-    let last = seen.into_iter().flatten().filter_map(|time| time.parse::<Timestamp>().ok()).max();
+    let seen = [
+        Some(times.metadata.creation_timestamp),
+        times.last_timestamp,
+        times.event_time,
+        series.last_observed_time,
+    ];
+    let last = seen
+        .into_iter()
+        .flatten()
+        .filter_map(|time| time.parse::<Timestamp>().ok())
+        .max();
     last.is_none_or(|last| now.duration_since(last) > EVENT_TTL)
 }
 
 /// Removes what is too old.
 async fn expire(store: &Arc<dyn Store>, now: Timestamp) {
     let events = wherry_api::find("", "v1", "events").expect("a row");
-    let Ok(list) = store.list(&stored::prefix(events), None, 0, 0).await else { return };
+    let Ok(list) = store.list(&stored::prefix(events), None, 0, 0).await else {
+        return;
+    };
     let expired = list.items.into_iter().filter(|kv| is_expired(kv, now));
     stream::iter(expired)
         .for_each_concurrent(PARALLEL, |kv| async move {
@@ -84,7 +95,10 @@ mod tests {
         let seen = r#"{"metadata":{"creationTimestamp":"2026-01-01T00:00:00Z"},"lastTimestamp":"2026-01-01T01:30:00Z"}"#;
         for (key, value) in [("old", old), ("seen", seen)] {
             let key = format!("/registry/events/ns/{key}");
-            store.create(&key, Bytes::from_static(value.as_bytes()), Durability::Lazy).await.unwrap();
+            store
+                .create(&key, Bytes::from_static(value.as_bytes()), Durability::Lazy)
+                .await
+                .unwrap();
         }
         expire(&store, "2026-01-01T02:00:00Z".parse().unwrap()).await;
         let list = store.list("/registry/events/", None, 0, 0).await.unwrap();

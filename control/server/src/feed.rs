@@ -43,7 +43,11 @@ pub(crate) struct Change {
 
 impl Change {
     pub(crate) fn new(event: Event) -> Self {
-        Self { event, object: OnceLock::new(), previous: OnceLock::new() }
+        Self {
+            event,
+            object: OnceLock::new(),
+            previous: OnceLock::new(),
+        }
     }
 
     /// The object after the write (before it, for a deletion), parsed at most once for all watchers.
@@ -78,10 +82,14 @@ impl Change {
     /// What to show: the new object, and for one that leaves the view, what it was when last in it.
     pub(crate) fn shown(&self, seen: Seen) -> KeyValue {
         match (&self.event.previous, seen) {
-            (Some(previous), Seen::Deleted) => {
-                KeyValue { mod_revision: self.event.revision, ..previous.clone() }
-            }
-            _ => KeyValue { mod_revision: self.event.revision, ..self.event.kv.clone() },
+            (Some(previous), Seen::Deleted) => KeyValue {
+                mod_revision: self.event.revision,
+                ..previous.clone()
+            },
+            _ => KeyValue {
+                mod_revision: self.event.revision,
+                ..self.event.kv.clone()
+            },
         }
     }
 }
@@ -134,11 +142,13 @@ impl Feed {
     fn apply(&self, events: Vec<Event>) {
         let mut state = self.state();
         for event in events {
-            state.revision = event.revision;
+            state.revision = state.revision.max(event.revision);
             let change = Arc::new(Change::new(event.clone()));
             state.groups.retain_mut(|group| {
                 if let Some(seen) = change.seen_through(&group.filter) {
-                    group.queues.retain(|queue| queue.try_send((seen, change.clone())).is_ok());
+                    group
+                        .queues
+                        .retain(|queue| queue.try_send((seen, change.clone())).is_ok());
                 } else {
                     group.queues.retain(|queue| !queue.is_closed());
                 }
@@ -155,11 +165,19 @@ impl Feed {
 
     /// Forgets everything, cutting off all watchers: what happened up to `revision` is not known.
     fn reset(&self, revision: Revision) {
-        *self.state() = FeedState { revision, ring_from: revision, ..FeedState::default() };
+        *self.state() = FeedState {
+            revision,
+            ring_from: revision,
+            ..FeedState::default()
+        };
     }
 
     /// `None`: the ring does not reach back that far.
-    fn subscribe(&self, filter: &Arc<Filter>, after: Revision) -> Option<mpsc::Receiver<(Seen, Arc<Change>)>> {
+    fn subscribe(
+        &self,
+        filter: &Arc<Filter>,
+        after: Revision,
+    ) -> Option<mpsc::Receiver<(Seen, Arc<Change>)>> {
         let mut state = self.state();
         if after < state.ring_from {
             return None;
@@ -171,26 +189,51 @@ impl Feed {
                 queue.try_send((seen, change)).ok()?;
             }
         }
-        match state.groups.iter_mut().find(|group| group.filter == *filter) {
+        match state
+            .groups
+            .iter_mut()
+            .find(|group| group.filter == *filter)
+        {
             Some(group) => group.queues.push(queue),
-            None => state.groups.push(Group { filter: filter.clone(), queues: vec![queue] }),
+            None => state.groups.push(Group {
+                filter: filter.clone(),
+                queues: vec![queue],
+            }),
         }
         Some(receiver)
     }
 
-    async fn run(self: Arc<Self>, store: Arc<dyn Store>, shutdown: CancellationToken) {
-        let mut receiver = None;
+    /// Watches the store from where this feed is; when that is forgotten, from now on and without its watchers.
+    async fn open(
+        &self,
+        store: &Arc<dyn Store>,
+    ) -> Result<mpsc::Receiver<WatchMessage>, StoreError> {
+        let from = self.state().revision;
+        // To the store, 0 is not the beginning but now.
+        if from > 0 {
+            match store.watch(&self.prefix, from).await {
+                Err(StoreError::Compacted { .. } | StoreError::Future { .. }) => {}
+                result => return result,
+            }
+        }
+        let receiver = store.watch(&self.prefix, 0).await?;
+        // In this order: what is written in between is in the receiver too.
+        self.reset(store.current_revision().await?);
+        Ok(receiver)
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        store: Arc<dyn Store>,
+        opened: mpsc::Receiver<WatchMessage>,
+        shutdown: CancellationToken,
+    ) {
+        let mut receiver = Some(opened);
         loop {
             let message = match &mut receiver {
                 None => {
-                    let from = self.state().revision;
-                    match store.watch(&self.prefix, from).await {
+                    match self.open(&store).await {
                         Ok(opened) => receiver = Some(opened),
-                        Err(StoreError::Compacted { .. } | StoreError::Future { .. }) => {
-                            if let Ok(revision) = store.current_revision().await {
-                                self.reset(revision);
-                            }
-                        }
                         Err(error) => {
                             tracing::warn!(prefix = %self.prefix, %error, "Watch of the store failed");
                             tokio::select! {
@@ -236,7 +279,11 @@ pub(crate) struct Feeds {
 
 impl Feeds {
     pub(crate) fn new(store: Arc<dyn Store>, shutdown: CancellationToken) -> Self {
-        Self { store, feeds: tokio::sync::Mutex::new(HashMap::new()), shutdown }
+        Self {
+            store,
+            feeds: tokio::sync::Mutex::new(HashMap::new()),
+            shutdown,
+        }
     }
 
     async fn feed(&self, resource: &Resource) -> Result<Arc<Feed>, StoreError> {
@@ -245,10 +292,15 @@ impl Feeds {
         if let Some(feed) = feeds.get(&prefix) {
             return Ok(feed.clone());
         }
-        let revision = self.store.current_revision().await?;
-        let feed = Arc::new(Feed { prefix: prefix.clone(), state: Mutex::default() });
-        feed.reset(revision);
-        tokio::spawn(feed.clone().run(self.store.clone(), self.shutdown.clone()));
+        let feed = Arc::new(Feed {
+            prefix: prefix.clone(),
+            state: Mutex::default(),
+        });
+        let opened = feed.open(&self.store).await?;
+        tokio::spawn(
+            feed.clone()
+                .run(self.store.clone(), opened, self.shutdown.clone()),
+        );
         feeds.insert(prefix, feed.clone());
         Ok(feed)
     }
@@ -263,6 +315,12 @@ impl Feeds {
         let feed = self.feed(resource).await?;
         let source = match feed.subscribe(filter, after) {
             Some(queue) => Source::Shared { feed, queue, after },
+            None if after == 0 => {
+                return Err(StoreError::Compacted {
+                    asked: 0,
+                    oldest: 1,
+                });
+            }
             None => Source::Own {
                 receiver: self.store.watch(filter.key_prefix(), after).await?,
                 filter: filter.clone(),
@@ -275,7 +333,11 @@ impl Feeds {
 }
 
 enum Source {
-    Shared { feed: Arc<Feed>, queue: mpsc::Receiver<(Seen, Arc<Change>)>, after: Revision },
+    Shared {
+        feed: Arc<Feed>,
+        queue: mpsc::Receiver<(Seen, Arc<Change>)>,
+        after: Revision,
+    },
     Own {
         receiver: mpsc::Receiver<WatchMessage>,
         filter: Arc<Filter>,
@@ -303,7 +365,12 @@ impl Subscription {
                     return Some((seen, change));
                 }
             },
-            Source::Own { receiver, filter, ready, revision } => loop {
+            Source::Own {
+                receiver,
+                filter,
+                ready,
+                revision,
+            } => loop {
                 if let Some(next) = ready.pop_front() {
                     return Some(next);
                 }
@@ -337,10 +404,85 @@ impl Subscription {
                 }
                 Err(revision.max(*after))
             }
-            Source::Own { ready, revision, .. } => match ready.pop_front() {
+            Source::Own {
+                ready, revision, ..
+            } => match ready.pop_front() {
                 Some(next) => Ok(next),
                 None => Err(*revision),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use wherry_store::{Durability, MemoryStore};
+
+    use super::*;
+    use crate::request::Query;
+
+    fn maps() -> &'static Resource {
+        wherry_api::find("", "v1", "configmaps").expect("a row")
+    }
+
+    async fn write(store: &Arc<dyn Store>, count: usize) {
+        for i in 0..count {
+            let value = Bytes::from_static(b"{\"metadata\":{}}");
+            let key = format!("/registry/configmaps/ns/{}-{i}", rand::random::<u64>());
+            store.create(&key, value, Durability::Lazy).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_is_cut_off_and_others_go_on() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let feeds = Feeds::new(store.clone(), CancellationToken::new());
+        let filter = Arc::new(Filter::parse(maps(), "", "", &Query::default()).unwrap());
+        let mut slow = feeds.watch(maps(), &filter, 0).await.unwrap();
+        let mut fast = feeds.watch(maps(), &filter, 0).await.unwrap();
+        for _ in 0..10 {
+            write(&store, 500).await;
+            for _ in 0..500 {
+                fast.next().await.unwrap();
+            }
+        }
+        let mut seen = 0;
+        while slow.next().await.is_some() {
+            seen += 1;
+        }
+        assert_eq!(seen, QUEUE_MAX);
+        write(&store, 1).await;
+        assert!(fast.next().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_bookmark_never_passes_a_change_that_has_not_been_shown() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let feeds = Feeds::new(store.clone(), CancellationToken::new());
+        let filter = Arc::new(Filter::parse(maps(), "", "", &Query::default()).unwrap());
+        let mut watch = feeds.watch(maps(), &filter, 0).await.unwrap();
+        let writer = tokio::spawn({
+            let store = store.clone();
+            async move { write(&store, 1_000).await }
+        });
+        let (mut last, mut seen) = (0, 0);
+        while seen < 1_000 {
+            match watch.poll_now() {
+                Ok((_, change)) => {
+                    assert!(
+                        change.event.revision > last,
+                        "a bookmark said this had been shown"
+                    );
+                    seen += 1;
+                }
+                Err(revision) => {
+                    last = revision;
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        writer.await.unwrap();
     }
 }

@@ -34,7 +34,10 @@ impl Filter {
         name: &str,
         query: &Query,
     ) -> Result<Self, Status> {
-        let text = (query.get("labelSelector").to_owned(), query.get("fieldSelector").to_owned());
+        let text = (
+            query.get("labelSelector").to_owned(),
+            query.get("fieldSelector").to_owned(),
+        );
         let labels = LabelSelector::parse(&text.0).map_err(Status::bad_request)?;
         let fields = FieldSelector::parse(&text.1).map_err(Status::bad_request)?;
         fields.check(resource).map_err(Status::bad_request)?;
@@ -42,11 +45,22 @@ impl Filter {
             Some(wanted) if namespace.is_empty() && resource.namespaced => wanted.to_owned(),
             _ => namespace.to_owned(),
         };
-        let name = if name.is_empty() { fields.required_value("metadata.name").unwrap_or_default() } else { name };
+        let name = if name.is_empty() {
+            fields.required_value("metadata.name").unwrap_or_default()
+        } else {
+            name
+        };
         let key_prefix = stored::collection(resource, &namespace);
         let key = (!name.is_empty() && (!resource.namespaced || !namespace.is_empty()))
             .then(|| stored::key(resource, &namespace, name));
-        Ok(Self { resource, key_prefix, key, text, labels, fields })
+        Ok(Self {
+            resource,
+            key_prefix,
+            key,
+            text,
+            labels,
+            fields,
+        })
     }
 
     /// What all keys it lets through begin with.
@@ -73,6 +87,7 @@ impl Filter {
             return true;
         }
         let object = object();
-        self.labels.matches(wherry_api::meta::labels(object)) && self.fields.matches(self.resource, object)
+        self.labels.matches(wherry_api::meta::labels(object))
+            && self.fields.matches(self.resource, object)
     }
 }

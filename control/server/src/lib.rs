@@ -138,7 +138,9 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,10 +164,18 @@ impl Server {
             },
             Timestamp::now(),
         )?;
-        let listen_error = |source| ServerError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+        let listen_error = |source| ServerError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
-        let public = advertise.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let public = advertise
+            .first()
+            .copied()
+            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let shutdown = CancellationToken::new();
         let app = Arc::new(App {
             feeds: feed::Feeds::new(config.store.clone(), shutdown.clone()),
@@ -188,7 +198,11 @@ impl Server {
             tls: serve::server_tls(&pki)?,
             pki: Arc::new(pki),
             listener,
-            endpoint: bootstrap::Endpoint { service_ip: service_ip.into(), address: public, port: address.port() },
+            endpoint: bootstrap::Endpoint {
+                service_ip: service_ip.into(),
+                address: public,
+                port: address.port(),
+            },
             address,
         })
     }
@@ -240,6 +254,12 @@ impl Server {
         let _stop_with_us = own.clone().drop_guard();
         self.bootstrap().await?;
         tasks.spawn(expire::run(self.app.store.clone(), own.clone()));
+        tasks.spawn(bootstrap::keep(
+            self.client_service(UserInfo::admin()),
+            self.app.store.clone(),
+            self.endpoint,
+            own.clone(),
+        ));
         let outer = shutdown.clone();
         let inner = own.clone();
         tasks.spawn(async move {

@@ -15,6 +15,10 @@ use std::{
 pub(crate) struct Level(Arc<AtomicI64>);
 
 impl Level {
+    pub(crate) fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn raise(&self) -> Gauge {
         self.0.fetch_add(1, Ordering::Relaxed);
         Gauge(self.0.clone())
@@ -82,10 +86,11 @@ impl Metrics {
     pub(crate) fn render(&self) -> String {
         let mut out = String::new();
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut family = |name: &str, help: &str, kind: &str, lines: &mut dyn FnMut(&mut String)| {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            lines(&mut out);
-        };
+        let mut family =
+            |name: &str, help: &str, kind: &str, lines: &mut dyn FnMut(&mut String)| {
+                let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+                lines(&mut out);
+            };
         let label = |l: &RequestLabels| {
             format!(
                 "verb=\"{}\",group=\"{}\",resource=\"{}\",subresource=\"{}\",code=\"{}\"",
@@ -96,23 +101,47 @@ impl Metrics {
                 l.code
             )
         };
-        family("apiserver_request_total", "Requests answered.", "counter", &mut |out| {
-            for (labels, entry) in requests.iter() {
-                let _ = writeln!(out, "apiserver_request_total{{{}}} {}", label(labels), entry.count);
-            }
-        });
-        family("apiserver_request_duration_seconds_sum", "Time taken by them.", "counter", &mut |out| {
-            for (labels, entry) in requests.iter() {
-                let _ = writeln!(out, "apiserver_request_duration_seconds_sum{{{}}} {}", label(labels), entry.seconds);
-            }
-        });
+        family(
+            "apiserver_request_total",
+            "Requests answered.",
+            "counter",
+            &mut |out| {
+                for (labels, entry) in requests.iter() {
+                    let _ = writeln!(
+                        out,
+                        "apiserver_request_total{{{}}} {}",
+                        label(labels),
+                        entry.count
+                    );
+                }
+            },
+        );
+        family(
+            "apiserver_request_duration_seconds_sum",
+            "Time taken by them.",
+            "counter",
+            &mut |out| {
+                for (labels, entry) in requests.iter() {
+                    let _ = writeln!(
+                        out,
+                        "apiserver_request_duration_seconds_sum{{{}}} {}",
+                        label(labels),
+                        entry.seconds
+                    );
+                }
+            },
+        );
         let levels = [
-            ("apiserver_current_inflight_requests", "Requests being answered.", &self.inflight),
+            (
+                "apiserver_current_inflight_requests",
+                "Requests being answered.",
+                &self.inflight,
+            ),
             ("apiserver_longrunning_requests", "Watches.", &self.watchers),
         ];
         for (name, help, level) in levels {
             family(name, help, "gauge", &mut |out| {
-                let _ = writeln!(out, "{name} {}", level.0.load(Ordering::Relaxed));
+                let _ = writeln!(out, "{name} {}", level.get());
             });
         }
         out

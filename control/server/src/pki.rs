@@ -20,8 +20,8 @@ use std::{
 
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use thiserror::Error;
@@ -75,20 +75,28 @@ impl Identity {
     fn parse(text: &str) -> Option<Self> {
         let key_start = text.find("-----BEGIN PRIVATE KEY-----")?;
         let cert_start = text.find("-----BEGIN CERTIFICATE-----")?;
-        (cert_start < key_start)
-            .then(|| Self { cert_pem: text[cert_start..key_start].to_owned(), key_pem: text[key_start..].to_owned() })
+        (cert_start < key_start).then(|| Self {
+            cert_pem: text[cert_start..key_start].to_owned(),
+            key_pem: text[key_start..].to_owned(),
+        })
     }
 
     /// For rustls.
     ///
     /// # Errors
     /// The PEM is not what it should be.
-    pub fn to_rustls(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
-        let make = |reason: String| PkiError::Make { name: "identity".into(), reason };
+    pub fn to_rustls(
+        &self,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        let make = |reason: String| PkiError::Make {
+            name: "identity".into(),
+            reason,
+        };
         let certs = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| make(error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|error| make(error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
+            .map_err(|error| make(error.to_string()))?;
         Ok((certs, key))
     }
 }
@@ -146,7 +154,9 @@ pub struct Pki {
 
 impl std::fmt::Debug for Pki {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pki").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("Pki")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,12 +167,17 @@ impl Pki {
     /// A file cannot be read or written, or the CA's file is damaged (it is never replaced).
     pub fn open(config: &PkiConfig, now: Timestamp) -> Result<Self, PkiError> {
         std::fs::create_dir_all(&config.dir).map_err(file_error(&config.dir))?;
-        std::fs::set_permissions(&config.dir, std::fs::Permissions::from_mode(0o700)).map_err(file_error(&config.dir))?;
+        std::fs::set_permissions(&config.dir, std::fs::Permissions::from_mode(0o700))
+            .map_err(file_error(&config.dir))?;
         let ca = open_authority(&config.dir.join("ca.pem"), now)?;
-        let authority_error = |reason: String| PkiError::Authority { path: config.dir.join("ca.pem"), reason };
-        let key = KeyPair::from_pem(&ca.key_pem).map_err(|error| authority_error(error.to_string()))?;
-        let issuer =
-            Issuer::from_ca_cert_pem(&ca.cert_pem, key).map_err(|error| authority_error(error.to_string()))?;
+        let authority_error = |reason: String| PkiError::Authority {
+            path: config.dir.join("ca.pem"),
+            reason,
+        };
+        let key =
+            KeyPair::from_pem(&ca.key_pem).map_err(|error| authority_error(error.to_string()))?;
+        let issuer = Issuer::from_ca_cert_pem(&ca.cert_pem, key)
+            .map_err(|error| authority_error(error.to_string()))?;
         let ca_der = CertificateDer::from_pem_slice(ca.cert_pem.as_bytes())
             .map_err(|error| authority_error(error.to_string()))?;
         let public = config.dir.join("ca.crt");
@@ -170,20 +185,33 @@ impl Pki {
             write_file(&public, ca.cert_pem.as_bytes(), 0o644)?;
         }
 
-        let leaf = |name: &str, spec: &LeafSpec| ensure_leaf(&config.dir.join(name), spec, &issuer, &ca_der, now);
-        let mut ips = vec![IpAddr::from([127, 0, 0, 1]), "::1".parse().expect("a literal address"), config.service_ip];
+        let leaf = |name: &str, spec: &LeafSpec| {
+            ensure_leaf(&config.dir.join(name), spec, &issuer, &ca_der, now)
+        };
+        let mut ips = vec![
+            IpAddr::from([127, 0, 0, 1]),
+            "::1".parse().expect("a literal address"),
+            config.service_ip,
+        ];
         ips.extend(&config.advertise);
         ips.sort_unstable();
         ips.dedup();
-        let mut dns_names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-            .into_iter()
-            .chain(["kubernetes.default.svc.cluster.local", "localhost"])
-            .map(str::to_owned)
-            .collect();
+        let mut dns_names: Vec<String> =
+            ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+                .into_iter()
+                .chain(["kubernetes.default.svc.cluster.local", "localhost"])
+                .map(str::to_owned)
+                .collect();
         dns_names.extend(config.names.iter().cloned());
         let server = leaf(
             "apiserver.pem",
-            &LeafSpec { common_name: "kube-apiserver".into(), dns_names, ips, server: true, ..LeafSpec::default() },
+            &LeafSpec {
+                common_name: "kube-apiserver".into(),
+                dns_names,
+                ips,
+                server: true,
+                ..LeafSpec::default()
+            },
         )?;
         let masters = vec!["system:masters".to_owned()];
         let client = |name: &str| LeafSpec {
@@ -192,7 +220,10 @@ impl Pki {
             client: true,
             ..LeafSpec::default()
         };
-        let kubelet_client = leaf("apiserver-kubelet.pem", &client("kube-apiserver-kubelet-client"))?;
+        let kubelet_client = leaf(
+            "apiserver-kubelet.pem",
+            &client("kube-apiserver-kubelet-client"),
+        )?;
         let admin = leaf("admin.pem", &client("kubernetes-admin"))?;
         let service_account_key = open_key(&config.dir.join("service-account.key"))?;
         Ok(Self {
@@ -249,7 +280,13 @@ impl Pki {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn node(&self, dir: &Path, node: &str, ips: &[IpAddr], now: Timestamp) -> Result<NodeIdentity, PkiError> {
+    pub fn node(
+        &self,
+        dir: &Path,
+        node: &str,
+        ips: &[IpAddr],
+        now: Timestamp,
+    ) -> Result<NodeIdentity, PkiError> {
         std::fs::create_dir_all(dir).map_err(file_error(dir))?;
         let name = format!("system:node:{node}");
         let organizations = vec!["system:nodes".to_owned()];
@@ -257,11 +294,20 @@ impl Pki {
             common_name: name.clone(),
             organizations: organizations.clone(),
             dns_names: vec![node.to_owned(), "localhost".to_owned()],
-            ips: ips.iter().copied().chain([IpAddr::from([127, 0, 0, 1])]).collect(),
+            ips: ips
+                .iter()
+                .copied()
+                .chain([IpAddr::from([127, 0, 0, 1])])
+                .collect(),
             server: true,
             client: false,
         };
-        let client = LeafSpec { common_name: name, organizations, client: true, ..LeafSpec::default() };
+        let client = LeafSpec {
+            common_name: name,
+            organizations,
+            client: true,
+            ..LeafSpec::default()
+        };
         Ok(NodeIdentity {
             serving: self.leaf(&dir.join("kubelet-server.pem"), &serving, now)?,
             client: self.leaf(&dir.join("kubelet-client.pem"), &client, now)?,
@@ -289,10 +335,14 @@ pub fn kubeconfig(server_url: &str, ca_pem: &str, user: &str, identity: &Identit
 /// The directory cannot be written.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     let write = || -> std::io::Result<()> {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = path
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         file.write_all(content)?;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
         std::fs::File::open(dir)?.sync_all()
@@ -302,7 +352,10 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError
 
 fn file_error(path: &Path) -> impl Fn(std::io::Error) -> PkiError {
     let path = path.to_owned();
-    move |source| PkiError::File { path: path.clone(), source }
+    move |source| PkiError::File {
+        path: path.clone(),
+        source,
+    }
 }
 
 fn read_file(path: &Path) -> Result<Option<String>, PkiError> {
@@ -314,26 +367,46 @@ fn read_file(path: &Path) -> Result<Option<String>, PkiError> {
 }
 
 fn make_error(path: &Path) -> impl Fn(rcgen::Error) -> PkiError {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    move |error| PkiError::Make { name: name.clone(), reason: error.to_string() }
+    let name = path
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    move |error| PkiError::Make {
+        name: name.clone(),
+        reason: error.to_string(),
+    }
 }
 
 fn open_authority(path: &Path, now: Timestamp) -> Result<Identity, PkiError> {
     if let Some(text) = read_file(path)? {
-        return Identity::parse(&text)
-            .ok_or_else(|| PkiError::Authority { path: path.to_owned(), reason: "no certificate and key in it".into() });
+        return Identity::parse(&text).ok_or_else(|| PkiError::Authority {
+            path: path.to_owned(),
+            reason: "no certificate and key in it".into(),
+        });
     }
     let mut params = CertificateParams::default();
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, "wherry-ca");
     params.distinguished_name = subject;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     set_validity(&mut params, now, CA_YEARS * 365);
     let key = KeyPair::generate().map_err(make_error(path))?;
     let cert = params.self_signed(&key).map_err(make_error(path))?;
-    let identity = Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() };
-    write_file(path, format!("{}{}", identity.cert_pem, identity.key_pem).as_bytes(), 0o600)?;
+    let identity = Identity {
+        cert_pem: cert.pem(),
+        key_pem: key.serialize_pem(),
+    };
+    write_file(
+        path,
+        format!("{}{}", identity.cert_pem, identity.key_pem).as_bytes(),
+        0o600,
+    )?;
     Ok(identity)
 }
 
@@ -359,7 +432,9 @@ fn ensure_leaf(
         return Ok(identity);
     }
     let mut params = CertificateParams::new(spec.dns_names.clone()).map_err(make_error(path))?;
-    params.subject_alt_names.extend(spec.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params
+        .subject_alt_names
+        .extend(spec.ips.iter().map(|ip| SanType::IpAddress(*ip)));
     let mut subject = DistinguishedName::new();
     for organization in &spec.organizations {
         subject.push(DnType::OrganizationName, organization.as_str());
@@ -368,28 +443,51 @@ fn ensure_leaf(
     params.distinguished_name = subject;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     if spec.server {
-        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ServerAuth);
     }
     if spec.client {
-        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ClientAuth);
     }
     params.use_authority_key_identifier_extension = true;
     set_validity(&mut params, now, LEAF_DAYS);
     let key = KeyPair::generate().map_err(make_error(path))?;
     let cert = params.signed_by(&key, issuer).map_err(make_error(path))?;
-    let identity = Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() };
-    write_file(path, format!("{}{}", identity.cert_pem, identity.key_pem).as_bytes(), 0o600)?;
+    let identity = Identity {
+        cert_pem: cert.pem(),
+        key_pem: key.serialize_pem(),
+    };
+    write_file(
+        path,
+        format!("{}{}", identity.cert_pem, identity.key_pem).as_bytes(),
+        0o600,
+    )?;
     Ok(identity)
 }
 
 /// Whether a leaf on disk still serves: issued by this CA, far from its end, with the names asked for.
-fn is_current(identity: &Identity, spec: &LeafSpec, ca: &CertificateDer<'_>, now: Timestamp) -> bool {
+fn is_current(
+    identity: &Identity,
+    spec: &LeafSpec,
+    ca: &CertificateDer<'_>,
+    now: Timestamp,
+) -> bool {
     use x509_parser::{extensions::GeneralName, prelude::*};
-    let Ok(der) = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()) else { return false };
-    let (Ok((_, cert)), Ok((_, ca))) = (X509Certificate::from_der(&der), X509Certificate::from_der(ca)) else {
+    let Ok(der) = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()) else {
         return false;
     };
-    let Ok(key) = KeyPair::from_pem(&identity.key_pem) else { return false };
+    let (Ok((_, cert)), Ok((_, ca))) = (
+        X509Certificate::from_der(&der),
+        X509Certificate::from_der(ca),
+    ) else {
+        return false;
+    };
+    let Ok(key) = KeyPair::from_pem(&identity.key_pem) else {
+        return false;
+    };
     let names = match cert.subject_alternative_name() {
         Ok(Some(extension)) => extension.value.general_names.as_slice(),
         _ => &[],
@@ -401,8 +499,16 @@ fn is_current(identity: &Identity, spec: &LeafSpec, ca: &CertificateDer<'_>, now
             _ => false,
         })
     };
-    let has_dns = |dns: &String| names.iter().any(|name| matches!(name, GeneralName::DNSName(found) if found == dns));
-    let common_name = cert.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    let has_dns = |dns: &String| {
+        names
+            .iter()
+            .any(|name| matches!(name, GeneralName::DNSName(found) if found == dns))
+    };
+    let common_name = cert
+        .subject()
+        .iter_common_name()
+        .next()
+        .and_then(|name| name.as_str().ok());
     cert.issuer() == ca.subject()
         && authority_key(&cert).is_none_or(|id| Some(id) == subject_key(&ca))
         && cert.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
@@ -414,19 +520,21 @@ fn is_current(identity: &Identity, spec: &LeafSpec, ca: &CertificateDer<'_>, now
 }
 
 fn authority_key<'a>(cert: &'a x509_parser::certificate::X509Certificate<'_>) -> Option<&'a [u8]> {
-    cert.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        x509_parser::extensions::ParsedExtension::AuthorityKeyIdentifier(id) => {
-            id.key_identifier.as_ref().map(|key| key.0)
-        }
-        _ => None,
-    })
+    cert.iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            x509_parser::extensions::ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().map(|key| key.0)
+            }
+            _ => None,
+        })
 }
 
 fn subject_key<'a>(cert: &'a x509_parser::certificate::X509Certificate<'_>) -> Option<&'a [u8]> {
-    cert.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-        _ => None,
-    })
+    cert.iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+            _ => None,
+        })
 }
 
 /// From yesterday, for clocks that are behind, to `days` from now.
@@ -434,7 +542,11 @@ fn set_validity(params: &mut CertificateParams, now: Timestamp, days: i64) {
     let today = now.to_zoned(TimeZone::UTC).date();
     let [from, until] = [-1, days].map(|offset| {
         let date = today.checked_add(offset.days()).unwrap_or(today);
-        rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+        rcgen::date_time_ymd(
+            i32::from(date.year()),
+            date.month().unsigned_abs(),
+            date.day().unsigned_abs(),
+        )
     });
     params.not_before = from;
     params.not_after = until;

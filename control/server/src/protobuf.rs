@@ -81,7 +81,10 @@ fn messages() -> &'static Messages {
                     current = line;
                     messages.insert(current, Vec::new());
                 }
-                Some(line) => messages.entry(current).or_default().extend(parse_field(line)),
+                Some(line) => messages
+                    .entry(current)
+                    .or_default()
+                    .extend(parse_field(line)),
             }
         }
         messages
@@ -98,7 +101,12 @@ fn parse_field(line: &'static str) -> Option<Field> {
         _ => (Shape::One, rest),
     };
     let (type_, name) = rest.split_once(' ').unwrap_or((rest, ""));
-    Some(Field { number: number.parse().ok()?, shape, type_, name })
+    Some(Field {
+        number: number.parse().ok()?,
+        shape,
+        type_,
+        name,
+    })
 }
 
 /// The object in a body, as it would be in JSON.
@@ -121,11 +129,16 @@ pub(crate) fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
             _ => {}
         }
     }
-    let (group, version) = api_version.split_once('/').unwrap_or(("core", &api_version));
+    let (group, version) = api_version
+        .split_once('/')
+        .unwrap_or(("core", &api_version));
     let name = if kind == "DeleteOptions" {
         "meta.v1.DeleteOptions".to_owned()
     } else {
-        format!("{}.{version}.{kind}", group.split('.').next().unwrap_or_default())
+        format!(
+            "{}.{version}.{kind}",
+            group.split('.').next().unwrap_or_default()
+        )
     };
     let Some((name, _)) = messages().get_key_value(name.as_str()) else {
         return Err(ProtobufError::Kind { kind, api_version });
@@ -161,7 +174,10 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], ProtobufError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(ProtobufError::Truncated)?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(len)
+            .ok_or(ProtobufError::Truncated)?;
         self.0 = rest;
         Ok(taken)
     }
@@ -173,7 +189,9 @@ impl<'a> Reader<'a> {
         let key = self.varint()?;
         let wire = match key & 7 {
             0 => Wire::Varint(self.varint()?),
-            1 => Wire::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().expect("eight bytes were taken"))),
+            1 => Wire::Fixed64(u64::from_le_bytes(
+                self.take(8)?.try_into().expect("eight bytes were taken"),
+            )),
             2 => {
                 let len = usize::try_from(self.varint()?).map_err(|_| ProtobufError::Truncated)?;
                 Wire::Bytes(self.take(len)?)
@@ -190,14 +208,19 @@ impl<'a> Reader<'a> {
 
 fn text(wire: &Wire<'_>, message: &str) -> Result<String, ProtobufError> {
     match wire {
-        Wire::Bytes(bytes) => {
-            std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| ProtobufError::Utf8(message.to_owned()))
-        }
+        Wire::Bytes(bytes) => std::str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|_| ProtobufError::Utf8(message.to_owned())),
         _ => Err(ProtobufError::WireType(message.to_owned())),
     }
 }
 
-fn read_message(name: &str, bytes: &[u8], out: &mut Map<String, Value>, depth: usize) -> Result<(), ProtobufError> {
+fn read_message(
+    name: &str,
+    bytes: &[u8],
+    out: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), ProtobufError> {
     if depth > DEPTH_MAX {
         return Err(ProtobufError::Depth);
     }
@@ -205,7 +228,9 @@ fn read_message(name: &str, bytes: &[u8], out: &mut Map<String, Value>, depth: u
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next()? {
         // A field of a newer version than this one's.
-        let Some(field) = fields.iter().find(|field| field.number == number) else { continue };
+        let Some(field) = fields.iter().find(|field| field.number == number) else {
+            continue;
+        };
         match field.shape {
             Shape::Inline => match wire {
                 Wire::Bytes(bytes) => read_message(field.type_, bytes, out, depth + 1)?,
@@ -213,15 +238,21 @@ fn read_message(name: &str, bytes: &[u8], out: &mut Map<String, Value>, depth: u
             },
             Shape::Repeated => {
                 let value = read_value(name, field.type_, &wire, depth)?;
-                if let Some(list) =
-                    out.entry(field.name).or_insert_with(|| Value::Array(Vec::new())).as_array_mut()
+                if let Some(list) = out
+                    .entry(field.name)
+                    .or_insert_with(|| Value::Array(Vec::new()))
+                    .as_array_mut()
                 {
                     list.push(value);
                 }
             }
             Shape::Map => {
                 let (key, value) = read_entry(name, field.type_, &wire, depth)?;
-                if let Some(map) = out.entry(field.name).or_insert_with(|| Value::Object(Map::new())).as_object_mut() {
+                if let Some(map) = out
+                    .entry(field.name)
+                    .or_insert_with(|| Value::Object(Map::new()))
+                    .as_object_mut()
+                {
                     map.insert(key, value);
                 }
             }
@@ -243,8 +274,15 @@ fn read_message(name: &str, bytes: &[u8], out: &mut Map<String, Value>, depth: u
     Ok(())
 }
 
-fn read_entry(name: &str, type_: &str, wire: &Wire<'_>, depth: usize) -> Result<(String, Value), ProtobufError> {
-    let Wire::Bytes(bytes) = wire else { return Err(ProtobufError::WireType(name.to_owned())) };
+fn read_entry(
+    name: &str,
+    type_: &str,
+    wire: &Wire<'_>,
+    depth: usize,
+) -> Result<(String, Value), ProtobufError> {
+    let Wire::Bytes(bytes) = wire else {
+        return Err(ProtobufError::WireType(name.to_owned()));
+    };
     let mut key = String::new();
     let mut value = match type_ {
         "string" | "bytes" => Value::String(String::new()),
@@ -261,7 +299,12 @@ fn read_entry(name: &str, type_: &str, wire: &Wire<'_>, depth: usize) -> Result<
     Ok((key, value))
 }
 
-fn read_value(message: &str, type_: &str, wire: &Wire<'_>, depth: usize) -> Result<Value, ProtobufError> {
+fn read_value(
+    message: &str,
+    type_: &str,
+    wire: &Wire<'_>,
+    depth: usize,
+) -> Result<Value, ProtobufError> {
     let wrong = || ProtobufError::WireType(message.to_owned());
     match (type_, wire) {
         ("string", wire) => text(wire, message).map(Value::String),
@@ -286,10 +329,19 @@ fn read_value(message: &str, type_: &str, wire: &Wire<'_>, depth: usize) -> Resu
             let mut out = Map::new();
             read_message(type_, bytes, &mut out, depth + 1)?;
             let part = |name: &str| out.get(name).and_then(Value::as_i64);
-            let Some(seconds) = part("seconds") else { return Ok(Value::Null) };
+            let Some(seconds) = part("seconds") else {
+                return Ok(Value::Null);
+            };
             let nanos = i32::try_from(part("nanos").unwrap_or_default()).unwrap_or_default();
-            let Ok(time) = Timestamp::new(seconds, nanos) else { return Ok(Value::Null) };
-            Ok(if type_ == "meta.v1.Time" { meta::format_time(time) } else { meta::format_micro_time(time) }.into())
+            let Ok(time) = Timestamp::new(seconds, nanos) else {
+                return Ok(Value::Null);
+            };
+            Ok(if type_ == "meta.v1.Time" {
+                meta::format_time(time)
+            } else {
+                meta::format_micro_time(time)
+            }
+            .into())
         }
         ("runtime.RawExtension" | "meta.v1.FieldsV1", Wire::Bytes(bytes)) => {
             let mut raw = Reader(bytes);
@@ -300,10 +352,17 @@ fn read_value(message: &str, type_: &str, wire: &Wire<'_>, depth: usize) -> Resu
             }
             Ok(Value::Null)
         }
-        ("authorization.v1.ExtraValue" | "authentication.v1.ExtraValue" | "certificates.v1.ExtraValue", Wire::Bytes(bytes)) => {
+        (
+            "authorization.v1.ExtraValue"
+            | "authentication.v1.ExtraValue"
+            | "certificates.v1.ExtraValue",
+            Wire::Bytes(bytes),
+        ) => {
             let mut out = Map::new();
             read_message(type_, bytes, &mut out, depth + 1)?;
-            Ok(out.remove("items").unwrap_or_else(|| Value::Array(Vec::new())))
+            Ok(out
+                .remove("items")
+                .unwrap_or_else(|| Value::Array(Vec::new())))
         }
         ("bytes" | "int" | "bool" | "double", _) => Err(wrong()),
         (_, Wire::Bytes(bytes)) => {
@@ -343,7 +402,17 @@ mod tests {
     fn a_pod_is_what_it_would_be_in_json() {
         let quantity = field(1, b"500m");
         let limit = [field(1, b"cpu"), field(2, &quantity)].concat();
-        let probe = [field(1, &field(2, &[field(1, b"/"), field(2, &[0x08, 0, 0x10, 80, 0x1a, 0])].concat())), vec![0x10, 0]].concat();
+        let probe = [
+            field(
+                1,
+                &field(
+                    2,
+                    &[field(1, b"/"), field(2, &[0x08, 0, 0x10, 80, 0x1a, 0])].concat(),
+                ),
+            ),
+            vec![0x10, 0],
+        ]
+        .concat();
         let container = [
             field(1, b"web"),
             field(2, b""),
@@ -353,9 +422,26 @@ mod tests {
         .concat();
         let volume = [field(1, b"v"), field(2, &field(2, b""))].concat();
         // restartPolicy is empty and hostNetwork false, as Go writes what is not set; the grace period is 0.
-        let spec = [field(1, &volume), field(2, &container), field(3, b""), vec![4 << 3, 0], vec![11 << 3, 0]].concat();
-        let metadata = [field(1, b"a"), field(8, b""), field(11, &[field(1, b"k"), field(2, b"")].concat())].concat();
-        let pod = decode(&envelope("v1", "Pod", &[field(1, &metadata), field(2, &spec)].concat())).unwrap();
+        let spec = [
+            field(1, &volume),
+            field(2, &container),
+            field(3, b""),
+            vec![4 << 3, 0],
+            vec![11 << 3, 0],
+        ]
+        .concat();
+        let metadata = [
+            field(1, b"a"),
+            field(8, b""),
+            field(11, &[field(1, b"k"), field(2, b"")].concat()),
+        ]
+        .concat();
+        let pod = decode(&envelope(
+            "v1",
+            "Pod",
+            &[field(1, &metadata), field(2, &spec)].concat(),
+        ))
+        .unwrap();
         assert_eq!(
             pod,
             json!({
@@ -377,20 +463,35 @@ mod tests {
     #[test]
     fn bytes_times_and_options_are_read() {
         let secret = field(2, &[field(1, b"k"), field(2, b"\x00\x01")].concat());
-        assert_eq!(decode(&envelope("v1", "Secret", &secret)).unwrap()["data"], json!({"k": "AAE="}));
+        assert_eq!(
+            decode(&envelope("v1", "Secret", &secret)).unwrap()["data"],
+            json!({"k": "AAE="})
+        );
         let options = decode(&envelope("policy/v1", "DeleteOptions", &[0x08, 0])).unwrap();
         assert_eq!(options["gracePeriodSeconds"], 0);
         let time = [vec![0x08], vec![0x80, 0xd0, 0x95, 0xff, 0x06]].concat();
         let lease = field(2, &field(4, &time));
         let lease = decode(&envelope("coordination.k8s.io/v1", "Lease", &lease)).unwrap();
-        assert!(lease["spec"]["renewTime"].as_str().unwrap().ends_with(".000000Z"), "{lease}");
+        assert!(
+            lease["spec"]["renewTime"]
+                .as_str()
+                .unwrap()
+                .ends_with(".000000Z"),
+            "{lease}"
+        );
     }
 
     #[test]
     fn what_is_none_is_refused() {
         assert_eq!(decode(b"{}"), Err(ProtobufError::Prefix));
-        assert!(matches!(decode(&envelope("v1", "Nonsense", b"")), Err(ProtobufError::Kind { .. })));
-        assert_eq!(decode(&envelope("v1", "Pod", &[0x0a, 0x7f])), Err(ProtobufError::Truncated));
+        assert!(matches!(
+            decode(&envelope("v1", "Nonsense", b"")),
+            Err(ProtobufError::Kind { .. })
+        ));
+        assert_eq!(
+            decode(&envelope("v1", "Pod", &[0x0a, 0x7f])),
+            Err(ProtobufError::Truncated)
+        );
     }
 
     #[test]
@@ -398,9 +499,14 @@ mod tests {
         let scalars = ["string", "bytes", "int", "bool", "double"];
         for (name, fields) in messages() {
             for field in fields {
-                let is_known = scalars.contains(&field.type_) || messages().contains_key(field.type_);
+                let is_known =
+                    scalars.contains(&field.type_) || messages().contains_key(field.type_);
                 assert!(is_known, "{name}: {}", field.type_);
-                assert_eq!(field.name.is_empty(), field.shape == Shape::Inline, "{name}: {field:?}");
+                assert_eq!(
+                    field.name.is_empty(),
+                    field.shape == Shape::Inline,
+                    "{name}: {field:?}"
+                );
             }
         }
     }

@@ -84,21 +84,33 @@ pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(crate) fn parse(uri: &Uri) -> Self {
-        Self(AxumQuery::<Vec<(String, String)>>::try_from_uri(uri).map(|query| query.0).unwrap_or_default())
+        Self(
+            AxumQuery::<Vec<(String, String)>>::try_from_uri(uri)
+                .map(|query| query.0)
+                .unwrap_or_default(),
+        )
     }
 
     /// The first value; empty when it is not there.
     pub(crate) fn get(&self, name: &str) -> &str {
-        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value)
     }
 
     pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// A boolean as Kubernetes reads it: there, and not `false` or `0`.
     pub(crate) fn flag(&self, name: &str) -> bool {
-        self.0.iter().any(|(key, value)| key == name && !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
+        self.0.iter().any(|(key, value)| {
+            key == name && !matches!(value.to_ascii_lowercase().as_str(), "false" | "0")
+        })
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -109,10 +121,11 @@ impl Query {
     pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Status> {
         match self.get(name) {
             "" => Ok(None),
-            text => text
-                .parse()
-                .map(Some)
-                .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
+            text => text.parse().map(Some).map_err(|_| {
+                Status::bad_request(format!(
+                    "strconv.ParseInt: parsing {text:?}: invalid syntax"
+                ))
+            }),
         }
     }
 }
@@ -161,9 +174,16 @@ impl Accept {
     /// The first form asked for that can be had.
     pub(crate) fn parse(headers: &HeaderMap, query: &Query) -> Result<Self, Status> {
         let pretty = query.flag("pretty");
-        let mut wanted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+        let mut wanted = headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .peekable();
         if wanted.peek().is_none() {
-            return Ok(Self { pretty, ..Self::default() });
+            return Ok(Self {
+                pretty,
+                ..Self::default()
+            });
         }
         wanted
             .flat_map(|value| value.split(','))
@@ -192,12 +212,20 @@ fn parse_accepted(range: &str) -> Option<Accept> {
     let shape = match (kind, group, version) {
         ("", _, _) => Shape::Object,
         ("Table", "meta.k8s.io", "v1" | "v1beta1") => Shape::Table,
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1" | "v1beta1") => Shape::Metadata,
+        (
+            "PartialObjectMetadata" | "PartialObjectMetadataList",
+            "meta.k8s.io",
+            "v1" | "v1beta1",
+        ) => Shape::Metadata,
         ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Shape::Discovery("v2"),
         ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2beta1") => Shape::Discovery("v2beta1"),
         _ => return None,
     };
-    Some(Accept { format, shape, pretty: false })
+    Some(Accept {
+        format,
+        shape,
+        pretty: false,
+    })
 }
 
 /// What a request does to a resource, in the words authorization uses.
@@ -229,7 +257,14 @@ mod tests {
 
     fn parse(path: &str) -> Option<(String, String, String, String, String, String)> {
         let p = ResourcePath::parse(path)?;
-        Some((p.group, p.namespace, p.resource, p.name, p.subresource, p.rest))
+        Some((
+            p.group,
+            p.namespace,
+            p.resource,
+            p.name,
+            p.subresource,
+            p.rest,
+        ))
     }
 
     #[test]
@@ -238,15 +273,63 @@ mod tests {
             ("/api/v1/pods", "", "", "pods", "", "", ""),
             ("/api/v1/namespaces", "", "", "namespaces", "", "", ""),
             ("/api/v1/namespaces/a", "", "", "namespaces", "a", "", ""),
-            ("/api/v1/namespaces/a/status", "", "", "namespaces", "a", "status", ""),
-            ("/api/v1/namespaces/a/finalize", "", "", "namespaces", "a", "finalize", ""),
+            (
+                "/api/v1/namespaces/a/status",
+                "",
+                "",
+                "namespaces",
+                "a",
+                "status",
+                "",
+            ),
+            (
+                "/api/v1/namespaces/a/finalize",
+                "",
+                "",
+                "namespaces",
+                "a",
+                "finalize",
+                "",
+            ),
             ("/api/v1/namespaces/a/pods", "", "a", "pods", "", "", ""),
             ("/api/v1/namespaces/a/pods/", "", "a", "pods", "", "", ""),
-            ("/api/v1/namespaces/a/pods/b/log", "", "a", "pods", "b", "log", ""),
-            ("/api/v1/namespaces/a/pods/b/proxy/c/d/", "", "a", "pods", "b", "proxy", "/c/d/"),
+            (
+                "/api/v1/namespaces/a/pods/b/log",
+                "",
+                "a",
+                "pods",
+                "b",
+                "log",
+                "",
+            ),
+            (
+                "/api/v1/namespaces/a/pods/b/proxy/c/d/",
+                "",
+                "a",
+                "pods",
+                "b",
+                "proxy",
+                "/c/d/",
+            ),
             ("/api/v1/nodes/n/proxy/", "", "", "nodes", "n", "proxy", "/"),
-            ("/apis/node.k8s.io/v1/runtimeclasses/wasm", "node.k8s.io", "", "runtimeclasses", "wasm", "", ""),
-            ("/api/v1/namespaces/a/events/b%3Ac", "", "a", "events", "b:c", "", ""),
+            (
+                "/apis/node.k8s.io/v1/runtimeclasses/wasm",
+                "node.k8s.io",
+                "",
+                "runtimeclasses",
+                "wasm",
+                "",
+                "",
+            ),
+            (
+                "/api/v1/namespaces/a/events/b%3Ac",
+                "",
+                "a",
+                "events",
+                "b:c",
+                "",
+                "",
+            ),
         ] {
             let parsed = parse(path).unwrap_or_else(|| panic!("{path}"));
             let expected = (group, namespace, resource, name, subresource, rest);
@@ -265,8 +348,15 @@ mod tests {
     #[test]
     fn paths_that_name_no_resource_and_names_that_leave_their_segment_are_refused() {
         for path in [
-            "/", "/api", "/api/v1", "/apis/apps", "/apis/apps/v1", "/healthz",
-            "/api/v1/namespaces/a/pods/b%2Fc", "/api/v1/pods/..", "/api/v1/namespaces/a/pods/b/log/c",
+            "/",
+            "/api",
+            "/api/v1",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/healthz",
+            "/api/v1/namespaces/a/pods/b%2Fc",
+            "/api/v1/pods/..",
+            "/api/v1/namespaces/a/pods/b/log/c",
         ] {
             assert_eq!(parse(path), None, "{path}");
         }
@@ -276,7 +366,14 @@ mod tests {
     fn watch_paths_are_watches() {
         let parsed = ResourcePath::parse("/api/v1/watch/namespaces/a/pods/b").unwrap();
         assert!(parsed.is_watch);
-        assert_eq!((parsed.namespace.as_str(), parsed.resource.as_str(), parsed.name.as_str()), ("a", "pods", "b"));
+        assert_eq!(
+            (
+                parsed.namespace.as_str(),
+                parsed.resource.as_str(),
+                parsed.name.as_str()
+            ),
+            ("a", "pods", "b")
+        );
     }
 
     #[test]
@@ -288,9 +385,20 @@ mod tests {
         };
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
         assert_eq!(accept(table).unwrap().shape, Shape::Table);
-        assert_eq!(accept("application/vnd.kubernetes.protobuf,application/json").unwrap(), Accept::default());
-        assert_eq!(accept("application/json;as=Other;v=v1;g=x,*/*").unwrap(), Accept::default());
+        assert_eq!(
+            accept("application/vnd.kubernetes.protobuf,application/json").unwrap(),
+            Accept::default()
+        );
+        assert_eq!(
+            accept("application/json;as=Other;v=v1;g=x,*/*").unwrap(),
+            Accept::default()
+        );
         assert_eq!(accept("application/yaml").unwrap().format, Format::Yaml);
-        assert_eq!(accept("application/vnd.kubernetes.protobuf").unwrap_err().code, 406);
+        assert_eq!(
+            accept("application/vnd.kubernetes.protobuf")
+                .unwrap_err()
+                .code,
+            406
+        );
     }
 }

@@ -22,8 +22,19 @@ pub(crate) struct Review {
     pub(crate) namespaced: bool,
 }
 
-const fn review(group: &'static str, plural: &'static str, singular: &'static str, kind: &'static str) -> Review {
-    Review { group, plural, singular, kind, namespaced: false }
+const fn review(
+    group: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    kind: &'static str,
+) -> Review {
+    Review {
+        group,
+        plural,
+        singular,
+        kind,
+        namespaced: false,
+    }
 }
 
 const AUTHENTICATION: &str = "authentication.k8s.io";
@@ -31,19 +42,46 @@ const AUTHORIZATION: &str = "authorization.k8s.io";
 
 /// All of them, `v1` each.
 pub(crate) const REVIEWS: &[Review] = &[
-    review(AUTHENTICATION, "selfsubjectreviews", "selfsubjectreview", "SelfSubjectReview"),
+    review(
+        AUTHENTICATION,
+        "selfsubjectreviews",
+        "selfsubjectreview",
+        "SelfSubjectReview",
+    ),
     review(AUTHENTICATION, "tokenreviews", "tokenreview", "TokenReview"),
     Review {
         namespaced: true,
-        ..review(AUTHORIZATION, "localsubjectaccessreviews", "localsubjectaccessreview", "LocalSubjectAccessReview")
+        ..review(
+            AUTHORIZATION,
+            "localsubjectaccessreviews",
+            "localsubjectaccessreview",
+            "LocalSubjectAccessReview",
+        )
     },
-    review(AUTHORIZATION, "selfsubjectaccessreviews", "selfsubjectaccessreview", "SelfSubjectAccessReview"),
-    review(AUTHORIZATION, "selfsubjectrulesreviews", "selfsubjectrulesreview", "SelfSubjectRulesReview"),
-    review(AUTHORIZATION, "subjectaccessreviews", "subjectaccessreview", "SubjectAccessReview"),
+    review(
+        AUTHORIZATION,
+        "selfsubjectaccessreviews",
+        "selfsubjectaccessreview",
+        "SelfSubjectAccessReview",
+    ),
+    review(
+        AUTHORIZATION,
+        "selfsubjectrulesreviews",
+        "selfsubjectrulesreview",
+        "SelfSubjectRulesReview",
+    ),
+    review(
+        AUTHORIZATION,
+        "subjectaccessreviews",
+        "subjectaccessreview",
+        "SubjectAccessReview",
+    ),
 ];
 
 pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Review> {
-    REVIEWS.iter().find(|review| review.group == group && review.plural == plural && version == "v1")
+    REVIEWS
+        .iter()
+        .find(|review| review.group == group && review.plural == plural && version == "v1")
 }
 
 /// Answers one.
@@ -56,7 +94,10 @@ pub(crate) async fn serve(
     mut object: Value,
 ) -> Answer {
     if !object.is_object() {
-        return Err(Status::bad_request(format!("the object provided is unrecognized (must be of type {})", review.kind)));
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {})",
+            review.kind
+        )));
     }
     object["kind"] = review.kind.into();
     object["apiVersion"] = format!("{}/v1", review.group).into();
@@ -87,19 +128,31 @@ fn describe(user: &UserInfo) -> Value {
 
 async fn token_review(app: &App, spec: &Value) -> Value {
     let token = spec["token"].as_str().unwrap_or_default();
-    let mut audiences: Vec<String> =
-        spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     if audiences.is_empty() {
         audiences.push(ISSUER.to_owned());
     }
     match authn::token_user(app, token, &audiences).await {
-        Ok((user, audiences)) => json!({"authenticated": true, "user": describe(&user), "audiences": audiences}),
+        Ok((user, audiences)) => {
+            json!({"authenticated": true, "user": describe(&user), "audiences": audiences})
+        }
         Err(error) => json!({"authenticated": false, "user": {}, "error": error}),
     }
 }
 
 fn subject(spec: &Value) -> UserInfo {
-    let groups: Vec<&str> = spec["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let groups: Vec<&str> = spec["groups"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         groups: groups.into_iter().map(str::to_owned).collect(),
@@ -111,7 +164,11 @@ fn access(app: &App, user: &UserInfo, spec: &Value, namespace: &str) -> Value {
     let text = |part: &str, field: &str| spec[part][field].as_str().unwrap_or_default().to_owned();
     let attributes = if spec["nonResourceAttributes"].is_object() {
         let part = "nonResourceAttributes";
-        Attributes { verb: text(part, "verb"), path: text(part, "path"), ..Attributes::default() }
+        Attributes {
+            verb: text(part, "verb"),
+            path: text(part, "path"),
+            ..Attributes::default()
+        }
     } else {
         let part = "resourceAttributes";
         let asked = text(part, "namespace");
@@ -120,7 +177,11 @@ fn access(app: &App, user: &UserInfo, spec: &Value, namespace: &str) -> Value {
             group: text(part, "group"),
             resource: text(part, "resource"),
             subresource: text(part, "subresource"),
-            namespace: if asked.is_empty() { namespace.to_owned() } else { asked },
+            namespace: if asked.is_empty() {
+                namespace.to_owned()
+            } else {
+                asked
+            },
             name: text(part, "name"),
             path: String::new(),
         }

@@ -31,6 +31,10 @@ use crate::{
 /// For a request that is neither a watch nor passed on; kube-apiserver's `--request-timeout`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Requests being answered at a time, watches and what is passed on not counted, before others are told to come back;
+/// kube-apiserver's two limits together.
+const INFLIGHT_MAX: i64 = 600;
+
 /// Everything the server answers.
 pub(crate) fn router(app: Arc<App>) -> axum::Router {
     axum::Router::new().fallback(handle).with_state(app)
@@ -38,32 +42,73 @@ pub(crate) fn router(app: Arc<App>) -> axum::Router {
 
 async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     let began = Instant::now();
-    let inflight = app.metrics.inflight.raise();
     let query = Query::parse(request.uri());
     let path = request.uri().path().to_owned();
     let target = ResourcePath::parse(&path);
-    let verb = target.as_ref().map_or("", |target| request::verb(request.method(), target, &query));
+    let verb = target
+        .as_ref()
+        .map_or("", |target| request::verb(request.method(), target, &query));
     let compression = compress::Wanted::of(&request);
     let accept = Accept::parse(request.headers(), &query);
     let failure_accept = accept.as_ref().copied().unwrap_or_default();
 
-    let served = AssertUnwindSafe(serve(&app, request, query, &path, target.as_ref(), verb, accept)).catch_unwind().await;
+    let is_long = verb == "watch"
+        || target
+            .as_ref()
+            .is_some_and(|target| subresources::is_streamed(&target.subresource));
+    let is_inside = request.extensions().get::<UserInfo>().is_some();
+    if !is_long && !is_inside && app.metrics.inflight.get() >= INFLIGHT_MAX {
+        return answer::status(
+            failure_accept,
+            &Status::too_many_requests("too many requests, please try again later.", 1),
+        );
+    }
+    let inflight = (!is_long).then(|| app.metrics.inflight.raise());
+
+    let served = AssertUnwindSafe(serve(
+        &app,
+        request,
+        query,
+        &path,
+        target.as_ref(),
+        verb,
+        accept,
+    ))
+    .catch_unwind()
+    .await;
     let response = match served {
         Ok(Ok(response)) => response,
         Ok(Err(status)) => answer::status(failure_accept, &status),
         Err(_) => {
             tracing::error!(path, "A handler panicked");
-            answer::status(failure_accept, &Status::internal("the request could not be answered"))
+            answer::status(
+                failure_accept,
+                &Status::internal("the request could not be answered"),
+            )
         }
     };
     drop(inflight);
     let code = response.status().as_u16();
-    tracing::debug!(verb, path, code, took_ms = began.elapsed().as_millis() as u64, "Request");
+    tracing::debug!(
+        verb,
+        path,
+        code,
+        took_ms = began.elapsed().as_millis() as u64,
+        "Request"
+    );
     if let Some(target) = target.filter(|target| find(target).is_some()) {
-        let is_long = verb == "watch" || subresources::is_streamed(&target.subresource);
-        let took = if is_long { Duration::ZERO } else { began.elapsed() };
-        let sub = if code == 404 { "" } else { target.subresource.as_str() };
-        app.metrics.count(verb, &target.group, &target.resource, sub, code, took);
+        let took = if is_long {
+            Duration::ZERO
+        } else {
+            began.elapsed()
+        };
+        let sub = if code == 404 {
+            ""
+        } else {
+            target.subresource.as_str()
+        };
+        app.metrics
+            .count(verb, &target.group, &target.resource, sub, code, took);
     }
     compress::compress(response, compression)
 }
@@ -85,16 +130,31 @@ async fn serve(
         let accept = accept.unwrap_or_default();
         return documents::serve(app, path, &query, accept, request.headers()).await;
     }
-    let user = authn::authenticate(app, request.headers(), request.extensions()).await?.ok_or_else(Status::unauthorized)?;
+    let user = authn::authenticate(app, request.headers(), request.extensions())
+        .await?
+        .ok_or_else(Status::unauthorized)?;
     let Some(target) = target else {
-        return serve_document(app, &user, request.method(), request.headers(), &query, path, accept?).await;
+        return serve_document(
+            app,
+            &user,
+            request.method(),
+            request.headers(),
+            &query,
+            path,
+            accept?,
+        )
+        .await;
     };
     let attributes = Attributes {
         verb: verb.to_owned(),
         group: target.group.clone(),
         resource: target.resource.clone(),
         subresource: target.subresource.clone(),
-        namespace: if target.resource == "namespaces" { target.name.clone() } else { target.namespace.clone() },
+        namespace: if target.resource == "namespaces" {
+            target.name.clone()
+        } else {
+            target.namespace.clone()
+        },
         name: target.name.clone(),
         path: String::new(),
     };
@@ -109,8 +169,13 @@ async fn serve(
         let (object, _) = call::read_value(&parts.headers, &read_body(body).await?)?;
         return reviews::serve(app, &user, accept?, &target.namespace, review, object).await;
     }
-    let is_binding = (target.group.as_str(), target.resource.as_str()) == ("", "bindings") && target.version == "v1";
-    let resource = if is_binding { wherry_api::find("", "v1", "pods") } else { find(target) };
+    let is_binding = (target.group.as_str(), target.resource.as_str()) == ("", "bindings")
+        && target.version == "v1";
+    let resource = if is_binding {
+        wherry_api::find("", "v1", "pods")
+    } else {
+        find(target)
+    };
     let mut call = Call {
         app: app.clone(),
         user,
@@ -118,7 +183,11 @@ async fn serve(
         path: target.clone(),
         query,
         // A stream is in the form its maker gives it.
-        accept: if subresources::is_streamed(&target.subresource) { accept.unwrap_or_default() } else { accept? },
+        accept: if subresources::is_streamed(&target.subresource) {
+            accept.unwrap_or_default()
+        } else {
+            accept?
+        },
         warnings: Vec::new(),
     };
     check_scope(&call)?;
@@ -141,8 +210,8 @@ async fn serve(
         dispatch(&mut call, &parts.method, &parts.headers, &body).await
     })
     .await;
-    let mut response =
-        answered.map_err(|_| Status::timeout("request did not complete within the allotted timeout"))??;
+    let mut response = answered
+        .map_err(|_| Status::timeout("request did not complete within the allotted timeout"))??;
     for warning in call.warnings.iter().map(|text| warning_header(text)) {
         response.headers_mut().append(header::WARNING, warning);
     }
@@ -166,7 +235,11 @@ async fn serve_document(
         Method::DELETE => "delete",
         _ => "",
     };
-    let attributes = Attributes { verb: verb.to_owned(), path: path.to_owned(), ..Attributes::default() };
+    let attributes = Attributes {
+        verb: verb.to_owned(),
+        path: path.to_owned(),
+        ..Attributes::default()
+    };
     if !app.authorizer.is_allowed(user, &attributes) {
         return Err(Status::forbidden_path(&user.name, verb, path));
     }
@@ -178,10 +251,21 @@ async fn serve_document(
 
 fn forbidden(target: &ResourcePath, user: &UserInfo, verb: &str) -> Status {
     if let Some(resource) = find(target) {
-        return Status::forbidden_verb(resource, &target.subresource, &target.name, &target.namespace, &user.name, verb);
+        return Status::forbidden_verb(
+            resource,
+            &target.subresource,
+            &target.name,
+            &target.namespace,
+            &user.name,
+            verb,
+        );
     }
     let (group, below) = (&target.group, &target.resource);
-    let qualified = if group.is_empty() { below.clone() } else { format!("{below}.{group}") };
+    let qualified = if group.is_empty() {
+        below.clone()
+    } else {
+        format!("{below}.{group}")
+    };
     let scope = if target.namespace.is_empty() {
         "at the cluster scope".to_owned()
     } else {
@@ -200,17 +284,28 @@ fn forbidden(target: &ResourcePath, user: &UserInfo, verb: &str) -> Status {
 /// A namespaced object is reached through its namespace, and nothing else through any.
 fn check_scope(call: &Call) -> Result<(), Status> {
     let (has_namespace, has_name) = (!call.namespace().is_empty(), !call.name().is_empty());
-    if (has_namespace && !call.resource.namespaced) || (call.resource.namespaced && has_name && !has_namespace) {
+    if (has_namespace && !call.resource.namespaced)
+        || (call.resource.namespaced && has_name && !has_namespace)
+    {
         return Err(Status::unknown_path());
     }
     Ok(())
 }
 
 fn require(call: &Call, verb: Verb) -> Result<(), Status> {
-    if call.resource.verbs.contains(&verb) { Ok(()) } else { Err(Status::path_method_not_allowed()) }
+    if call.resource.verbs.contains(&verb) {
+        Ok(())
+    } else {
+        Err(Status::path_method_not_allowed())
+    }
 }
 
-async fn dispatch(call: &mut Call, method: &Method, headers: &http::HeaderMap, body: &Bytes) -> Answer {
+async fn dispatch(
+    call: &mut Call,
+    method: &Method,
+    headers: &http::HeaderMap,
+    body: &Bytes,
+) -> Answer {
     if !call.path.subresource.is_empty() {
         return subresources::serve(call, method, headers, body).await;
     }
@@ -253,7 +348,9 @@ async fn read_body(body: Body) -> Result<Bytes, Status> {
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             Err(Status::request_entity_too_large(BODY_BYTES_MAX))
         }
-        Err(error) => Err(Status::bad_request(format!("unable to read the body: {error}"))),
+        Err(error) => Err(Status::bad_request(format!(
+            "unable to read the body: {error}"
+        ))),
     }
 }
 

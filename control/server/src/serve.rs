@@ -28,6 +28,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const STREAMS_MAX: u32 = 1_000;
 /// For requests that are under way when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at a time; more are closed as they come.
+const CONNECTIONS_MAX: usize = 4_096;
 /// Before accepting again after it failed for want of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -46,7 +48,10 @@ fn roots(pki: &Pki) -> Result<RootCertStore, PkiError> {
 }
 
 fn tls_error(error: impl std::fmt::Display) -> PkiError {
-    PkiError::Make { name: "tls".into(), reason: error.to_string() }
+    PkiError::Make {
+        name: "tls".into(),
+        reason: error.to_string(),
+    }
 }
 
 /// What the server shows, and which clients' certificates it believes. A client may show none.
@@ -79,7 +84,12 @@ pub(crate) fn kubelet_tls(pki: &Pki) -> Result<Arc<rustls::ClientConfig>, PkiErr
 }
 
 /// Serves until told to stop, and then until requests under way are answered or [`DRAIN_TIMEOUT`] is over.
-pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = TaskTracker::new();
     loop {
@@ -88,8 +98,17 @@ pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router:
             accepted = listener.accept() => accepted,
         };
         match accepted {
+            Ok((_, peer)) if connections.len() >= CONNECTIONS_MAX => {
+                tracing::warn!(%peer, connections = CONNECTIONS_MAX, "Connection closed, there are too many");
+            }
             Ok((tcp, peer)) => {
-                connections.spawn(connection(tcp, peer, acceptor.clone(), router.clone(), shutdown.clone()));
+                connections.spawn(connection(
+                    tcp,
+                    peer,
+                    acceptor.clone(),
+                    router.clone(),
+                    shutdown.clone(),
+                ));
             }
             Err(error) => {
                 tracing::warn!(%error, "Connection not accepted");
@@ -99,7 +118,10 @@ pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router:
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait())
+        .await
+        .is_err()
+    {
         tracing::debug!(connections = connections.len(), "Connections cut off");
     }
 }
@@ -121,18 +143,35 @@ async fn connection(
         }
         Err(_) => return,
     };
-    let user = tls.get_ref().1.peer_certificates().and_then(|certs| certificate_user(certs.first()?));
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(PeerAddress(peer));
-        if let Some(user) = &user {
-            request.extensions_mut().insert(CertificateUser(user.clone()));
-        }
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
-    });
+    let user = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|certs| certificate_user(certs.first()?));
+    let service =
+        hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(PeerAddress(peer));
+            if let Some(user) = &user {
+                request
+                    .extensions_mut()
+                    .insert(CertificateUser(user.clone()));
+            }
+            let router = router.clone();
+            async move {
+                Ok::<_, Infallible>(
+                    router
+                        .oneshot(request)
+                        .await
+                        .unwrap_or_else(|never| match never {}),
+                )
+            }
+        });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -34,8 +34,15 @@ impl std::str::FromStr for Cidr {
         let invalid = || format!("{text}: not an IPv4 range such as 10.96.0.0/12");
         let (address, prefix_len) = text.split_once('/').ok_or_else(invalid)?;
         let address: Ipv4Addr = address.parse().map_err(|_| invalid())?;
-        let prefix_len: u8 = prefix_len.parse().ok().filter(|len| (8..=30).contains(len)).ok_or_else(invalid)?;
-        Ok(Self { first: u32::from(address) & (u32::MAX << (32 - prefix_len)), prefix_len })
+        let prefix_len: u8 = prefix_len
+            .parse()
+            .ok()
+            .filter(|len| (8..=30).contains(len))
+            .ok_or_else(invalid)?;
+        Ok(Self {
+            first: u32::from(address) & (u32::MAX << (32 - prefix_len)),
+            prefix_len,
+        })
     }
 }
 
@@ -92,8 +99,11 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let (ips, ports) =
-            if self.is_kept { (&self.released.0, &self.released.1) } else { (&self.ips, &self.ports) };
+        let (ips, ports) = if self.is_kept {
+            (&self.released.0, &self.released.1)
+        } else {
+            (&self.ips, &self.ports)
+        };
         let mut taken = lock(&self.taken);
         for ip in ips {
             taken.ips.remove(ip);
@@ -113,11 +123,17 @@ fn services() -> &'static Resource {
 }
 
 fn type_of(service: &Value) -> &str {
-    service.pointer("/spec/type").and_then(Value::as_str).unwrap_or("ClusterIP")
+    service
+        .pointer("/spec/type")
+        .and_then(Value::as_str)
+        .unwrap_or("ClusterIP")
 }
 
 fn cluster_ip(service: &Value) -> &str {
-    service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default()
+    service
+        .pointer("/spec/clusterIP")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 fn ips_of(service: &Value) -> Vec<Ipv4Addr> {
@@ -125,13 +141,24 @@ fn ips_of(service: &Value) -> Vec<Ipv4Addr> {
 }
 
 fn ports_of(service: &Value) -> Vec<u16> {
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
-    ports.filter_map(|port| u16::try_from(port.get("nodePort")?.as_u64()?).ok()).filter(|port| *port != 0).collect()
+    let ports = service
+        .pointer("/spec/ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    ports
+        .filter_map(|port| u16::try_from(port.get("nodePort")?.as_u64()?).ok())
+        .filter(|port| *port != 0)
+        .collect()
 }
 
 impl ServiceIps {
     pub(crate) fn new(cidr: Cidr) -> Self {
-        Self { cidr, taken: Arc::default(), is_loaded: OnceCell::new() }
+        Self {
+            cidr,
+            taken: Arc::default(),
+            is_loaded: OnceCell::new(),
+        }
     }
 
     async fn load(&self, store: &Arc<dyn Store>) -> Result<(), Status> {
@@ -150,7 +177,11 @@ impl ServiceIps {
     }
 
     /// Gives a new Service what it asks for and lacks.
-    pub(crate) async fn claim_new(&self, store: &Arc<dyn Store>, service: &mut Value) -> Result<Claim, Status> {
+    pub(crate) async fn claim_new(
+        &self,
+        store: &Arc<dyn Store>,
+        service: &mut Value,
+    ) -> Result<Claim, Status> {
         self.load(store).await?;
         self.claim(service, &Value::Null)
     }
@@ -163,7 +194,10 @@ impl ServiceIps {
         old: &Value,
     ) -> Result<Claim, Status> {
         self.load(store).await?;
-        if type_of(service) != "ExternalName" && type_of(old) != "ExternalName" && cluster_ip(service).is_empty() {
+        if type_of(service) != "ExternalName"
+            && type_of(old) != "ExternalName"
+            && cluster_ip(service).is_empty()
+        {
             for field in ["clusterIP", "clusterIPs"] {
                 if let Some(value) = old.get("spec").and_then(|spec| spec.get(field)) {
                     service["spec"][field] = value.clone();
@@ -206,11 +240,19 @@ impl ServiceIps {
         self.claim_ports(service, &old_ports, &mut claim)?;
         let (ips, ports) = (ips_of(service), ports_of(service));
         claim.released.0 = old_ips.into_iter().filter(|ip| !ips.contains(ip)).collect();
-        claim.released.1 = old_ports.into_iter().filter(|port| !ports.contains(port)).collect();
+        claim.released.1 = old_ports
+            .into_iter()
+            .filter(|port| !ports.contains(port))
+            .collect();
         Ok(claim)
     }
 
-    fn claim_ip(&self, service: &mut Value, old: &[Ipv4Addr], claim: &mut Claim) -> Result<(), Status> {
+    fn claim_ip(
+        &self,
+        service: &mut Value,
+        old: &[Ipv4Addr],
+        claim: &mut Claim,
+    ) -> Result<(), Status> {
         let name = meta::name(service).to_owned();
         let asked = cluster_ip(service).to_owned();
         let invalid = |detail: String| {
@@ -247,7 +289,9 @@ impl ServiceIps {
                 )));
             }
             if taken.ips.contains(&ip) {
-                return Err(invalid(format!("failed to allocate IP {ip}: provided IP is already allocated")));
+                return Err(invalid(format!(
+                    "failed to allocate IP {ip}: provided IP is already allocated"
+                )));
             }
             ip
         };
@@ -258,21 +302,40 @@ impl ServiceIps {
         Ok(())
     }
 
-    fn claim_ports(&self, service: &mut Value, old: &[u16], claim: &mut Claim) -> Result<(), Status> {
+    fn claim_ports(
+        &self,
+        service: &mut Value,
+        old: &[u16],
+        claim: &mut Claim,
+    ) -> Result<(), Status> {
         let name = meta::name(service).to_owned();
         let has_node_ports = match type_of(service) {
             "NodePort" => true,
-            "LoadBalancer" => service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)),
+            "LoadBalancer" => {
+                service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
+            }
             _ => false,
         };
-        let Some(ports) = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut) else { return Ok(()) };
+        let Some(ports) = service
+            .pointer_mut("/spec/ports")
+            .and_then(Value::as_array_mut)
+        else {
+            return Ok(());
+        };
         let mut taken = lock(&self.taken);
         for (i, port) in ports.iter_mut().enumerate() {
-            let asked = port.get("nodePort").and_then(Value::as_u64).unwrap_or_default();
+            let asked = port
+                .get("nodePort")
+                .and_then(Value::as_u64)
+                .unwrap_or_default();
             if asked == 0 {
                 if has_node_ports {
-                    let free = NODE_PORTS.cycle_from(rand::random_range(NODE_PORTS)).find(|p| !taken.ports.contains(p));
-                    let free = free.ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?;
+                    let free = NODE_PORTS
+                        .cycle_from(rand::random_range(NODE_PORTS))
+                        .find(|p| !taken.ports.contains(p));
+                    let free = free.ok_or_else(|| {
+                        Status::internal("failed to allocate a nodePort: range is full")
+                    })?;
                     taken.ports.insert(free);
                     claim.ports.push(free);
                     port["nodePort"] = free.into();
@@ -286,8 +349,13 @@ impl ServiceIps {
                 let error = FieldError::invalid(&path.child("nodePort"), asked, detail);
                 Status::invalid(services(), &name, vec![error])
             };
-            let Some(wanted) = u16::try_from(asked).ok().filter(|port| NODE_PORTS.contains(port)) else {
-                return Err(invalid("provided port is not in the valid range. The range of valid ports is 30000-32767"));
+            let Some(wanted) = u16::try_from(asked)
+                .ok()
+                .filter(|port| NODE_PORTS.contains(port))
+            else {
+                return Err(invalid(
+                    "provided port is not in the valid range. The range of valid ports is 30000-32767",
+                ));
             };
             if old.contains(&wanted) || claim.ports.contains(&wanted) {
                 continue;
@@ -329,34 +397,62 @@ mod tests {
         let mut seen = HashSet::new();
         for _ in 0..6 {
             let mut one = service(json!({"type": "ClusterIP"}));
-            claims.push(ips.claim_new(&store, &mut one).await.unwrap_or_else(|status| panic!("{status}")));
+            claims.push(
+                ips.claim_new(&store, &mut one)
+                    .await
+                    .unwrap_or_else(|status| panic!("{status}")),
+            );
             assert!(seen.insert(cluster_ip(&one).to_owned()));
         }
         let mut one = service(json!({}));
-        assert_eq!(ips.claim_new(&store, &mut one).await.err().unwrap().code, 500);
+        assert_eq!(
+            ips.claim_new(&store, &mut one).await.err().unwrap().code,
+            500
+        );
         claims.pop();
-        claims.push(ips.claim_new(&store, &mut one).await.unwrap_or_else(|status| panic!("{status}")));
+        claims.push(
+            ips.claim_new(&store, &mut one)
+                .await
+                .unwrap_or_else(|status| panic!("{status}")),
+        );
         claims.into_iter().for_each(Claim::keep);
         ips.release(&one);
         let mut asks = service(json!({"clusterIP": cluster_ip(&one)}));
         assert!(ips.claim_new(&store, &mut asks).await.is_ok());
         let mut asks = service(json!({"clusterIP": "10.0.1.1"}));
         let status = ips.claim_new(&store, &mut asks).await.err().unwrap();
-        assert!(status.message.contains("is not in the valid range"), "{status}");
+        assert!(
+            status.message.contains("is not in the valid range"),
+            "{status}"
+        );
     }
 
     #[tokio::test]
     async fn node_ports_are_given_kept_and_refused_when_taken() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let ips = ServiceIps::new("10.0.0.0/24".parse().unwrap());
-        let mut first = service(json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30001}]}));
-        ips.claim_new(&store, &mut first).await.unwrap_or_else(|status| panic!("{status}")).keep();
+        let mut first = service(
+            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30001}]}),
+        );
+        ips.claim_new(&store, &mut first)
+            .await
+            .unwrap_or_else(|status| panic!("{status}"))
+            .keep();
         assert_eq!(ports_of(&first).len(), 2);
-        let mut second = service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]}));
+        let mut second =
+            service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]}));
         let status = ips.claim_new(&store, &mut second).await.err().unwrap();
-        assert!(status.message.contains("spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"), "{status}");
+        assert!(
+            status.message.contains(
+                "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"
+            ),
+            "{status}"
+        );
         let mut changed = first.clone();
-        ips.claim_changed(&store, &mut changed, &first).await.unwrap_or_else(|status| panic!("{status}")).keep();
+        ips.claim_changed(&store, &mut changed, &first)
+            .await
+            .unwrap_or_else(|status| panic!("{status}"))
+            .keep();
         assert_eq!(changed, first);
     }
 }

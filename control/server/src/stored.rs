@@ -28,23 +28,39 @@ pub(crate) fn prefix(resource: &Resource) -> String {
 /// Key of one object; `namespace` is empty for what lives in none.
 pub(crate) fn key(resource: &Resource, namespace: &str, name: &str) -> String {
     let prefix = prefix(resource);
-    if resource.namespaced { format!("{prefix}{namespace}/{name}") } else { format!("{prefix}{name}") }
+    if resource.namespaced {
+        format!("{prefix}{namespace}/{name}")
+    } else {
+        format!("{prefix}{name}")
+    }
 }
 
 /// Prefix of the keys of a collection; `namespace` empty: of all namespaces.
 pub(crate) fn collection(resource: &Resource, namespace: &str) -> String {
     let prefix = prefix(resource);
-    if resource.namespaced && !namespace.is_empty() { format!("{prefix}{namespace}/") } else { prefix }
+    if resource.namespaced && !namespace.is_empty() {
+        format!("{prefix}{namespace}/")
+    } else {
+        prefix
+    }
 }
 
 /// Namespace and name in a key.
 pub(crate) fn split_key<'a>(resource: &Resource, key: &'a str) -> (&'a str, &'a str) {
     let rest = key.get(prefix(resource).len()..).unwrap_or_default();
-    if resource.namespaced { rest.split_once('/').unwrap_or(("", rest)) } else { ("", rest) }
+    if resource.namespaced {
+        rest.split_once('/').unwrap_or(("", rest))
+    } else {
+        ("", rest)
+    }
 }
 
 fn head(resource: &Resource) -> String {
-    format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",", resource.kind, resource.api_version())
+    format!(
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",",
+        resource.kind,
+        resource.api_version()
+    )
 }
 
 /// What the store keeps of an object: all but the resource version, which it gives itself.
@@ -53,11 +69,18 @@ pub(crate) fn encode(resource: &Resource, object: &Value) -> Bytes {
     out.extend_from_slice(METADATA.as_bytes());
     let empty = Map::new();
     let object = object.as_object().unwrap_or(&empty);
-    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    let metadata = object
+        .get("metadata")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
     let mut first = true;
     for (name, value) in metadata {
         // Who manages which field is not recorded.
-        if matches!(name.as_str(), "resourceVersion" | "managedFields" | "selfLink") || value.is_null() {
+        if matches!(
+            name.as_str(),
+            "resourceVersion" | "managedFields" | "selfLink"
+        ) || value.is_null()
+        {
             continue;
         }
         write_member(&mut out, &mut first, name, value);
@@ -110,7 +133,11 @@ fn write_rest(out: &mut Vec<u8>, rest: &[u8], revision: u64) {
     out.extend_from_slice(METADATA.as_bytes());
     out.extend_from_slice(b"\"resourceVersion\":\"");
     out.extend_from_slice(revision.to_string().as_bytes());
-    out.extend_from_slice(if after.first() == Some(&b'}') { b"\"" } else { b"\"," });
+    out.extend_from_slice(if after.first() == Some(&b'}') {
+        b"\""
+    } else {
+        b"\","
+    });
     out.extend_from_slice(after);
 }
 
@@ -120,7 +147,9 @@ pub(crate) fn decode(kv: &KeyValue) -> Value {
         Ok(Value::Object(object)) => object,
         _ => Map::new(),
     };
-    let metadata = object.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    let metadata = object
+        .entry("metadata")
+        .or_insert_with(|| Value::Object(Map::new()));
     metadata["resourceVersion"] = kv.mod_revision.to_string().into();
     Value::Object(object)
 }
@@ -136,7 +165,12 @@ mod tests {
     }
 
     fn kv(value: Bytes) -> KeyValue {
-        KeyValue { key: "/registry/pods/ns/a".into(), value, create_revision: 3, mod_revision: 7 }
+        KeyValue {
+            key: "/registry/pods/ns/a".into(),
+            value,
+            create_revision: 3,
+            mod_revision: 7,
+        }
     }
 
     #[test]
@@ -150,17 +184,26 @@ mod tests {
         write_object(&mut out, pods(), &kv);
         let answered: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(answered, decode(&kv));
-        assert_eq!(answered["metadata"], json!({"name": "a", "namespace": "ns", "resourceVersion": "7"}));
+        assert_eq!(
+            answered["metadata"],
+            json!({"name": "a", "namespace": "ns", "resourceVersion": "7"})
+        );
         assert_eq!(answered["kind"], "Pod");
         out.clear();
         write_item(&mut out, pods(), &kv);
         let item: Value = serde_json::from_slice(&out).unwrap();
-        assert_eq!(item, json!({"metadata": answered["metadata"], "spec": {"containers": []}}));
+        assert_eq!(
+            item,
+            json!({"metadata": answered["metadata"], "spec": {"containers": []}})
+        );
     }
 
     #[test]
     fn objects_in_another_order_and_without_metadata_are_answered_too() {
-        for stored in [r#"{"apiVersion":"v1","kind":"Pod","metadata":{}}"#, r#"{"kind":"Pod","apiVersion":"v1","metadata":{}}"#] {
+        for stored in [
+            r#"{"apiVersion":"v1","kind":"Pod","metadata":{}}"#,
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{}}"#,
+        ] {
             let mut out = Vec::new();
             write_object(&mut out, pods(), &kv(Bytes::from_static(stored.as_bytes())));
             let answered: Value = serde_json::from_slice(&out).unwrap();
@@ -172,7 +215,10 @@ mod tests {
     fn keys_are_taken_apart_as_they_were_put_together() {
         let nodes = wherry_api::find("", "v1", "nodes").expect("a row");
         for (resource, namespace, name) in [(pods(), "ns", "a"), (nodes, "", "n1")] {
-            assert_eq!(split_key(resource, &key(resource, namespace, name)), (namespace, name));
+            assert_eq!(
+                split_key(resource, &key(resource, namespace, name)),
+                (namespace, name)
+            );
             assert!(key(resource, namespace, name).starts_with(&collection(resource, namespace)));
         }
     }

@@ -10,23 +10,32 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use wherry_api::Status;
 
-use crate::{
-    answer::Answer,
-    call::Call,
-    verbs,
-};
+use crate::{answer::Answer, call::Call, verbs};
 
 pub(crate) use binding::bind_by_body;
 
 /// Whether a path is proxied, so that its body is not read here.
 pub(crate) fn is_streamed(subresource: &str) -> bool {
-    matches!(subresource, "log" | "exec" | "attach" | "portforward" | "proxy")
+    matches!(
+        subresource,
+        "log" | "exec" | "attach" | "portforward" | "proxy"
+    )
 }
 
 /// Answers what is read here.
-pub(crate) async fn serve(call: &mut Call, method: &Method, headers: &HeaderMap, body: &Bytes) -> Answer {
+pub(crate) async fn serve(
+    call: &mut Call,
+    method: &Method,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Answer {
     let subresource = call.path.subresource.clone();
-    if !call.resource.subresources.iter().any(|sub| sub.name == subresource) {
+    if !call
+        .resource
+        .subresources
+        .iter()
+        .any(|sub| sub.name == subresource)
+    {
         return Err(Status::unknown_path());
     }
     match (method, subresource.as_str()) {
@@ -34,15 +43,24 @@ pub(crate) async fn serve(call: &mut Call, method: &Method, headers: &HeaderMap,
         (&Method::POST, "eviction") => eviction::evict(call, headers, body).await,
         (&Method::POST, "token") => token::request(call, headers, body).await,
         (&Method::GET, "status" | "ephemeralcontainers" | "scale") => verbs::get::get(call).await,
-        (&Method::PUT, "status" | "finalize" | "ephemeralcontainers") => verbs::update::update(call, headers, body).await,
-        (&Method::PATCH, "status" | "finalize" | "ephemeralcontainers") => verbs::patch::patch(call, headers, body).await,
+        (&Method::PUT, "status" | "finalize" | "ephemeralcontainers") => {
+            verbs::update::update(call, headers, body).await
+        }
+        (&Method::PATCH, "status" | "finalize" | "ephemeralcontainers") => {
+            verbs::patch::patch(call, headers, body).await
+        }
         _ => Err(Status::path_method_not_allowed()),
     }
 }
 
 /// Answers what is passed on to a node or a pod.
 pub(crate) async fn stream(call: &Call, request: Request) -> Answer {
-    if !call.resource.subresources.iter().any(|sub| sub.name == call.path.subresource) {
+    if !call
+        .resource
+        .subresources
+        .iter()
+        .any(|sub| sub.name == call.path.subresource)
+    {
         return Err(Status::unknown_path());
     }
     proxy::proxy(call, request).await

@@ -60,11 +60,23 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    pub(crate) fn new(kubernetes: KubernetesClaim, audiences: Vec<String>, now: Timestamp, seconds: i64) -> Self {
+    pub(crate) fn new(
+        kubernetes: KubernetesClaim,
+        audiences: Vec<String>,
+        now: Timestamp,
+        seconds: i64,
+    ) -> Self {
         let now = now.as_second();
-        let sub = format!("system:serviceaccount:{}:{}", kubernetes.namespace, kubernetes.serviceaccount.name);
+        let sub = format!(
+            "system:serviceaccount:{}:{}",
+            kubernetes.namespace, kubernetes.serviceaccount.name
+        );
         Self {
-            aud: if audiences.is_empty() { vec![ISSUER.to_owned()] } else { audiences },
+            aud: if audiences.is_empty() {
+                vec![ISSUER.to_owned()]
+            } else {
+                audiences
+            },
             exp: now + seconds,
             iat: now,
             iss: ISSUER.to_owned(),
@@ -100,13 +112,22 @@ impl Tokens {
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &self.encoding)?)
+        Ok(jsonwebtoken::encode(
+            &Header::new(Algorithm::ES256),
+            claims,
+            &self.encoding,
+        )?)
     }
 
     /// What a token says, if it is signed here, not expired, and for one of `audiences`.
     pub(crate) fn verify(&self, token: &str, audiences: &[String]) -> Result<Claims, TokenError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)?.claims;
-        if !claims.aud.iter().any(|audience| audiences.contains(audience)) {
+        let claims =
+            jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)?.claims;
+        if !claims
+            .aud
+            .iter()
+            .any(|audience| audiences.contains(audience))
+        {
             return Err(TokenError::Audience(claims.aud, audiences.to_vec()));
         }
         Ok(claims)
@@ -118,7 +139,10 @@ mod tests {
     use super::*;
 
     fn claim() -> KubernetesClaim {
-        let bound = |name: &str| Bound { name: name.into(), uid: format!("uid-of-{name}") };
+        let bound = |name: &str| Bound {
+            name: name.into(),
+            uid: format!("uid-of-{name}"),
+        };
         KubernetesClaim {
             namespace: "ns".into(),
             serviceaccount: bound("default"),
@@ -137,10 +161,20 @@ mod tests {
         let own = vec![ISSUER.to_owned()];
         assert_eq!(tokens.verify(&token, &own).unwrap(), claims);
         assert_eq!(claims.sub, "system:serviceaccount:ns:default");
-        assert!(matches!(tokens.verify(&token, &["vault".into()]), Err(TokenError::Audience(..))));
-        assert!(Tokens::new(&KeyPair::generate().unwrap()).unwrap().verify(&token, &own).is_err());
+        assert!(matches!(
+            tokens.verify(&token, &["vault".into()]),
+            Err(TokenError::Audience(..))
+        ));
+        assert!(
+            Tokens::new(&KeyPair::generate().unwrap())
+                .unwrap()
+                .verify(&token, &own)
+                .is_err()
+        );
         let earlier = now - jiff::SignedDuration::from_secs(3_600);
-        let expired = tokens.sign(&Claims::new(claim(), Vec::new(), earlier, 600)).unwrap();
+        let expired = tokens
+            .sign(&Claims::new(claim(), Vec::new(), earlier, 600))
+            .unwrap();
         assert!(tokens.verify(&expired, &own).is_err());
     }
 }

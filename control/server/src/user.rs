@@ -19,8 +19,17 @@ pub struct UserInfo {
 impl UserInfo {
     /// A user in these groups, and in `system:authenticated`.
     pub fn new(name: impl Into<String>, groups: &[&str]) -> Self {
-        let groups = groups.iter().copied().chain(["system:authenticated"]).map(str::to_owned).collect();
-        Self { name: name.into(), groups, ..Self::default() }
+        let groups = groups
+            .iter()
+            .copied()
+            .chain(["system:authenticated"])
+            .map(str::to_owned)
+            .collect();
+        Self {
+            name: name.into(),
+            groups,
+            ..Self::default()
+        }
     }
 
     /// The administrator.
@@ -42,7 +51,10 @@ impl UserInfo {
     pub(crate) fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
         let mut user = Self::new(
             format!("system:serviceaccount:{namespace}:{name}"),
-            &["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")],
+            &[
+                "system:serviceaccounts",
+                &format!("system:serviceaccounts:{namespace}"),
+            ],
         );
         uid.clone_into(&mut user.uid);
         user
@@ -55,6 +67,8 @@ impl UserInfo {
 
     /// The node whose agent this is.
     pub fn node_name(&self) -> Option<&str> {
-        self.is_in("system:nodes").then(|| self.name.strip_prefix("system:node:")).flatten()
+        self.is_in("system:nodes")
+            .then(|| self.name.strip_prefix("system:node:"))
+            .flatten()
     }
 }

@@ -17,7 +17,11 @@ pub(crate) const CONFLICT_TRIES_MAX: usize = 10;
 
 /// How sure writes to a resource have to be.
 pub(crate) fn durability(resource: &Resource) -> Durability {
-    if resource.lazy { Durability::Lazy } else { Durability::Durable }
+    if resource.lazy {
+        Durability::Lazy
+    } else {
+        Durability::Durable
+    }
 }
 
 /// A failure of the store as a client sees it.
@@ -37,7 +41,9 @@ pub(crate) fn store_status(resource: &Resource, name: &str, error: StoreError) -
 
 /// 504 for a revision that does not exist yet.
 fn too_large(asked: u64, current: u64) -> Status {
-    let mut status = Status::timeout(&format!("Too large resource version: {asked}, current: {current}"));
+    let mut status = Status::timeout(&format!(
+        "Too large resource version: {asked}, current: {current}"
+    ));
     let details = status.details.get_or_insert_default();
     details.retry_after_seconds = 1;
     details.causes.push(wherry_api::status::StatusCause {

@@ -14,7 +14,8 @@ pub(super) fn is_mirror(object: &Value) -> bool {
 
 pub(super) fn check(call: &Call, object: &Value) -> Result<(), Status> {
     let node = call.user.node_name();
-    let forbidden = |detail: &str| Err(Status::forbidden(call.resource, meta::name(object), detail));
+    let forbidden =
+        |detail: &str| Err(Status::forbidden(call.resource, meta::name(object), detail));
     let spec = &object["spec"];
     if !is_mirror(object) {
         return match node {
@@ -31,35 +32,29 @@ pub(super) fn check(call: &Call, object: &Value) -> Result<(), Status> {
     if let Some(node) = node
         && assigned != node
     {
-        return forbidden(&format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+        return forbidden(&format!(
+            "node {node:?} can only create pods with spec.nodeName set to itself"
+        ));
     }
     if assigned.is_empty() {
         return forbidden("a mirror pod must have spec.nodeName set");
     }
-    if spec["serviceAccountName"].as_str().is_some_and(|name| !name.is_empty()) {
+    if spec["serviceAccountName"]
+        .as_str()
+        .is_some_and(|name| !name.is_empty())
+    {
         return forbidden("a mirror pod may not reference service accounts");
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
-        for (source, what) in [("secret", "secrets"), ("configMap", "configmaps"), ("persistentVolumeClaim", "persistentvolumeclaims")] {
+        for (source, what) in [
+            ("secret", "secrets"),
+            ("configMap", "configmaps"),
+            ("persistentVolumeClaim", "persistentvolumeclaims"),
+        ] {
             if volume.get(source).is_some() {
                 return forbidden(&format!("a mirror pod may not reference {what}"));
             }
         }
     }
     Ok(())
-}
-
-/// The annotation is neither gained nor lost nor changed.
-pub(super) fn keep(new: &mut Value, old: &Value) {
-    let was = meta::annotation(old, MIRROR).map(str::to_owned);
-    if meta::annotation(new, MIRROR).map(str::to_owned) == was {
-        return;
-    }
-    let metadata = meta::metadata_mut(new);
-    let annotations = metadata.entry("annotations").or_insert_with(|| Value::Object(Default::default()));
-    let Some(annotations) = annotations.as_object_mut() else { return };
-    match was {
-        Some(was) => annotations.insert(MIRROR.into(), was.into()),
-        None => annotations.remove(MIRROR),
-    };
 }

@@ -7,8 +7,13 @@ use crate::call::Call;
 
 pub(super) fn admit(call: &Call, object: &mut Value) -> Result<(), Status> {
     let name = meta::name(object).to_owned();
-    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
-    let class = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default();
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return Ok(());
+    };
+    let class = spec
+        .get("priorityClassName")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let priority: i64 = match class {
         "" => 0,
         "system-node-critical" => 2_000_001_000,
@@ -28,6 +33,7 @@ pub(super) fn admit(call: &Call, object: &mut Value) -> Result<(), Status> {
         return Err(Status::forbidden(call.resource, &name, &detail));
     }
     spec.insert("priority".into(), priority.into());
-    spec.entry("preemptionPolicy").or_insert_with(|| "PreemptLowerPriority".into());
+    spec.entry("preemptionPolicy")
+        .or_insert_with(|| "PreemptLowerPriority".into());
     Ok(())
 }

@@ -16,7 +16,9 @@ pub(super) async fn admit(call: &Call, namespace: &str, object: &mut Value) -> R
     }
     let pod_name = meta::name(object).to_owned();
     let forbidden = |detail: String| Status::forbidden(call.resource, &pod_name, &detail);
-    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return Ok(());
+    };
     let name = match spec.get("serviceAccountName").and_then(Value::as_str) {
         Some(name) if !name.is_empty() => name.to_owned(),
         _ => "default".to_owned(),
@@ -31,11 +33,18 @@ pub(super) async fn admit(call: &Call, namespace: &str, object: &mut Value) -> R
         .await
         .map_err(|error| store_status(accounts, &name, error))?;
     let account = account.ok_or_else(|| {
-        forbidden(format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"))
+        forbidden(format!(
+            "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
+        ))
     })?;
     let account = stored::decode(&account);
-    if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
-        && let Some(secrets) = account.get("imagePullSecrets").filter(|secrets| secrets.is_array())
+    if spec
+        .get("imagePullSecrets")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty)
+        && let Some(secrets) = account
+            .get("imagePullSecrets")
+            .filter(|secrets| secrets.is_array())
     {
         spec.insert("imagePullSecrets".into(), secrets.clone());
     }
@@ -51,19 +60,40 @@ pub(super) async fn admit(call: &Call, namespace: &str, object: &mut Value) -> R
 }
 
 fn mount_token(spec: &mut serde_json::Map<String, Value>) {
-    let found = spec.get("volumes").and_then(Value::as_array).into_iter().flatten().find_map(|volume| {
-        let name = volume.get("name")?.as_str()?;
-        (name.starts_with(VOLUME_PREFIX) && volume.get("projected").is_some()).then(|| name.to_owned())
-    });
+    let found = spec
+        .get("volumes")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .find_map(|volume| {
+            let name = volume.get("name")?.as_str()?;
+            (name.starts_with(VOLUME_PREFIX) && volume.get("projected").is_some())
+                .then(|| name.to_owned())
+        });
     let is_there = found.is_some();
     let volume = found.unwrap_or_else(|| meta::generated_name(VOLUME_PREFIX, rand::random()));
     let mut is_used = false;
     for list in ["initContainers", "containers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            let Some(container) = container.as_object_mut() else { continue };
-            let mounts = container.entry("volumeMounts").or_insert_with(|| Value::Array(Vec::new()));
-            let Some(mounts) = mounts.as_array_mut() else { continue };
-            if mounts.iter().any(|mount| mount.get("mountPath").is_some_and(|path| path == MOUNT_PATH)) {
+        for container in spec
+            .get_mut(list)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            let Some(container) = container.as_object_mut() else {
+                continue;
+            };
+            let mounts = container
+                .entry("volumeMounts")
+                .or_insert_with(|| Value::Array(Vec::new()));
+            let Some(mounts) = mounts.as_array_mut() else {
+                continue;
+            };
+            if mounts.iter().any(|mount| {
+                mount
+                    .get("mountPath")
+                    .is_some_and(|path| path == MOUNT_PATH)
+            }) {
                 continue;
             }
             mounts.push(json!({"name": volume, "readOnly": true, "mountPath": MOUNT_PATH}));
@@ -73,7 +103,9 @@ fn mount_token(spec: &mut serde_json::Map<String, Value>) {
     if !is_used || is_there {
         return;
     }
-    let volumes = spec.entry("volumes").or_insert_with(|| Value::Array(Vec::new()));
+    let volumes = spec
+        .entry("volumes")
+        .or_insert_with(|| Value::Array(Vec::new()));
     if let Some(volumes) = volumes.as_array_mut() {
         volumes.push(json!({
             "name": volume,

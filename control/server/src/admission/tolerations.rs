@@ -5,13 +5,28 @@ use serde_json::{Value, json};
 const SECONDS: i64 = 300;
 
 pub(super) fn add(object: &mut Value) {
-    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let list = spec.entry("tolerations").or_insert_with(|| Value::Array(Vec::new()));
-    let Some(list) = list.as_array_mut() else { return };
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let list = spec
+        .entry("tolerations")
+        .or_insert_with(|| Value::Array(Vec::new()));
+    let Some(list) = list.as_array_mut() else {
+        return;
+    };
+    for key in [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ] {
         let is_tolerated = list.iter().any(|toleration| {
-            let text = |field: &str| toleration.get(field).and_then(Value::as_str).unwrap_or_default();
-            (text("key") == key || text("key").is_empty()) && matches!(text("effect"), "NoExecute" | "")
+            let text = |field: &str| {
+                toleration
+                    .get(field)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+            };
+            (text("key") == key || text("key").is_empty())
+                && matches!(text("effect"), "NoExecute" | "")
         });
         if !is_tolerated {
             list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}));
@@ -28,8 +43,19 @@ mod tests {
         let mut pod = json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]}});
         add(&mut pod);
         add(&mut pod);
-        let keys: Vec<&str> = pod["spec"]["tolerations"].as_array().unwrap().iter().filter_map(|t| t["key"].as_str()).collect();
-        assert_eq!(keys, ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]);
+        let keys: Vec<&str> = pod["spec"]["tolerations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|t| t["key"].as_str())
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "node.kubernetes.io/not-ready",
+                "node.kubernetes.io/unreachable"
+            ]
+        );
         let mut all = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
         add(&mut all);
         assert_eq!(all["spec"]["tolerations"].as_array().unwrap().len(), 1);

@@ -24,7 +24,10 @@ fn what_is_there_is_kept_and_what_nears_its_end_is_renewed() {
     let again = Pki::open(&config(dir.path()), days_later(30)).unwrap();
     assert_eq!(first.ca_pem(), again.ca_pem());
     assert_eq!(first.server(), again.server());
-    assert_eq!(first.service_account_key().serialize_pem(), again.service_account_key().serialize_pem());
+    assert_eq!(
+        first.service_account_key().serialize_pem(),
+        again.service_account_key().serialize_pem()
+    );
     let renewed = Pki::open(&config(dir.path()), days_later(300)).unwrap();
     assert_eq!(first.ca_pem(), renewed.ca_pem());
     assert_ne!(first.server(), renewed.server());
@@ -48,8 +51,13 @@ fn a_damaged_authority_is_reported_and_not_replaced() {
     Pki::open(&config(dir.path()), now()).unwrap();
     let path = dir.path().join("ca.pem");
     std::fs::write(&path, "nonsense").unwrap();
-    let error = Pki::open(&config(dir.path()), now()).unwrap_err().to_string();
-    assert!(error.contains("ca.pem: not a certificate authority"), "{error}");
+    let error = Pki::open(&config(dir.path()), now())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("ca.pem: not a certificate authority"),
+        "{error}"
+    );
     assert_eq!(std::fs::read_to_string(path).unwrap(), "nonsense");
 }
 
@@ -57,9 +65,24 @@ fn a_damaged_authority_is_reported_and_not_replaced() {
 fn keys_are_for_their_owner_only() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::open(&config(dir.path()), now()).unwrap();
-    pki.node(&dir.path().join("node"), "n1", &["192.0.2.7".parse().unwrap()], now()).unwrap();
-    for name in ["ca.pem", "apiserver.pem", "admin.pem", "service-account.key", "node/kubelet-client.pem"] {
-        let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+    pki.node(
+        &dir.path().join("node"),
+        "n1",
+        &["192.0.2.7".parse().unwrap()],
+        now(),
+    )
+    .unwrap();
+    for name in [
+        "ca.pem",
+        "apiserver.pem",
+        "admin.pem",
+        "service-account.key",
+        "node/kubelet-client.pem",
+    ] {
+        let mode = std::fs::metadata(dir.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
 }

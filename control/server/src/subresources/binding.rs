@@ -33,12 +33,22 @@ pub(crate) async fn bind_by_body(call: &mut Call, headers: &HeaderMap, body: &By
 
 async fn apply(call: &Call, binding: &Value) -> Answer {
     let name = call.name();
-    let kind = binding.pointer("/target/kind").and_then(Value::as_str).unwrap_or_default();
-    let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default();
+    let kind = binding
+        .pointer("/target/kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let node = binding
+        .pointer("/target/name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let root = Path::new("target");
     let invalid = |error| Err(Status::invalid_kind("", "Binding", name, vec![error]));
     if !matches!(kind, "" | "Node") {
-        return invalid(FieldError::not_supported(&root.child("kind"), kind, &["Node", "<empty>"]));
+        return invalid(FieldError::not_supported(
+            &root.child("kind"),
+            kind,
+            &["Node", "<empty>"],
+        ));
     }
     if node.is_empty() {
         return invalid(FieldError::required(&root.child("name"), ""));
@@ -46,15 +56,20 @@ async fn apply(call: &Call, binding: &Value) -> Answer {
     let uid = meta::uid(binding).to_owned();
     modify(call, "binding", |old| {
         if !uid.is_empty() && uid != meta::uid(old) {
-            let detail =
-                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(old));
+            let detail = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta::uid(old)
+            );
             return Err(Status::conflict(call.resource, name, &detail));
         }
         if meta::is_deleting(old) {
             let detail = format!("pod {name} is being deleted, cannot be assigned to a host");
             return Err(Status::conflict(call.resource, name, &detail));
         }
-        let assigned = old.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+        let assigned = old
+            .pointer("/spec/nodeName")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if !assigned.is_empty() {
             let detail = format!("pod {name} is already assigned to node {assigned:?}");
             return Err(Status::conflict(call.resource, name, &detail));
@@ -64,7 +79,9 @@ async fn apply(call: &Call, binding: &Value) -> Answer {
         new["spec"]["nodeName"] = node.into();
         if let Some(annotations) = meta::annotations(binding) {
             let metadata = meta::metadata_mut(&mut new);
-            let merged = metadata.entry("annotations").or_insert_with(|| Value::Object(Default::default()));
+            let merged = metadata
+                .entry("annotations")
+                .or_insert_with(|| Value::Object(Default::default()));
             for (key, value) in annotations {
                 merged[key] = value.clone();
             }
@@ -83,8 +100,13 @@ fn set_scheduled(pod: &mut Value, now: &str) {
     if !list.is_array() {
         *list = json!([]);
     }
-    let Some(list) = list.as_array_mut() else { return };
-    match list.iter_mut().find(|found| found["type"] == "PodScheduled") {
+    let Some(list) = list.as_array_mut() else {
+        return;
+    };
+    match list
+        .iter_mut()
+        .find(|found| found["type"] == "PodScheduled")
+    {
         Some(found) => *found = condition,
         None => list.push(condition),
     }

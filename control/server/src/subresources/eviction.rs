@@ -22,9 +22,8 @@ pub(super) async fn evict(call: &Call, headers: &HeaderMap, body: &Bytes) -> Ans
     }
     let options = match eviction.get("deleteOptions") {
         None | Some(Value::Null) => DeleteOptions::default(),
-        Some(options) => {
-            serde_json::from_value(options.clone()).map_err(|error| Status::bad_request(error.to_string()))?
-        }
+        Some(options) => serde_json::from_value(options.clone())
+            .map_err(|error| Status::bad_request(error.to_string()))?,
     };
     delete_object(call, call.name(), &options).await?;
     let created = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});

@@ -63,7 +63,9 @@ struct Destination {
 pub(super) async fn proxy(call: &Call, request: Request) -> Answer {
     let query = request.uri().query().map(str::to_owned);
     let destination = match (call.resource.plural, call.path.subresource.as_str()) {
-        ("pods", "log" | "exec" | "attach" | "portforward") => return to_kubelet_of_pod(call, request, query).await,
+        ("pods", "log" | "exec" | "attach" | "portforward") => {
+            return to_kubelet_of_pod(call, request, query).await;
+        }
         ("nodes", "proxy") => {
             let (name, port) = split_port(call.name());
             let node = load(call, "nodes", "", name).await?;
@@ -78,10 +80,17 @@ pub(super) async fn proxy(call: &Call, request: Request) -> Answer {
             let (name, port) = split_port(rest);
             let pod = load(call, "pods", call.namespace(), name).await?;
             let port = match port {
-                Some(port) => port.parse().map_err(|_| Status::bad_request(format!("invalid port {port:?}")))?,
+                Some(port) => port
+                    .parse()
+                    .map_err(|_| Status::bad_request(format!("invalid port {port:?}")))?,
                 None => first_port(&pod).unwrap_or(80),
             };
-            Destination { host: pod_ip(&pod)?, port, is_tls: scheme == "https", path: path_behind(call) }
+            Destination {
+                host: pod_ip(&pod)?,
+                port,
+                is_tls: scheme == "https",
+                path: path_behind(call),
+            }
         }
         ("services", "proxy") => service(call).await?,
         _ => return Err(Status::unknown_path()),
@@ -94,7 +103,10 @@ async fn to_kubelet_of_pod(call: &Call, request: Request, query: Option<String>)
     let pod = stored::decode(&get::load(call).await?);
     let (namespace, name) = (call.namespace(), call.name());
     let subresource = call.path.subresource.as_str();
-    let node_name = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+    let node_name = pod
+        .pointer("/spec/nodeName")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let (path, query) = if subresource == "portforward" {
         (format!("/portForward/{namespace}/{name}"), query)
     } else {
@@ -105,14 +117,22 @@ async fn to_kubelet_of_pod(call: &Call, request: Request, query: Option<String>)
                 // Nothing has been written yet.
                 return Ok(crate::answer::text(StatusCode::OK, ""));
             }
-            (format!("/containerLogs/{namespace}/{name}/{container}"), query)
+            (
+                format!("/containerLogs/{namespace}/{name}/{container}"),
+                query,
+            )
         } else {
             let query = kubelet_stream_query(call);
-            (format!("/{subresource}/{namespace}/{name}/{container}"), Some(query))
+            (
+                format!("/{subresource}/{namespace}/{name}/{container}"),
+                Some(query),
+            )
         }
     };
     if node_name.is_empty() {
-        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+        return Err(Status::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        )));
     }
     let node = load(call, "nodes", "", node_name).await?;
     let destination = kubelet(node_name, &node, path)?;
@@ -127,7 +147,9 @@ async fn to_kubelet_of_pod(call: &Call, request: Request, query: Option<String>)
 /// clients read it there.
 async fn log_refused(answer: Response) -> Status {
     let code = answer.status();
-    let bytes = axum::body::to_bytes(answer.into_body(), KUBELET_ERROR_BYTES_MAX).await.unwrap_or_default();
+    let bytes = axum::body::to_bytes(answer.into_body(), KUBELET_ERROR_BYTES_MAX)
+        .await
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
     match code {
         StatusCode::BAD_REQUEST => Status::bad_request(text),
@@ -154,7 +176,12 @@ fn kubelet_stream_query(call: &Call) -> String {
             }
         }
     };
-    for (from, to) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+    for (from, to) in [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ] {
         if call.query.flag(from) {
             add(to, "1");
         }
@@ -169,8 +196,14 @@ fn kubelet_stream_query(call: &Call) -> String {
 fn choose_container(pod: &Value, asked: &str) -> Result<String, Status> {
     let name = meta::name(pod);
     let names = |list: &str| -> Vec<&str> {
-        let containers = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array).into_iter().flatten();
-        containers.filter_map(|container| container.get("name")?.as_str()).collect()
+        let containers = pod
+            .pointer(&format!("/spec/{list}"))
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        containers
+            .filter_map(|container| container.get("name")?.as_str())
+            .collect()
     };
     let (containers, init) = (names("containers"), names("initContainers"));
     if asked.is_empty() {
@@ -178,19 +211,31 @@ fn choose_container(pod: &Value, asked: &str) -> Result<String, Status> {
             return Ok(only.to_owned());
         }
         if containers.is_empty() {
-            return Err(Status::bad_request(format!("a container name must be specified for pod {name}")));
+            return Err(Status::bad_request(format!(
+                "a container name must be specified for pod {name}"
+            )));
         }
-        let mut message =
-            format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
+        let mut message = format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            containers.join(" ")
+        );
         if !init.is_empty() {
-            message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+            message.push_str(&format!(
+                " or one of the init containers: [{}]",
+                init.join(" ")
+            ));
         }
         return Err(Status::bad_request(message));
     }
-    if containers.contains(&asked) || init.contains(&asked) || names("ephemeralContainers").contains(&asked) {
+    if containers.contains(&asked)
+        || init.contains(&asked)
+        || names("ephemeralContainers").contains(&asked)
+    {
         return Ok(asked.to_owned());
     }
-    Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
+    Err(Status::bad_request(format!(
+        "container {asked} is not valid for pod {name}"
+    )))
 }
 
 fn check_log_options(call: &Call) -> Result<(), Status> {
@@ -200,26 +245,51 @@ fn check_log_options(call: &Call) -> Result<(), Status> {
         if let Some(value) = call.query.number::<i64>(field)?
             && value < least
         {
-            let detail =
-                if least == 0 { "must be greater than or equal to 0".to_owned() } else { "must be greater than 0".to_owned() };
+            let detail = if least == 0 {
+                "must be greater than or equal to 0".to_owned()
+            } else {
+                "must be greater than 0".to_owned()
+            };
             errors.push(FieldError::invalid(&Path::new(field), value, detail));
         }
     }
     if call.query.has("sinceSeconds") && call.query.has("sinceTime") {
-        errors.push(FieldError::forbidden(&Path::ROOT, "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+        errors.push(FieldError::forbidden(
+            &Path::ROOT,
+            "at most one of `sinceTime` or `sinceSeconds` may be specified",
+        ));
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("", "PodLogOptions", call.name(), errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid_kind(
+            "",
+            "PodLogOptions",
+            call.name(),
+            errors,
+        ))
+    }
 }
 
 async fn load(call: &Call, plural: &str, namespace: &str, name: &str) -> Result<Value, Status> {
     let resource: &'static Resource = wherry_api::find("", "v1", plural).expect("a row");
-    let found = call.app.store.get(&stored::key(resource, namespace, name)).await;
+    let found = call
+        .app
+        .store
+        .get(&stored::key(resource, namespace, name))
+        .await;
     let (found, _) = found.map_err(|error| store_status(resource, name, error))?;
-    Ok(stored::decode(&found.ok_or_else(|| Status::not_found(resource, name))?))
+    Ok(stored::decode(
+        &found.ok_or_else(|| Status::not_found(resource, name))?,
+    ))
 }
 
 fn path_behind(call: &Call) -> String {
-    if call.path.rest.is_empty() { "/".to_owned() } else { call.path.rest.clone() }
+    if call.path.rest.is_empty() {
+        "/".to_owned()
+    } else {
+        call.path.rest.clone()
+    }
 }
 
 /// `https:web:8080` → `https`, `web:8080`.
@@ -240,27 +310,50 @@ fn split_port(name: &str) -> (&str, Option<&str>) {
 
 fn first_port(pod: &Value) -> Option<u16> {
     let containers = pod.pointer("/spec/containers")?.as_array()?;
-    let port = containers.iter().find_map(|container| container.pointer("/ports/0/containerPort")?.as_u64())?;
+    let port = containers
+        .iter()
+        .find_map(|container| container.pointer("/ports/0/containerPort")?.as_u64())?;
     u16::try_from(port).ok()
 }
 
 fn pod_ip(pod: &Value) -> Result<IpAddr, Status> {
-    let ip = pod.pointer("/status/podIP").and_then(Value::as_str).unwrap_or_default();
-    ip.parse().map_err(|_| Status::service_unavailable(format!("pod {} has no address yet", meta::name(pod))))
+    let ip = pod
+        .pointer("/status/podIP")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    ip.parse().map_err(|_| {
+        Status::service_unavailable(format!("pod {} has no address yet", meta::name(pod)))
+    })
 }
 
 fn kubelet(name: &str, node: &Value, path: String) -> Result<Destination, Status> {
     let addresses = node.pointer("/status/addresses").and_then(Value::as_array);
     let of_type = |wanted: &str| {
         addresses.into_iter().flatten().find_map(|address| {
-            (address.get("type")?.as_str()? == wanted).then(|| address.get("address")?.as_str()?.parse().ok()).flatten()
+            (address.get("type")?.as_str()? == wanted)
+                .then(|| address.get("address")?.as_str()?.parse().ok())
+                .flatten()
         })
     };
     let host = ["InternalIP", "ExternalIP"].into_iter().find_map(of_type);
-    let host = host.ok_or_else(|| Status::internal(format!("no preferred addresses found for node {name:?}; known addresses: []")))?;
-    let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
-    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0).unwrap_or(KUBELET_PORT);
-    Ok(Destination { host, port, is_tls: true, path })
+    let host = host.ok_or_else(|| {
+        Status::internal(format!(
+            "no preferred addresses found for node {name:?}; known addresses: []"
+        ))
+    })?;
+    let port = node
+        .pointer("/status/daemonEndpoints/kubeletEndpoint/Port")
+        .and_then(Value::as_u64);
+    let port = port
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
+        .unwrap_or(KUBELET_PORT);
+    Ok(Destination {
+        host,
+        port,
+        is_tls: true,
+        path,
+    })
 }
 
 /// One of the endpoints of a Service, any of them.
@@ -268,31 +361,63 @@ async fn service(call: &Call) -> Result<Destination, Status> {
     let (scheme, rest) = split_scheme(call.name());
     let (name, port) = split_port(rest);
     let service = load(call, "services", call.namespace(), name).await?;
-    let none = || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
-    let endpoints = load(call, "endpoints", call.namespace(), name).await.map_err(|_| none())?;
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
+    let none =
+        || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
+    let endpoints = load(call, "endpoints", call.namespace(), name)
+        .await
+        .map_err(|_| none())?;
+    let ports = service
+        .pointer("/spec/ports")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let is_wanted = |service_port: &&Value| match port {
         None => true,
         Some(port) => service_port["name"] == port || service_port["port"].to_string() == port,
     };
     let chosen = ports.iter().find(is_wanted);
-    let chosen = chosen.ok_or_else(|| Status::service_unavailable(format!("no service port {:?} found for service {name:?}", port.unwrap_or_default())))?;
-    let subsets = endpoints.get("subsets").and_then(Value::as_array).cloned().unwrap_or_default();
+    let chosen = chosen.ok_or_else(|| {
+        Status::service_unavailable(format!(
+            "no service port {:?} found for service {name:?}",
+            port.unwrap_or_default()
+        ))
+    })?;
+    let subsets = endpoints
+        .get("subsets")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let mut candidates: Vec<(IpAddr, u16)> = Vec::new();
     for subset in &subsets {
-        let port = subset["ports"].as_array().into_iter().flatten().find(|port| {
-            port.get("name").and_then(Value::as_str).unwrap_or_default()
-                == chosen.get("name").and_then(Value::as_str).unwrap_or_default()
-        });
-        let Some(port) = port.and_then(|port| u16::try_from(port["port"].as_u64()?).ok()) else { continue };
+        let port = subset["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|port| {
+                port.get("name").and_then(Value::as_str).unwrap_or_default()
+                    == chosen
+                        .get("name")
+                        .and_then(Value::as_str)
+                        .unwrap_or_default()
+            });
+        let Some(port) = port.and_then(|port| u16::try_from(port["port"].as_u64()?).ok()) else {
+            continue;
+        };
         let addresses = subset["addresses"].as_array().into_iter().flatten();
-        candidates.extend(addresses.filter_map(|address| Some((address["ip"].as_str()?.parse().ok()?, port))));
+        candidates.extend(
+            addresses.filter_map(|address| Some((address["ip"].as_str()?.parse().ok()?, port))),
+        );
     }
     if candidates.is_empty() {
         return Err(none());
     }
     let (host, port) = candidates.swap_remove(rand::random_range(0..candidates.len()));
-    Ok(Destination { host, port, is_tls: scheme == "https", path: path_behind(call) })
+    Ok(Destination {
+        host,
+        port,
+        is_tls: scheme == "https",
+        path: path_behind(call),
+    })
 }
 
 fn trouble(destination: &Destination, error: &dyn std::fmt::Display) -> Status {
@@ -313,7 +438,9 @@ async fn connect(call: &Call, destination: &Destination) -> Result<Box<dyn Strea
             return Ok(Box::new(tcp) as Box<dyn Stream>);
         }
         let connector = TlsConnector::from(Arc::clone(&call.app.kubelet_tls));
-        let tls = connector.connect(ServerName::from(destination.host), tcp).await?;
+        let tls = connector
+            .connect(ServerName::from(destination.host), tcp)
+            .await?;
         Ok::<_, std::io::Error>(Box::new(tls) as Box<dyn Stream>)
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
@@ -323,11 +450,17 @@ async fn connect(call: &Call, destination: &Destination) -> Result<Box<dyn Strea
     }
 }
 
-async fn send(call: &Call, mut request: Request, destination: &Destination, query: Option<&str>) -> Answer {
+async fn send(
+    call: &Call,
+    mut request: Request,
+    destination: &Destination,
+    query: Option<&str>,
+) -> Answer {
     let stream = connect(call, destination).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
-        .await
-        .map_err(|error| trouble(destination, &error))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
+            .await
+            .map_err(|error| trouble(destination, &error))?;
     let connection = tokio::spawn(connection.with_upgrades());
 
     let upgrade = request.headers().get(header::UPGRADE).cloned();
@@ -342,17 +475,24 @@ async fn send(call: &Call, mut request: Request, destination: &Destination, quer
     };
     let mut outgoing = Request::new(body);
     *outgoing.method_mut() = parts.method;
-    *outgoing.uri_mut() =
-        Uri::from(path.parse::<PathAndQuery>().map_err(|error| Status::bad_request(format!("{path}: {error}")))?);
+    *outgoing.uri_mut() = Uri::from(
+        path.parse::<PathAndQuery>()
+            .map_err(|error| Status::bad_request(format!("{path}: {error}")))?,
+    );
     *outgoing.headers_mut() = headers;
-    let mut response = sender.send_request(outgoing).await.map_err(|error| trouble(destination, &error))?;
+    let mut response = sender
+        .send_request(outgoing)
+        .await
+        .map_err(|error| trouble(destination, &error))?;
 
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let theirs = hyper::upgrade::on(&mut response);
         let shutdown = call.app.shutdown.clone();
         tokio::spawn(async move {
             // Both sides have to speak before either can be joined to the other.
-            let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else { return };
+            let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else {
+                return;
+            };
             let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
             tokio::select! {
                 _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => {}
@@ -405,7 +545,10 @@ mod tests {
             choose_container(&two, "").unwrap_err().message,
             "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
         );
-        assert_eq!(choose_container(&one, "c").unwrap_err().message, "container c is not valid for pod p");
+        assert_eq!(
+            choose_container(&one, "c").unwrap_err().message,
+            "container c is not valid for pod p"
+        );
     }
 
     #[test]
@@ -415,8 +558,21 @@ mod tests {
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10251}},
         }});
         let found = kubelet("n", &node, "/pods".into()).unwrap();
-        assert_eq!(found, Destination { host: "10.0.0.5".parse().unwrap(), port: 10251, is_tls: true, path: "/pods".into() });
-        assert!(kubelet("n", &json!({}), String::new()).unwrap_err().message.contains("no preferred addresses"));
+        assert_eq!(
+            found,
+            Destination {
+                host: "10.0.0.5".parse().unwrap(),
+                port: 10251,
+                is_tls: true,
+                path: "/pods".into()
+            }
+        );
+        assert!(
+            kubelet("n", &json!({}), String::new())
+                .unwrap_err()
+                .message
+                .contains("no preferred addresses")
+        );
     }
 
     #[test]

@@ -24,13 +24,20 @@ pub(crate) async fn create(call: &mut Call, headers: &HeaderMap, body: &Bytes) -
     }
     let object = call.read_object(headers, body)?;
     let kv = create_object(call, object).await?;
-    Ok(answer::object(call.accept, call.include()?, call.resource, StatusCode::CREATED, &kv))
+    Ok(answer::object(
+        call.accept,
+        call.include()?,
+        call.resource,
+        StatusCode::CREATED,
+        &kv,
+    ))
 }
 
 /// Whether a resource counts the versions of its objects' specs.
 pub(crate) fn counts_generation(resource: &Resource, object: &Value) -> bool {
     // As the strategies of these have it: their objects carry no generation.
-    let is_exempt = resource.group.is_empty() && matches!(resource.plural, "nodes" | "namespaces" | "services");
+    let is_exempt =
+        resource.group.is_empty() && matches!(resource.plural, "nodes" | "namespaces" | "services");
     resource.has_status() && !is_exempt && object.get("spec").is_some()
 }
 
@@ -38,30 +45,44 @@ pub(crate) fn counts_generation(resource: &Resource, object: &Value) -> bool {
 pub(crate) async fn create_object(call: &Call, mut object: Value) -> Result<KeyValue, Status> {
     let resource = call.resource;
     if !matches!(meta::resource_version(&object), "" | "0") {
-        return Err(Status::failure(500, "", "resourceVersion should not be set on objects to be created"));
+        return Err(Status::failure(
+            500,
+            "",
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     let namespace = check_namespace(call, &mut object)?;
     let generate_name = meta::generate_name(&object).to_owned();
     let is_generated = meta::name(&object).is_empty() && !generate_name.is_empty();
     let metadata = meta::metadata_mut(&mut object);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation", "managedFields", "selfLink"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "managedFields",
+        "selfLink",
+    ] {
         metadata.remove(field);
     }
     metadata.remove("resourceVersion");
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
-    metadata.insert("creationTimestamp".into(), meta::format_time(Timestamp::now()).into());
+    metadata.insert(
+        "creationTimestamp".into(),
+        meta::format_time(Timestamp::now()).into(),
+    );
 
     resource.strategy.default(&mut object);
+    if !is_generated {
+        return finish(call, &namespace, object).await;
+    }
     let mut tries = 0;
     loop {
         tries += 1;
-        let mut object = object.clone();
-        if is_generated {
-            let name = meta::generated_name(&generate_name, rand::random());
-            meta::metadata_mut(&mut object).insert("name".into(), name.into());
-        }
-        match finish(call, &namespace, object).await {
-            Err(status) if is_generated && status.is("AlreadyExists") && tries < GENERATE_TRIES_MAX => {}
+        let mut named = object.clone();
+        let name = meta::generated_name(&generate_name, rand::random());
+        meta::metadata_mut(&mut named).insert("name".into(), name.into());
+        match finish(call, &namespace, named).await {
+            Err(status) if status.is("AlreadyExists") && tries < GENERATE_TRIES_MAX => {}
             result => return result,
         }
     }
@@ -82,7 +103,12 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
     let key = stored::key(resource, namespace, &name);
     let is_dry_run = call.is_dry_run()?;
     let claim = if resource.group.is_empty() && resource.plural == "services" {
-        Some(call.app.service_ips.claim_new(&call.app.store, &mut object).await?)
+        Some(
+            call.app
+                .service_ips
+                .claim_new(&call.app.store, &mut object)
+                .await?,
+        )
     } else {
         None
     };
@@ -90,11 +116,21 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
     if is_dry_run {
         return match call.app.store.get(&key).await {
             Ok((Some(_), _)) => Err(Status::already_exists(resource, &name)),
-            Ok((None, _)) => Ok(KeyValue { key: key.into(), value, create_revision: 0, mod_revision: 0 }),
+            Ok((None, _)) => Ok(KeyValue {
+                key: key.into(),
+                value,
+                create_revision: 0,
+                mod_revision: 0,
+            }),
             Err(error) => Err(store_status(resource, &name, error)),
         };
     }
-    match call.app.store.create(&key, value, durability(resource)).await {
+    match call
+        .app
+        .store
+        .create(&key, value, durability(resource))
+        .await
+    {
         Ok(kv) => {
             if let Some(claim) = claim {
                 claim.keep();

@@ -72,12 +72,20 @@ impl DeleteOptions {
             None | Some("Orphan" | "Background" | "Foreground") => {}
             Some(other) => {
                 let supported = ["Background", "Foreground", "Orphan"];
-                return Err(invalid(FieldError::not_supported(&Path::new("propagationPolicy"), other, &supported)));
+                return Err(invalid(FieldError::not_supported(
+                    &Path::new("propagationPolicy"),
+                    other,
+                    &supported,
+                )));
             }
         }
         if options.propagation_policy.is_some() && options.orphan_dependents.is_some() {
             let detail = "orphanDependents and deletionPropagation cannot be both set";
-            return Err(invalid(FieldError::invalid(&Path::new("propagationPolicy"), Value::Null, detail)));
+            return Err(invalid(FieldError::invalid(
+                &Path::new("propagationPolicy"),
+                Value::Null,
+                detail,
+            )));
         }
         Ok(options)
     }
@@ -99,20 +107,31 @@ pub(crate) enum Deleted {
 
 pub(crate) async fn delete(call: &Call, headers: &HeaderMap, body: &Bytes) -> Answer {
     let options = DeleteOptions::read(call, headers, body)?;
-    Ok(respond(call, &delete_object(call, call.name(), &options).await?))
+    Ok(respond(
+        call,
+        &delete_object(call, call.name(), &options).await?,
+    ))
 }
 
 /// The object where its resource shows it, and a `Status` otherwise.
 pub(crate) fn respond(call: &Call, deleted: &Deleted) -> axum::response::Response {
-    let shows_object = matches!(call.resource.plural, "pods" | "services" | "serviceaccounts");
+    let shows_object = matches!(
+        call.resource.plural,
+        "pods" | "services" | "serviceaccounts"
+    );
     match deleted {
         Deleted::Gone(kv) if !shows_object => {
-            let status = Status::success(call.resource, call.name(), meta::uid(&stored::decode(kv)));
+            let status =
+                Status::success(call.resource, call.name(), meta::uid(&stored::decode(kv)));
             answer::status(call.accept, &status)
         }
-        Deleted::Gone(kv) | Deleted::Pending(kv) => {
-            answer::object(call.accept, Default::default(), call.resource, StatusCode::OK, kv)
-        }
+        Deleted::Gone(kv) | Deleted::Pending(kv) => answer::object(
+            call.accept,
+            Default::default(),
+            call.resource,
+            StatusCode::OK,
+            kv,
+        ),
     }
 }
 
@@ -138,14 +157,24 @@ fn decide(resource: &Resource, object: &Value, options: &DeleteOptions, now: Tim
         metadata.insert("finalizers".into(), json!(finalizers));
     }
     let is_kept = !finalizers.is_empty()
-        || object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+        || object
+            .pointer("/spec/finalizers")
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty());
 
     let mut set = |deletion: Timestamp, grace_seconds: i64| {
-        metadata.insert("deletionTimestamp".into(), meta::format_time(deletion).into());
+        metadata.insert(
+            "deletionTimestamp".into(),
+            meta::format_time(deletion).into(),
+        );
         metadata.insert("deletionGracePeriodSeconds".into(), grace_seconds.into());
     };
-    let default_grace = resource.deletion_grace_seconds.map(|grace_of| grace_of(object));
-    let grace_asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let default_grace = resource
+        .deletion_grace_seconds
+        .map(|grace_of| grace_of(object));
+    let grace_asked = options
+        .grace_period_seconds
+        .map(|seconds| if seconds < 0 { 1 } else { seconds });
     // An object with nothing to stop is not given time for it, however much was asked for.
     let grace = match default_grace {
         None | Some(0) => 0,
@@ -163,7 +192,13 @@ fn decide(resource: &Resource, object: &Value, options: &DeleteOptions, now: Tim
                     set(deletion - SignedDuration::from_secs(current - asked), asked);
                     return Step::Mark(marked);
                 }
-                _ => return if marked == *object { Step::Leave } else { Step::Mark(marked) },
+                _ => {
+                    return if marked == *object {
+                        Step::Leave
+                    } else {
+                        Step::Mark(marked)
+                    };
+                }
             }
         }
         if current > 0 {
@@ -187,13 +222,18 @@ fn decide(resource: &Resource, object: &Value, options: &DeleteOptions, now: Tim
 
 fn finalizers_after(object: &Value, options: &DeleteOptions) -> Vec<String> {
     let mut finalizers: Vec<String> = meta::finalizers(object).map(str::to_owned).collect();
-    let wanted = match (options.propagation_policy.as_deref(), options.orphan_dependents) {
+    let wanted = match (
+        options.propagation_policy.as_deref(),
+        options.orphan_dependents,
+    ) {
         (Some("Orphan"), _) | (_, Some(true)) => Some(ORPHAN),
         (Some("Foreground"), _) => Some(FOREGROUND),
         (Some(_), _) | (_, Some(false)) => None,
         (None, None) => return finalizers,
     };
-    finalizers.retain(|finalizer| (finalizer != ORPHAN && finalizer != FOREGROUND) || wanted == Some(finalizer));
+    finalizers.retain(|finalizer| {
+        (finalizer != ORPHAN && finalizer != FOREGROUND) || wanted == Some(finalizer)
+    });
     if let Some(wanted) = wanted
         && !finalizers.iter().any(|finalizer| finalizer == wanted)
     {
@@ -202,27 +242,50 @@ fn finalizers_after(object: &Value, options: &DeleteOptions) -> Vec<String> {
     finalizers
 }
 
-fn check_preconditions(call: &Call, name: &str, object: &Value, options: &DeleteOptions) -> Result<(), Status> {
-    let Some(wanted) = &options.preconditions else { return Ok(()) };
+fn check_preconditions(
+    call: &Call,
+    name: &str,
+    object: &Value,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
+    let Some(wanted) = &options.preconditions else {
+        return Ok(());
+    };
     let check = |what: &str, wanted: &Option<String>, found: &str| match wanted {
         Some(wanted) if wanted != found => {
-            let detail =
-                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+            let detail = format!(
+                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            );
             Err(Status::conflict(call.resource, name, &detail))
         }
         _ => Ok(()),
     };
     check("UID", &wanted.uid, meta::uid(object))?;
-    check("ResourceVersion", &wanted.resource_version, meta::resource_version(object))
+    check(
+        "ResourceVersion",
+        &wanted.resource_version,
+        meta::resource_version(object),
+    )
 }
 
 /// Deletes an object by all the rules.
-pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
+pub(crate) async fn delete_object(
+    call: &Call,
+    name: &str,
+    options: &DeleteOptions,
+) -> Result<Deleted, Status> {
     let resource = call.resource;
     let key = stored::key(resource, call.namespace(), name);
     let fail = |error| store_status(resource, name, error);
-    if resource.group.is_empty() && resource.plural == "namespaces" && NAMESPACES_KEPT.contains(&name) {
-        return Err(Status::forbidden(resource, name, "this namespace may not be deleted"));
+    if resource.group.is_empty()
+        && resource.plural == "namespaces"
+        && NAMESPACES_KEPT.contains(&name)
+    {
+        return Err(Status::forbidden(
+            resource,
+            name,
+            "this namespace may not be deleted",
+        ));
     }
     let is_dry_run = options.is_dry_run(call)?;
     for _ in 0..CONFLICT_TRIES_MAX {
@@ -242,14 +305,21 @@ pub(crate) async fn delete_object(call: &Call, name: &str, options: &DeleteOptio
                 removed.map(Deleted::Gone)
             }
             Step::Mark(mut marked) => {
-                if crate::verbs::create::counts_generation(resource, &marked) && !meta::is_deleting(&object) {
-                    meta::metadata_mut(&mut marked).insert("generation".into(), (meta::generation(&object) + 1).into());
+                if crate::verbs::create::counts_generation(resource, &marked)
+                    && !meta::is_deleting(&object)
+                {
+                    meta::metadata_mut(&mut marked)
+                        .insert("generation".into(), (meta::generation(&object) + 1).into());
                 }
                 let value = stored::encode(resource, &marked);
                 if is_dry_run {
                     return Ok(Deleted::Pending(KeyValue { value, ..current }));
                 }
-                let written = call.app.store.update(&key, value, current.mod_revision, durability(resource)).await;
+                let written = call
+                    .app
+                    .store
+                    .update(&key, value, current.mod_revision, durability(resource))
+                    .await;
                 written.map(Deleted::Pending)
             }
         };
@@ -283,7 +353,10 @@ mod tests {
     }
 
     fn grace(seconds: i64) -> DeleteOptions {
-        DeleteOptions { grace_period_seconds: Some(seconds), ..DeleteOptions::default() }
+        DeleteOptions {
+            grace_period_seconds: Some(seconds),
+            ..DeleteOptions::default()
+        }
     }
 
     fn marked(step: Step) -> Value {
@@ -306,9 +379,15 @@ mod tests {
     fn a_second_delete_shortens_the_grace_period_and_never_lengthens_it() {
         let pod = marked(decide(pods(), &running(), &DeleteOptions::default(), now()));
         assert_eq!(decide(pods(), &pod, &grace(60), now()), Step::Leave);
-        assert_eq!(decide(pods(), &pod, &DeleteOptions::default(), now()), Step::Leave);
+        assert_eq!(
+            decide(pods(), &pod, &DeleteOptions::default(), now()),
+            Step::Leave
+        );
         let shorter = marked(decide(pods(), &pod, &grace(10), now()));
-        assert_eq!(shorter["metadata"]["deletionTimestamp"], "2026-01-01T00:00:10Z");
+        assert_eq!(
+            shorter["metadata"]["deletionTimestamp"],
+            "2026-01-01T00:00:10Z"
+        );
         assert_eq!(decide(pods(), &shorter, &grace(0), now()), Step::Remove);
     }
 
@@ -316,7 +395,10 @@ mod tests {
     fn a_pod_with_nothing_to_stop_goes_at_once() {
         let mut pod = running();
         pod["spec"].as_object_mut().unwrap().remove("nodeName");
-        assert_eq!(decide(pods(), &pod, &DeleteOptions::default(), now()), Step::Remove);
+        assert_eq!(
+            decide(pods(), &pod, &DeleteOptions::default(), now()),
+            Step::Remove
+        );
         assert_eq!(decide(pods(), &running(), &grace(0), now()), Step::Remove);
     }
 
@@ -327,10 +409,20 @@ mod tests {
         let kept = marked(decide(pods(), &pod, &grace(0), now()));
         assert_eq!(kept["metadata"]["deletionGracePeriodSeconds"], 0);
         assert_eq!(decide(pods(), &kept, &grace(0), now()), Step::Leave);
-        let foreground =
-            DeleteOptions { propagation_policy: Some("Foreground".into()), ..DeleteOptions::default() };
+        let foreground = DeleteOptions {
+            propagation_policy: Some("Foreground".into()),
+            ..DeleteOptions::default()
+        };
         let configmaps = wherry_api::find("", "v1", "configmaps").unwrap();
-        let kept = marked(decide(configmaps, &json!({"metadata": {"name": "a"}}), &foreground, now()));
-        assert_eq!(kept["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+        let kept = marked(decide(
+            configmaps,
+            &json!({"metadata": {"name": "a"}}),
+            &foreground,
+            now(),
+        ));
+        assert_eq!(
+            kept["metadata"]["finalizers"],
+            json!(["foregroundDeletion"])
+        );
     }
 }

@@ -26,8 +26,11 @@ pub(crate) async fn delete_collection(call: &Call, headers: &HeaderMap, body: &B
     let options = DeleteOptions::read(call, headers, body)?;
     let filter = Filter::parse(call.resource, call.namespace(), "", &call.query)?;
     let page = list::read(call, &filter).await?;
-    let names: Vec<String> =
-        page.items.iter().map(|kv| stored::split_key(call.resource, &kv.key).1.to_owned()).collect();
+    let names: Vec<String> = page
+        .items
+        .iter()
+        .map(|kv| stored::split_key(call.resource, &kv.key).1.to_owned())
+        .collect();
     stream::iter(names)
         .map(|name| {
             let options = &options;
@@ -42,5 +45,10 @@ pub(crate) async fn delete_collection(call: &Call, headers: &HeaderMap, body: &B
         .buffer_unordered(PARALLEL)
         .try_collect::<()>()
         .await?;
-    Ok(list::respond(call.accept, call.include()?, call.resource, page))
+    Ok(list::respond(
+        call.accept,
+        call.include()?,
+        call.resource,
+        page,
+    ))
 }

@@ -24,5 +24,11 @@ pub(crate) async fn load(call: &Call) -> Result<KeyValue, Status> {
 
 pub(crate) async fn get(call: &Call) -> Answer {
     let kv = load(call).await?;
-    Ok(answer::object(call.accept, call.include()?, call.resource, StatusCode::OK, &kv))
+    Ok(answer::object(
+        call.accept,
+        call.include()?,
+        call.resource,
+        StatusCode::OK,
+        &kv,
+    ))
 }

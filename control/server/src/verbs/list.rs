@@ -51,7 +51,11 @@ impl Continue {
             .ok()
             .and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok())
             .filter(|token| token.version == "meta.k8s.io/v1")
-            .ok_or_else(|| Status::bad_request("continue key is not valid: illegal base64 data or unknown version"))
+            .ok_or_else(|| {
+                Status::bad_request(
+                    "continue key is not valid: illegal base64 data or unknown version",
+                )
+            })
     }
 }
 
@@ -65,7 +69,12 @@ pub(crate) struct Page {
 
 /// What is wrong with the parameters of a list or a watch.
 pub(crate) fn invalid_options(field: &str, make: impl FnOnce(&Path<'_>) -> FieldError) -> Status {
-    Status::invalid_kind("meta.k8s.io", "ListOptions", "", vec![make(&Path::new(field))])
+    Status::invalid_kind(
+        "meta.k8s.io",
+        "ListOptions",
+        "",
+        vec![make(&Path::new(field))],
+    )
 }
 
 /// Reads `resourceVersion`; `None`: not given.
@@ -74,7 +83,11 @@ pub(crate) fn resource_version(call: &Call) -> Result<Option<Revision>, Status> 
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {
             invalid_options("resourceVersion", |path| {
-                FieldError::invalid(path, text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"))
+                FieldError::invalid(
+                    path,
+                    text,
+                    format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
+                )
             })
         }),
     }
@@ -87,12 +100,20 @@ pub(crate) async fn read(call: &Call, filter: &Filter) -> Result<Page, Status> {
     let mode = call.query.get("resourceVersionMatch");
     let token = call.query.get("continue");
     if !mode.is_empty() {
-        let forbidden = |detail: &str| invalid_options("resourceVersionMatch", |path| FieldError::forbidden(path, detail));
+        let forbidden = |detail: &str| {
+            invalid_options("resourceVersionMatch", |path| {
+                FieldError::forbidden(path, detail)
+            })
+        };
         if asked.is_none() {
-            return Err(forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            return Err(forbidden(
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
         }
         if !token.is_empty() {
-            return Err(forbidden("resourceVersionMatch is forbidden when continue is provided"));
+            return Err(forbidden(
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
         if !matches!(mode, "Exact" | "NotOlderThan") {
             return Err(invalid_options("resourceVersionMatch", |path| {
@@ -100,7 +121,9 @@ pub(crate) async fn read(call: &Call, filter: &Filter) -> Result<Page, Status> {
             }));
         }
         if mode == "Exact" && asked == Some(0) {
-            return Err(forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+            return Err(forbidden(
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ));
         }
     }
     let store = &call.app.store;
@@ -113,21 +136,41 @@ pub(crate) async fn read(call: &Call, filter: &Filter) -> Result<Page, Status> {
             Some(revision) => {
                 let current = store.current_revision().await.map_err(fail)?;
                 if revision > current {
-                    return Err(fail(StoreError::Future { asked: revision, current }));
+                    return Err(fail(StoreError::Future {
+                        asked: revision,
+                        current,
+                    }));
                 }
                 0
             }
         };
-        return read_from(call, filter, None, limit, at, None).await.map_err(fail);
+        return read_from(call, filter, None, limit, at, None)
+            .await
+            .map_err(fail);
     }
     if asked.is_some_and(|revision| revision > 0) {
-        return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+        return Err(Status::bad_request(
+            "specifying resource version is not allowed when using continue",
+        ));
     }
     let token = Continue::parse(token)?;
     let after = format!("{}{}", filter.key_prefix(), token.start);
-    match read_from(call, filter, Some(&after), limit, token.revision, token.left).await {
+    match read_from(
+        call,
+        filter,
+        Some(&after),
+        limit,
+        token.revision,
+        token.left,
+    )
+    .await
+    {
         Err(StoreError::Compacted { .. }) => {
-            let anew = Continue { revision: 0, left: None, ..token };
+            let anew = Continue {
+                revision: 0,
+                left: None,
+                ..token
+            };
             Err(Status::continue_expired(Some(&anew.encode())))
         }
         page => page.map_err(fail),
@@ -153,7 +196,9 @@ async fn read_from(
             (limit, true) => SELECT_PAGE.max(limit),
             (limit, false) => limit,
         };
-        let page = store.list(prefix, after.as_deref(), page_max, revision).await?;
+        let page = store
+            .list(prefix, after.as_deref(), page_max, revision)
+            .await?;
         revision = page.revision;
         let read_last = page.items.last().map(|kv| kv.key.to_string());
         let mut rest = page.items.into_iter();
@@ -191,7 +236,12 @@ async fn read_from(
         .encode(),
         _ => String::new(),
     };
-    Ok(Page { items, revision, continue_token, remaining })
+    Ok(Page {
+        items,
+        revision,
+        continue_token,
+        remaining,
+    })
 }
 
 /// Whether a filter lets an object through that is still in its stored form.
@@ -207,7 +257,12 @@ pub(crate) async fn list(call: &Call) -> Answer {
 }
 
 /// A page as an answer, put together while it is sent.
-pub(crate) fn respond(accept: Accept, include: IncludeObject, resource: &'static Resource, page: Page) -> Response {
+pub(crate) fn respond(
+    accept: Accept,
+    include: IncludeObject,
+    resource: &'static Resource,
+    page: Page,
+) -> Response {
     let mut metadata = Map::new();
     metadata.insert("resourceVersion".into(), page.revision.to_string().into());
     if !page.continue_token.is_empty() {
@@ -216,17 +271,36 @@ pub(crate) fn respond(accept: Accept, include: IncludeObject, resource: &'static
     if let Some(remaining) = page.remaining {
         metadata.insert("remainingItemCount".into(), remaining.into());
     }
-    let shape = if matches!(accept.shape, Shape::Discovery(_)) { Shape::Object } else { accept.shape };
+    let shape = if matches!(accept.shape, Shape::Discovery(_)) {
+        Shape::Object
+    } else {
+        accept.shape
+    };
     let mut head = Vec::new();
     answer::write_list_head(&mut head, shape, resource, &Value::Object(metadata));
-    let chunks = Chunks { head, shape, include, resource, items: page.items.into_iter(), now: Timestamp::now(), state: State::Start };
+    let chunks = Chunks {
+        head,
+        shape,
+        include,
+        resource,
+        items: page.items.into_iter(),
+        now: Timestamp::now(),
+        state: State::Start,
+    };
     if accept.format == Format::Yaml || accept.pretty {
         let whole: Vec<u8> = chunks.flatten().collect();
-        return answer::value(accept, http::StatusCode::OK, &serde_json::from_slice(&whole).unwrap_or_default());
+        return answer::value(
+            accept,
+            http::StatusCode::OK,
+            &serde_json::from_slice(&whole).unwrap_or_default(),
+        );
     }
     let body = Body::from_stream(stream::iter(chunks.map(Ok::<_, std::convert::Infallible>)));
     let mut response = Response::new(body);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(Format::Json.content_type()));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(Format::Json.content_type()),
+    );
     response
 }
 
@@ -269,7 +343,14 @@ impl Iterator for Chunks {
             if !std::mem::take(&mut is_first) {
                 out.push(b',');
             }
-            answer::write_item(&mut out, self.shape, self.include, self.resource, &kv, self.now);
+            answer::write_item(
+                &mut out,
+                self.shape,
+                self.include,
+                self.resource,
+                &kv,
+                self.now,
+            );
         }
         Some(Bytes::from(out))
     }

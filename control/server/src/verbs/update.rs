@@ -7,7 +7,6 @@ use wherry_api::{FieldError, Resource, Status, field::Path, meta};
 use wherry_store::{KeyValue, StoreError};
 
 use crate::{
-    admission,
     answer::{self, Answer},
     call::Call,
     stored,
@@ -19,8 +18,13 @@ use crate::{
 };
 
 /// Set by the server alone, so that an update keeps what is there.
-const SYSTEM_METADATA: &[&str] =
-    &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"];
+const SYSTEM_METADATA: &[&str] = &[
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+];
 
 pub(crate) async fn update(call: &mut Call, headers: &HeaderMap, body: &Bytes) -> Answer {
     let mut object = call.read_object(headers, body)?;
@@ -44,26 +48,40 @@ pub(crate) async fn update(call: &mut Call, headers: &HeaderMap, body: &Bytes) -
         meta::metadata_mut(&mut object).insert("namespace".into(), namespace.into());
     }
     if meta::resource_version(&object).is_empty() && !may_be_unconditional(call.resource) {
-        let error =
-            FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update");
+        let error = FieldError::invalid(
+            &Path::new("metadata").child("resourceVersion"),
+            0,
+            "must be specified for an update",
+        );
         return Err(Status::invalid(call.resource, &name, vec![error]));
     }
     let subresource = call.path.subresource.clone();
     let result = modify(call, &subresource, |_| Ok(object.clone())).await;
     let (kv, code) = match result {
         Err(status)
-            if status.is("NotFound") && may_create(call.resource) && meta::resource_version(&object).is_empty() =>
+            if status.is("NotFound")
+                && may_create(call.resource)
+                && meta::resource_version(&object).is_empty() =>
         {
             (create_object(call, object).await?, StatusCode::CREATED)
         }
         result => (result?, StatusCode::OK),
     };
-    Ok(answer::object(call.accept, call.include()?, call.resource, code, &kv))
+    Ok(answer::object(
+        call.accept,
+        call.include()?,
+        call.resource,
+        code,
+        &kv,
+    ))
 }
 
 /// As `AllowUnconditionalUpdate` of the strategies.
 fn may_be_unconditional(resource: &Resource) -> bool {
-    !matches!(resource.plural, "leases" | "runtimeclasses" | "serviceaccounts")
+    !matches!(
+        resource.plural,
+        "leases" | "runtimeclasses" | "serviceaccounts"
+    )
 }
 
 /// As `AllowCreateOnUpdate` of the strategies.
@@ -100,13 +118,25 @@ pub(crate) async fn modify(
             );
             return Err(Status::conflict(resource, name, &detail));
         }
-        complete(call, subresource, &mut new, &old)?;
-        let claim = if resource.group.is_empty() && resource.plural == "services" && subresource.is_empty() {
-            Some(call.app.service_ips.claim_changed(&call.app.store, &mut new, &old).await?)
+        complete(call, subresource, &mut new, &old);
+        let claim =
+            if resource.group.is_empty() && resource.plural == "services" && subresource.is_empty()
+            {
+                Some(
+                    call.app
+                        .service_ips
+                        .claim_changed(&call.app.store, &mut new, &old)
+                        .await?,
+                )
+            } else {
+                None
+            };
+        // A binding is the server's own work, made of what has been checked.
+        let errors = if subresource == "binding" {
+            Vec::new()
         } else {
-            None
+            resource.validate_update(subresource, &new, &old)
         };
-        let errors = resource.validate_update(subresource, &new, &old);
         if !errors.is_empty() {
             return Err(Status::invalid(resource, name, errors));
         }
@@ -122,7 +152,10 @@ pub(crate) async fn modify(
             let removed = call.app.store.delete(&key, current.mod_revision).await;
             removed.map(|kv| KeyValue { value, ..kv })
         } else {
-            call.app.store.update(&key, value, current.mod_revision, durability(resource)).await
+            call.app
+                .store
+                .update(&key, value, current.mod_revision, durability(resource))
+                .await
         };
         match result {
             Ok(kv) => {
@@ -142,30 +175,37 @@ pub(crate) async fn modify(
 }
 
 /// What the server, and not the client, says of a changed object.
-fn complete(call: &Call, subresource: &str, new: &mut Value, old: &Value) -> Result<(), Status> {
+fn complete(call: &Call, subresource: &str, new: &mut Value, old: &Value) {
     let resource = call.resource;
     let metadata = meta::metadata_mut(new);
     metadata.remove("managedFields");
     metadata.remove("selfLink");
     metadata.insert("resourceVersion".into(), meta::resource_version(old).into());
     for field in SYSTEM_METADATA {
-        match old.get("metadata").and_then(|metadata| metadata.get(*field)) {
+        match old
+            .get("metadata")
+            .and_then(|metadata| metadata.get(*field))
+        {
             Some(value) => metadata.insert((*field).to_owned(), value.clone()),
             None => metadata.remove(*field),
         };
     }
+    if subresource == "binding" {
+        return;
+    }
     resource.strategy.default(new);
-    admission::update(call, subresource, new, old)?;
     resource.strategy.prepare_update(subresource, new, old);
     if counts_generation(resource, new) && new.get("spec") != old.get("spec") {
         meta::metadata_mut(new).insert("generation".into(), (meta::generation(old) + 1).into());
     }
-    Ok(())
 }
 
 /// Whether an object that is being deleted has lost the last thing that kept it.
 fn is_finished(new: &Value, old: &Value) -> bool {
-    let is_kept_by_spec = new.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    let is_kept_by_spec = new
+        .pointer("/spec/finalizers")
+        .and_then(Value::as_array)
+        .is_some_and(|list| !list.is_empty());
     meta::is_deleting(old)
         && meta::finalizers(new).next().is_none()
         && meta::deletion_grace_period_seconds(new).unwrap_or_default() == 0

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wherry_api::{FieldError, Resource, Status, table::IncludeObject};
-use wherry_store::{KeyValue, Revision, StoreError};
+use wherry_store::{KeyValue, Revision};
 
 use crate::{
     answer::{self, Answer},
@@ -44,20 +44,34 @@ const CHUNK_BYTES: usize = 32 * 1024;
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 pub(crate) async fn watch(call: &Call) -> Answer {
-    let filter = Arc::new(Filter::parse(call.resource, call.namespace(), call.name(), &call.query)?);
+    let filter = Arc::new(Filter::parse(
+        call.resource,
+        call.namespace(),
+        call.name(),
+        &call.query,
+    )?);
     let asked = list::resource_version(call)?;
-    let sends_initial = call.query.has("sendInitialEvents").then(|| call.query.flag("sendInitialEvents"));
+    let sends_initial = call
+        .query
+        .has("sendInitialEvents")
+        .then(|| call.query.flag("sendInitialEvents"));
     let mode = call.query.get("resourceVersionMatch");
     match (sends_initial, mode) {
         (None, "") | (Some(_), "NotOlderThan") => {}
         (None, _) => {
             return Err(invalid_options("resourceVersionMatch", |path| {
-                FieldError::forbidden(path, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+                FieldError::forbidden(
+                    path,
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                )
             }));
         }
         (Some(_), "") => {
             return Err(invalid_options("resourceVersionMatch", |path| {
-                FieldError::forbidden(path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
+                FieldError::forbidden(
+                    path,
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                )
             }));
         }
         (Some(_), other) => {
@@ -72,10 +86,12 @@ pub(crate) async fn watch(call: &Call) -> Answer {
     };
     let sends_bookmarks = call.query.flag("allowWatchBookmarks");
 
-    let current = call.app.store.current_revision().await.map_err(|error| store_status(call.resource, "", error))?;
-    if let Some(asked) = asked.filter(|asked| *asked > current) {
-        return Err(store_status(call.resource, "", StoreError::Future { asked, current }));
-    }
+    let current = call
+        .app
+        .store
+        .current_revision()
+        .await
+        .map_err(|error| store_status(call.resource, "", error))?;
     let (initial, from) = match (sends_initial, asked) {
         (Some(true), _) | (None, None | Some(0)) => {
             let page = call.app.store.list(filter.key_prefix(), None, 0, 0).await;
@@ -92,7 +108,11 @@ pub(crate) async fn watch(call: &Call) -> Answer {
     };
     let mut events = Events {
         resource: call.resource,
-        shape: if matches!(call.accept.shape, Shape::Discovery(_)) { Shape::Object } else { call.accept.shape },
+        shape: if matches!(call.accept.shape, Shape::Discovery(_)) {
+            Shape::Object
+        } else {
+            call.accept.shape
+        },
         format: call.accept.format,
         include: call.include()?,
         initial,
@@ -100,7 +120,8 @@ pub(crate) async fn watch(call: &Call) -> Answer {
         from,
         subscription: None,
         bookmarks: sends_bookmarks.then(|| {
-            let mut ticks = tokio::time::interval_at(Instant::now() + BOOKMARK_INTERVAL, BOOKMARK_INTERVAL);
+            let mut ticks =
+                tokio::time::interval_at(Instant::now() + BOOKMARK_INTERVAL, BOOKMARK_INTERVAL);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             ticks
         }),
@@ -112,6 +133,12 @@ pub(crate) async fn watch(call: &Call) -> Answer {
         _watchers: call.app.metrics.watchers.raise(),
     };
     match call.app.feeds.watch(call.resource, &filter, from).await {
+        // Writes that need not be on disk may be lost with power, and their revisions with them: whoever has seen
+        // one has to list again, and 410 is what makes every client do so.
+        _ if from > current => {
+            let message = format!("resource version {from} is unknown, the newest is {current}");
+            events.last_error = Some(Status::expired(message));
+        }
         Ok(subscription) => events.subscription = Some(subscription),
         Err(error) => events.last_error = Some(store_status(call.resource, "", error)),
     }
@@ -124,7 +151,9 @@ pub(crate) async fn watch(call: &Call) -> Answer {
         Format::Json => "application/json",
         Format::Yaml => "application/yaml;stream=watch",
     };
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.extensions_mut().insert(Live);
     Ok(response)
 }
@@ -217,19 +246,30 @@ impl Events {
     fn write(&mut self, out: &mut Vec<u8>, seen: Seen, kv: &KeyValue) {
         let mut object = Vec::with_capacity(kv.value.len() + 64);
         let with_columns = !std::mem::replace(&mut self.has_sent_columns, true);
-        answer::write_shaped(&mut object, self.shape, self.include, self.resource, kv, Timestamp::now(), with_columns);
+        answer::write_shaped(
+            &mut object,
+            self.shape,
+            self.include,
+            self.resource,
+            kv,
+            Timestamp::now(),
+            with_columns,
+        );
         self.write_line(out, seen.name(), &object);
     }
 
     fn write_bookmark(&mut self, out: &mut Vec<u8>, revision: Revision, annotations: &Value) {
-        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata =
+            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if !annotations.is_null() {
             metadata["annotations"] = annotations.clone();
         }
         let (kind, api_version) = match self.shape {
             Shape::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
             Shape::Table => ("Table", "meta.k8s.io/v1".to_owned()),
-            Shape::Object | Shape::Discovery(_) => (self.resource.kind, self.resource.api_version()),
+            Shape::Object | Shape::Discovery(_) => {
+                (self.resource.kind, self.resource.api_version())
+            }
         };
         let mut object = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
         if self.shape == Shape::Table {
@@ -245,7 +285,8 @@ impl Events {
     fn write_line(&self, out: &mut Vec<u8>, seen: &str, object: &[u8]) {
         if self.format == Format::Yaml {
             let object: Value = serde_json::from_slice(object).unwrap_or_default();
-            let text = serde_saphyr::to_string(&json!({"type": seen, "object": object})).unwrap_or_default();
+            let text = serde_saphyr::to_string(&json!({"type": seen, "object": object}))
+                .unwrap_or_default();
             out.extend_from_slice(b"---\n");
             out.extend_from_slice(text.as_bytes());
             return;

@@ -1,0 +1,202 @@
+//! Who is believed, and who may.
+
+use axum::body::Body;
+use http::{Request, header};
+use serde_json::{Value, json};
+use wherry_server::UserInfo;
+
+use crate::harness::{Answered, TestServer};
+
+async fn bearer(
+    server: &TestServer,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: Value,
+) -> Answered {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(body.to_string()))
+        .unwrap();
+    server.send(None, request).await
+}
+
+#[tokio::test]
+async fn nobody_gets_in_but_to_the_open_paths() {
+    let server = TestServer::start().await;
+    let ask =
+        |path: &'static str| server.send(None, Request::get(path).body(Body::empty()).unwrap());
+    for path in ["/livez", "/readyz", "/healthz", "/readyz/ping", "/version"] {
+        ask(path).await.expect(200);
+    }
+    for path in [
+        "/api",
+        "/apis",
+        "/api/v1/pods",
+        "/openapi/v2",
+        "/metrics",
+        "/nonsense",
+    ] {
+        ask(path).await.fails(401, "Unauthorized", "Unauthorized");
+    }
+    bearer(&server, "GET", "/api", "nonsense", Value::Null)
+        .await
+        .fails(401, "Unauthorized", "Unauthorized");
+}
+
+#[tokio::test]
+async fn a_service_account_is_known_by_its_token_and_may_little() {
+    let server = TestServer::start().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let made = server
+        .post(path, &json!({"spec": {"expirationSeconds": 600}}))
+        .await
+        .expect(201);
+    let token = made.body["status"]["token"].as_str().unwrap();
+    let reviews = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let who = bearer(&server, "POST", reviews, token, json!({}))
+        .await
+        .expect(201);
+    assert_eq!(
+        who.body["status"]["userInfo"]["username"],
+        "system:serviceaccount:default:default"
+    );
+    bearer(&server, "GET", "/api/v1", token, Value::Null)
+        .await
+        .expect(200);
+    bearer(&server, "GET", "/api/v1/namespaces/default/pods", token, Value::Null).await.fails(
+        403,
+        "Forbidden",
+        "pods is forbidden: User \"system:serviceaccount:default:default\" cannot list resource \"pods\" in API group \
+         \"\" in the namespace \"default\"",
+    );
+    server
+        .post(path, &json!({"spec": {"expirationSeconds": 60}}))
+        .await
+        .expect(422);
+    server
+        .delete(
+            "/api/v1/namespaces/default/serviceaccounts/default",
+            &Value::Null,
+        )
+        .await
+        .expect(200);
+    bearer(&server, "POST", reviews, token, json!({}))
+        .await
+        .expect(401);
+}
+
+#[tokio::test]
+async fn a_token_bound_to_a_pod_ends_with_it_and_is_for_its_audience() {
+    let server = TestServer::start().await;
+    let pod = server.pod("a").await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let reference = json!({"kind": "Pod", "apiVersion": "v1", "name": "a", "uid": pod.meta("uid")});
+    let made = server
+        .post(
+            path,
+            &json!({"spec": {"audiences": ["vault"], "boundObjectRef": reference}}),
+        )
+        .await
+        .expect(201);
+    let token = made.body["status"]["token"].clone();
+    let review = |audiences: Value| {
+        let server = &server;
+        let body = json!({"spec": {"token": token, "audiences": audiences}});
+        async move {
+            server
+                .post("/apis/authentication.k8s.io/v1/tokenreviews", &body)
+                .await
+                .expect(201)
+                .body["status"]
+                .clone()
+        }
+    };
+    let status = review(json!(["vault"])).await;
+    assert_eq!(status["authenticated"], true);
+    assert_eq!(
+        status["user"]["extra"]["authentication.kubernetes.io/pod-name"],
+        json!(["a"])
+    );
+    assert_eq!(review(json!([])).await["authenticated"], false);
+    bearer(&server, "GET", "/api", token.as_str().unwrap(), Value::Null)
+        .await
+        .expect(401);
+    server
+        .delete(
+            "/api/v1/namespaces/default/pods/a?gracePeriodSeconds=0",
+            &Value::Null,
+        )
+        .await
+        .expect(200);
+    assert_eq!(review(json!(["vault"])).await["authenticated"], false);
+}
+
+#[tokio::test]
+async fn an_agent_may_what_its_node_needs() {
+    let server = TestServer::start().await;
+    let as_node = |method: &'static str, path: &'static str, body: Value| {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/json");
+        server.send(
+            Some(UserInfo::node("n1")),
+            request.body(Body::from(body.to_string())).unwrap(),
+        )
+    };
+    as_node("POST", "/api/v1/nodes", json!({"metadata": {"name": "n1"}}))
+        .await
+        .expect(201);
+    as_node(
+        "GET",
+        "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1",
+        Value::Null,
+    )
+    .await
+    .expect(200);
+    as_node("DELETE", "/api/v1/nodes/n2", Value::Null)
+        .await
+        .expect(403);
+    let pod = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n1", "containers": [{"name": "a", "image": "b"}]}});
+    as_node("POST", "/api/v1/namespaces/default/pods", pod.clone())
+        .await
+        .expect(403);
+    let mut mirror = pod;
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+    let made = as_node("POST", "/api/v1/namespaces/default/pods", mirror)
+        .await
+        .expect(201);
+    assert!(made.body["spec"].get("serviceAccountName").is_none());
+}
+
+#[tokio::test]
+async fn questions_about_access_are_answered() {
+    let server = TestServer::start().await;
+    let attributes = json!({"verb": "list", "resource": "pods", "namespace": "default"});
+    let mine = json!({"spec": {"resourceAttributes": attributes}});
+    let answer = server
+        .post(
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            &mine,
+        )
+        .await
+        .expect(201);
+    assert_eq!(answer.body["status"]["allowed"], true);
+    let theirs = json!({"spec": {"user": "somebody", "resourceAttributes": attributes}});
+    let answer = server
+        .post(
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+            &theirs,
+        )
+        .await
+        .expect(201);
+    assert_eq!(answer.body["status"]["allowed"], false);
+    server
+        .get("/apis/authorization.k8s.io/v1/subjectaccessreviews")
+        .await
+        .expect(405);
+}

@@ -1,0 +1,236 @@
+//! Unmodified kubectl against the server over TLS.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use crate::harness::TestServer;
+
+struct Kubectl<'a>(&'a TestServer);
+
+impl Kubectl<'_> {
+    async fn run(&self, arguments: &[&str], input: &str) -> (bool, String, String) {
+        let config = self.0.dir.path().join("kubeconfig");
+        std::fs::write(&config, &self.0.admin_kubeconfig).unwrap();
+        let mut child = Command::new("kubectl")
+            .args(arguments)
+            .env("KUBECONFIG", &config)
+            .env("HOME", self.0.dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("kubectl is installed");
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .await
+            .unwrap();
+        let output = child.wait_with_output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+
+    #[track_caller]
+    fn ok(&self, arguments: &str, input: &str) -> impl Future<Output = String> {
+        let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+        let input = input.to_owned();
+        async move {
+            let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let (is_ok, out, error) = self.run(&words, &input).await;
+            assert!(is_ok, "kubectl {words:?}: {error}");
+            out
+        }
+    }
+
+    async fn fails(&self, arguments: &str) -> String {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let (is_ok, _, error) = self.run(&words, "").await;
+        assert!(!is_ok, "kubectl {words:?}");
+        error
+    }
+}
+
+const MAP: &str =
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, labels: {a: b}}\ndata: {k: v}\n";
+
+#[tokio::test]
+async fn kubectl_makes_reads_changes_and_removes() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    assert_eq!(kubectl.ok("apply -f -", MAP).await, "configmap/m created\n");
+    assert_eq!(
+        kubectl.ok("apply -f -", MAP).await,
+        "configmap/m unchanged\n"
+    );
+    assert_eq!(
+        kubectl.ok("apply -f -", &MAP.replace("k: v", "l: w")).await,
+        "configmap/m configured\n"
+    );
+    assert_eq!(
+        kubectl.ok("get cm m -o jsonpath={.data}", "").await,
+        r#"{"l":"w"}"#
+    );
+    assert_eq!(
+        kubectl.ok("get cm -l a=b -o name", "").await,
+        "configmap/m\n"
+    );
+    assert!(
+        kubectl
+            .ok("get cm m", "")
+            .await
+            .starts_with("NAME   DATA   AGE\nm      1      ")
+    );
+    assert_eq!(
+        kubectl.ok("label cm m c=d", "").await,
+        "configmap/m labeled\n"
+    );
+    assert_eq!(
+        kubectl.ok("annotate cm m e=f", "").await,
+        "configmap/m annotated\n"
+    );
+    kubectl.ok(r#"patch cm m -p {"data":{"x":"y"}}"#, "").await;
+    assert_eq!(
+        kubectl.ok("replace -f -", MAP).await,
+        "configmap/m replaced\n"
+    );
+    assert_eq!(
+        kubectl.ok("delete cm m", "").await.trim(),
+        r#"configmap "m" deleted"#
+    );
+    assert_eq!(
+        kubectl.fails("get cm m").await,
+        "Error from server (NotFound): configmaps \"m\" not found\n"
+    );
+}
+
+#[tokio::test]
+async fn kubectl_creates_by_protobuf() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    kubectl
+        .ok("create configmap m --from-literal=a=b", "")
+        .await;
+    kubectl
+        .ok("create secret generic s --from-literal=p=q", "")
+        .await;
+    assert_eq!(
+        kubectl.ok("get secret s -o jsonpath={.data.p}", "").await,
+        "cQ=="
+    );
+    kubectl.ok("create namespace n", "").await;
+    kubectl
+        .ok("create service nodeport np --tcp=80:8080", "")
+        .await;
+    assert_eq!(
+        kubectl
+            .ok("get svc np -o jsonpath={.spec.ports[0].targetPort}", "")
+            .await,
+        "8080"
+    );
+    assert_eq!(
+        kubectl
+            .ok("create token default", "")
+            .await
+            .trim()
+            .split('.')
+            .count(),
+        3
+    );
+    assert_eq!(kubectl.ok("auth can-i create pods", "").await, "yes\n");
+    assert!(
+        kubectl
+            .ok("auth whoami", "")
+            .await
+            .contains("kubernetes-admin")
+    );
+}
+
+#[tokio::test]
+async fn kubectl_finds_its_way() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    let (is_ok, version, warnings) = kubectl.run(&["version"], "").await;
+    assert!(
+        is_ok && version.contains("Server Version: v1.") && warnings.is_empty(),
+        "{version}{warnings}"
+    );
+    assert!(
+        kubectl
+            .ok("cluster-info", "")
+            .await
+            .contains("is running at")
+    );
+    assert!(
+        kubectl
+            .ok("api-resources", "")
+            .await
+            .contains("runtimeclasses")
+    );
+    assert!(
+        kubectl
+            .ok("api-versions", "")
+            .await
+            .contains("coordination.k8s.io/v1")
+    );
+    let explained = kubectl.ok("explain pod.spec.containers.image", "").await;
+    assert!(
+        explained.contains("KIND:       Pod") && explained.contains("image <string>"),
+        "{explained}"
+    );
+}
+
+#[tokio::test]
+async fn kubectl_runs_describes_and_deletes_a_pod() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    kubectl.ok("run web --image=nginx --port=80", "").await;
+    let wide = kubectl.ok("get pods -o wide", "").await;
+    assert!(
+        wide.starts_with("NAME   READY   STATUS    RESTARTS   AGE")
+            && wide.contains("web    0/1     Pending   0"),
+        "{wide}"
+    );
+    assert!(
+        kubectl
+            .ok("describe pod web", "")
+            .await
+            .contains("Service Account:  default")
+    );
+    let object: Value = serde_json::from_str(&kubectl.ok("get pods -o json", "").await).unwrap();
+    assert_eq!(object["items"][0]["kind"], "Pod");
+    kubectl
+        .ok("delete pod web --grace-period=0 --force", "")
+        .await;
+    assert_eq!(
+        kubectl
+            .ok(
+                "get pods --field-selector=status.phase=Pending -A -o name",
+                ""
+            )
+            .await,
+        ""
+    );
+}
+
+#[tokio::test]
+async fn kubectl_says_what_is_wrong_with_a_manifest() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    let wrong = MAP.replace("\ndata:", "\ndta:");
+    let (is_ok, _, error) = kubectl.run(&["create", "-f", "-"], &wrong).await;
+    assert!(!is_ok);
+    assert_eq!(
+        error,
+        "Error from server (BadRequest): error when creating \"STDIN\": ConfigMap in version \"v1\" cannot be handled as a \
+         ConfigMap: strict decoding error: unknown field \"dta\"\n"
+    );
+}
