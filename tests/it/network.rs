@@ -23,7 +23,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 }
 
 fn pods_reach_each_other_and_the_node_by_their_own_addresses(cluster: &Cluster, ns: &str) {
-    ready_shell_pod(cluster, ns, "server", "nc -lk -p 7000 -e sh -c 'echo seen'");
+    ready_shell_pod(cluster, ns, "server", "nc -ll -p 7000 -e sh -c 'echo seen'");
     ready_shell_pod(cluster, ns, "client", "sleep 1000");
     let ip = cluster.field(ns, "pod/server", ".status.podIP");
     let get = format!("nc {ip} 7000 < /dev/null");
@@ -50,7 +50,7 @@ fn pods_reach_the_outside(cluster: &Cluster, ns: &str) {
     let mut outside = cluster
         .network
         .outside_command("busybox")
-        .args(["nc", "-lk", "-p", "7000", "-e", "echo", "outside"])
+        .args(["nc", "-ll", "-p", "7000", "-e", "echo", "outside"])
         .stdin(Stdio::null())
         .spawn()
         .expect("busybox starts");

@@ -582,7 +582,7 @@ fn probes_decide_readiness_and_restarts(cluster: &Cluster, ns: &str) {
     image:"#;
     let yaml = shell_pod(
         "probed",
-        "mkdir -p /tmp; nc -lk -p 8080 -e true & sleep 1000",
+        "mkdir -p /tmp; nc -ll -p 8080 -e true & sleep 1000",
     )
     .replace("\n    image:", probes);
     apply(cluster, ns, &yaml);

@@ -357,7 +357,7 @@ fn a_mixed_pod_shares_address_loopback_and_volumes(cluster: &Cluster, ns: &str) 
         component("wasm", "tcp", &["serve", "127.0.0.1:7000", "from wasm"]),
         crate::pods::container(
             "box",
-            "nc -lk -p 7001 -e echo from the container & sleep 1000"
+            "nc -ll -p 7001 -e echo from the container & sleep 1000"
         ),
     );
     apply(cluster, ns, &pod("mixed", &spec));
