@@ -1,4 +1,4 @@
-//! What a cluster begins with: four namespaces, and the Service that is the server itself.
+//! What a cluster begins with: four namespaces, a class for each runtime, and the Service that is the server itself.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -14,6 +14,9 @@ use crate::client::ClientService;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Handlers that the agent knows, each with a RuntimeClass of the same name.
+const RUNTIME_CLASSES: &[&str] = &["oci", "wasm", "wasm-isolated"];
 
 /// A first object could not be made.
 #[derive(Debug, Error)]
@@ -41,7 +44,11 @@ pub(crate) async fn bootstrap(
     for name in NAMESPACES {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        create(client, "/api/v1/namespaces", &namespace).await?;
+        ensure(client, "/api/v1/namespaces", &namespace).await?;
+    }
+    for name in RUNTIME_CLASSES {
+        let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name});
+        ensure(client, "/apis/node.k8s.io/v1/runtimeclasses", &class).await?;
     }
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
@@ -55,7 +62,7 @@ pub(crate) async fn bootstrap(
             "type": "ClusterIP",
         },
     });
-    create(client, "/api/v1/namespaces/default/services", &service).await?;
+    ensure(client, "/api/v1/namespaces/default/services", &service).await?;
     if endpoint.address.is_loopback() || endpoint.address.is_unspecified() {
         tracing::warn!(address = %endpoint.address, "Service kubernetes has no endpoint: pods cannot reach this address");
         return Ok(());
@@ -105,12 +112,15 @@ pub(crate) async fn keep(
     }
 }
 
-async fn create(client: &ClientService, path: &str, object: &Value) -> Result<(), BootstrapError> {
-    let (code, answer) = client.request(Method::POST, path, object).await;
-    if code == StatusCode::CONFLICT {
+/// Makes an object that is not there. Asked for first: a Service that is there has its address already.
+async fn ensure(client: &ClientService, collection: &str, object: &Value) -> Result<(), BootstrapError> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let (code, _) = client.request(Method::GET, &format!("{collection}/{name}"), &Value::Null).await;
+    if code == StatusCode::OK {
         return Ok(());
     }
-    check(path, code, &answer)
+    let (code, answer) = client.request(Method::POST, collection, object).await;
+    check(collection, code, &answer)
 }
 
 fn check(path: &str, code: StatusCode, answer: &Value) -> Result<(), BootstrapError> {
