@@ -14,6 +14,7 @@
 //! | crossed its memory limit | 137 | 9, `oom_killed` |
 //! | asked to stop (WASI has no signals: this ends it) | 143 | 15 |
 //! | grace period over | 137 | 9 |
+//! | Ctrl-C in an attached terminal | 130 | 2 |
 //!
 //! What a grace period is good for: an HTTP component finishes the requests it has and then exits
 //! with 0; a component with an open stdin sees it end and may take its time.
@@ -22,7 +23,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -44,12 +45,13 @@ use crate::{
     limits::{Limiter, Memory},
     log::{LogFile, Stream},
     network::Network,
-    output::{self, Chunk, Client, Clients, GuestOutput, Input},
+    output::{self, Chunk, Client, Clients, GuestOutput, Input, InputEnd},
     sched::CpuAccount,
     serve::Worker,
     state::{component_store, module_store},
 };
 
+const SIGINT: i32 = 2;
 const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -67,6 +69,8 @@ pub(crate) enum End {
     Terminated,
     /// Its grace period was over.
     Killed,
+    /// Somebody pressed Ctrl-C in its terminal.
+    Interrupted,
 }
 
 impl End {
@@ -76,6 +80,7 @@ impl End {
             Self::Trap(_) => 128 + SIGABRT,
             Self::Oom | Self::Killed => 128 + SIGKILL,
             Self::Terminated => 128 + SIGTERM,
+            Self::Interrupted => 128 + SIGINT,
         }
     }
 
@@ -93,6 +98,7 @@ impl End {
             Self::Trap(_) => Some(SIGABRT),
             Self::Oom | Self::Killed => Some(SIGKILL),
             Self::Terminated => Some(SIGTERM),
+            Self::Interrupted => Some(SIGINT),
         };
         ContainerExit {
             started_at,
@@ -117,7 +123,7 @@ pub(crate) struct Container {
     pub(crate) spec: ContainerSpec,
     pub(crate) loaded: Arc<Loaded>,
     /// Directories of `spec.preopens`, in order.
-    preopens: Vec<OwnedFd>,
+    preopens: Mutex<Vec<OwnedFd>>,
     pub(crate) network: Arc<Network>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) cpu: Arc<CpuAccount>,
@@ -176,7 +182,7 @@ impl Container {
         };
         Self {
             loaded,
-            preopens,
+            preopens: Mutex::new(preopens),
             network: Arc::new((&spec.network).into()),
             memory: Arc::new(memory),
             cpu: Arc::new(CpuAccount::new(&spec.limits, Instant::now())),
@@ -330,6 +336,8 @@ impl Container {
         let ended = lock(&self.verdict).clone().unwrap_or(ended);
         self.end.cancel();
         *lock(&self.output) = None;
+        // Volumes are not held by what only waits to be forgotten.
+        lock(&self.preopens).clear();
         if let Some(pump) = pump {
             let _ = pump.await;
         }
@@ -472,7 +480,7 @@ impl Container {
         };
         wasi.stdout(stream(Stream::Stdout))
             .stderr(stream(Stream::Stderr));
-        for (preopen, directory) in self.spec.preopens.iter().zip(&self.preopens) {
+        for (preopen, directory) in self.spec.preopens.iter().zip(lock(&self.preopens).iter()) {
             let permissions = if preopen.readonly {
                 FsPerms::ReadOnly
             } else {
@@ -506,11 +514,16 @@ impl Container {
     ) -> End {
         let (sender, receiver) = output::channel();
         let pump = tokio::spawn(output::pump_exec(receiver, client));
+        let is_interrupted = Arc::new(AtomicBool::new(false));
         let stdin = stdin.map(|socket| {
             let (input, guest) = Input::open();
             let (echo, stop) = (tty.then(|| sender.clone()), cancel.clone());
+            let is_interrupted = is_interrupted.clone();
             tokio::spawn(async move {
-                input.copy_from(socket, echo, stop).await;
+                if input.copy_from(socket, echo, stop.clone()).await == InputEnd::Interrupted {
+                    is_interrupted.store(true, Ordering::Relaxed);
+                    stop.cancel();
+                }
                 input.close().await;
             });
             guest
@@ -528,19 +541,32 @@ impl Container {
         if end == End::Oom {
             self.end(&worker, End::Oom).await;
         }
-        end
+        if end == End::Killed && is_interrupted.load(Ordering::Relaxed) {
+            End::Interrupted
+        } else {
+            end
+        }
     }
 
     /// Attaches a client to the app's streams.
-    pub(crate) fn attach(self: &Arc<Self>, stdin: Option<tokio::net::UnixStream>, client: Client) {
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        stdin: Option<tokio::net::UnixStream>,
+        client: Client,
+    ) {
         if client.stdout.is_some() || client.stderr.is_some() {
             self.clients.add(client);
         }
         if let Some(socket) = stdin {
-            let this = self.clone();
+            let (this, worker) = (self.clone(), worker.clone());
             tokio::spawn(async move {
                 let echo = if this.spec.tty { this.output() } else { None };
-                this.stdin.copy_from(socket, echo, this.end.clone()).await;
+                if this.stdin.copy_from(socket, echo, this.end.clone()).await
+                    == InputEnd::Interrupted
+                {
+                    this.end(&worker, End::Interrupted).await;
+                }
                 if this.spec.stdin_once {
                     this.stdin.close().await;
                 }

@@ -328,30 +328,35 @@ impl Input {
         *self.0.lock().await = None;
     }
 
-    /// Copies a client's input until it ends or `stop`.
+    /// Copies a client's input until it ends, Ctrl-C is pressed in its terminal, or `stop`.
     pub(crate) async fn copy_from(
         &self,
         mut socket: impl AsyncRead + Unpin,
         terminal: Option<mpsc::Sender<Chunk>>,
         stop: CancellationToken,
-    ) {
+    ) -> InputEnd {
         let mut buffer = [0; 1024];
         loop {
             let read = tokio::select! {
                 read = socket.read(&mut buffer) => read,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return InputEnd::Ended,
             };
-            let Ok(n @ 1..) = read else { return };
+            let Ok(n @ 1..) = read else {
+                return InputEnd::Ended;
+            };
             let mut bytes = buffer[..n].to_vec();
-            let mut is_end = false;
+            let mut key = None;
             if let Some(echo) = &terminal {
-                is_end = from_terminal(&mut bytes);
+                key = from_terminal(&mut bytes);
                 let _ = echo
                     .send(Chunk {
                         stream: Stream::Stdout,
                         bytes: bytes.clone().into(),
                     })
                     .await;
+            }
+            if key == Some(InputEnd::Interrupted) {
+                return InputEnd::Interrupted;
             }
             let write = async {
                 match self.0.lock().await.as_mut() {
@@ -361,28 +366,42 @@ impl Input {
             };
             let written = tokio::select! {
                 written = write => written,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return InputEnd::Ended,
             };
-            if written.is_err() || is_end {
-                return;
+            if written.is_err() || key.is_some() {
+                return InputEnd::Ended;
             }
         }
     }
 }
 
-/// What a terminal's line discipline would make of keys: Enter becomes a new line; answers whether
-/// Ctrl-D was pressed, and drops what came after it.
-fn from_terminal(bytes: &mut Vec<u8>) -> bool {
-    let end = bytes.iter().position(|byte| *byte == 4);
-    if let Some(end) = end {
-        bytes.truncate(end);
-    }
+/// Why there is no more input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InputEnd {
+    /// The client ended it, or nobody reads it.
+    Ended,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// What a terminal's line discipline would make of keys: Enter becomes a new line; Ctrl-D and Ctrl-C
+/// end the input and drop what came after them.
+fn from_terminal(bytes: &mut Vec<u8>) -> Option<InputEnd> {
+    let end = bytes.iter().position(|byte| matches!(byte, 3 | 4));
+    let key = end.map(|end| {
+        if bytes[end] == 3 {
+            InputEnd::Interrupted
+        } else {
+            InputEnd::Ended
+        }
+    });
+    bytes.truncate(end.unwrap_or(bytes.len()));
     for byte in bytes {
         if *byte == b'\r' {
             *byte = b'\n';
         }
     }
-    end.is_some()
+    key
 }
 
 #[cfg(test)]
@@ -393,7 +412,12 @@ mod tests {
     fn a_terminal_without_a_pty_still_has_line_ends() {
         assert_eq!(with_carriage_returns(b"a\nb"), b"a\r\nb");
         let mut keys = b"ls\rx\x04later".to_vec();
-        assert!(from_terminal(&mut keys));
+        assert_eq!(from_terminal(&mut keys), Some(InputEnd::Ended));
         assert_eq!(keys, b"ls\nx");
+        assert_eq!(
+            from_terminal(&mut b"\x03".to_vec()),
+            Some(InputEnd::Interrupted)
+        );
+        assert_eq!(from_terminal(&mut b"ls".to_vec()), None);
     }
 }

@@ -281,7 +281,11 @@ impl Worker {
                         ));
                     }
                     let stdin = sockets.take(stdin)?;
-                    container.attach(stdin, sockets.client(stdout, stderr, container.spec.tty)?);
+                    container.attach(
+                        self,
+                        stdin,
+                        sockets.client(stdout, stderr, container.spec.tty)?,
+                    );
                     Ok(ReplyBody::Done)
                 })
             }

@@ -36,12 +36,14 @@ fn main() -> ExitCode {
         mounts_are_the_guests_tree_and_read_only_holds,
         an_http_component_is_served_and_a_trap_costs_one_request,
         an_http_component_of_wasi_0_3_is_served,
+        a_guests_own_requests_come_from_the_pod,
         a_taken_port_is_an_error_at_start,
         a_confined_pod_has_its_own_loopback_and_address,
         a_component_of_wasi_0_3_runs_and_its_sockets_are_confined,
         a_pod_in_a_namespace_is_served_inside_it,
         stdin_is_attached_and_ends_with_the_client,
         an_exec_streams_both_ways_and_ends_when_dropped,
+        a_terminal_has_line_ends_echo_and_keys,
         what_is_no_module_or_imports_too_much_is_refused_by_name,
         a_log_is_rotated_and_only_so_many_are_kept,
         calls_can_be_repeated,
@@ -353,6 +355,40 @@ async fn an_http_component_of_wasi_0_3_is_served() {
     .await;
 }
 
+async fn a_guests_own_requests_come_from_the_pod() {
+    let node = Node::new().await;
+    let (pod, other) = (node.pod("default").await, node.pod("default").await);
+    let listener = tokio::net::TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut config = node.container("http-get");
+    config.args = vec![format!("{}:{port}", other.ips[0]), "/path".into()];
+    let id = node.run(&pod, &config).await;
+    let (mut stream, peer) = listener.accept().await.unwrap();
+    assert_eq!(peer.ip(), pod.ips[0]);
+    let mut request = vec![0; 4096];
+    let read = stream.read(&mut request).await.unwrap();
+    let request = String::from_utf8_lossy(&request[..read]).into_owned();
+    assert!(request.starts_with("GET /path HTTP/1.1\r\n"), "{request}");
+    stream
+        .write_all(b"HTTP/1.1 203 Fine\r\nContent-Length: 3\r\n\r\nabc")
+        .await
+        .unwrap();
+    assert_eq!(node.exited(&id).await.exit_code, 0);
+    assert!(
+        std::fs::read_to_string(&config.log_path)
+            .unwrap()
+            .ends_with(" stdout P 203 abc\n")
+    );
+    // The node's loopback is not the pod's.
+    let local = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    config.args[0] = local.local_addr().unwrap().to_string();
+    config.attempt = 1;
+    let id = node.run(&pod, &config).await;
+    assert_eq!(node.exited(&id).await.exit_code, 1);
+}
+
 async fn a_taken_port_is_an_error_at_start() {
     let node = Node::new().await;
     let pod = node.pod("default").await;
@@ -613,6 +649,59 @@ async fn an_exec_streams_both_ways_and_ends_when_dropped() {
         instances().await == 1
     })
     .await;
+}
+
+async fn a_terminal_has_line_ends_echo_and_keys() {
+    let node = Node::new().await;
+    let pod = node.pod("default").await;
+    let id = node.run(&pod, &node.container("sleeper")).await;
+    let mut config = node.container("cat");
+    config.stdin = true;
+    config.tty = true;
+    let app = node.run(&pod, &config).await;
+    let request = ExecRequest {
+        command: vec!["cat".into()],
+        tty: true,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let talk = async |id, keys: &[u8]| {
+        let mut session = node.runtime.exec(id, &request).await.unwrap();
+        assert!(session.resize.is_some() && session.stderr.is_none());
+        session
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(keys)
+            .await
+            .unwrap();
+        let mut screen = String::new();
+        session
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_to_string(&mut screen)
+            .await
+            .unwrap();
+        (session.exit.await.unwrap(), screen)
+    };
+    assert_eq!(talk(&app, b"hi\r\x04").await, (0, "hi\r\nhi\r\n".into()));
+    assert_eq!(talk(&id, b"\x03").await.0, 130);
+    let request = AttachRequest {
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let mut session = node.runtime.attach(&app, &request).await.unwrap();
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"\x03")
+        .await
+        .unwrap();
+    assert_eq!(session.exit.await.unwrap(), 130);
 }
 
 async fn what_is_no_module_or_imports_too_much_is_refused_by_name() {
