@@ -51,6 +51,8 @@ fn main() -> ExitCode {
         limits_change_while_it_runs,
         a_worker_has_no_privileges_left,
         what_was_half_made_or_half_removed_is_finished,
+        tenants_do_not_share_a_worker_and_a_full_one_gets_a_second,
+        an_agent_killed_anywhere_leaks_nothing,
     ))
 }
 
@@ -959,4 +961,97 @@ async fn what_was_half_made_or_half_removed_is_finished() {
     node.kill_workers();
     node.exited(&kept).await;
     assert!(node.exited(&made).await.started_at.is_some());
+}
+
+async fn tenants_do_not_share_a_worker_and_a_full_one_gets_a_second() {
+    let node = Node::with(|config| config.instances_per_worker_max = 2).await;
+    let (blue, red) = (node.pod("blue").await, node.pod("red").await);
+    let mut alone = node.pod("blue").await;
+    alone.config.isolated = true;
+    let sleeper = |name: &str| {
+        let mut config = node.container("sleeper");
+        config.name = name.into();
+        config
+    };
+    node.run(&blue, &sleeper("a")).await;
+    node.run(&blue, &sleeper("b")).await;
+    assert_eq!(node.workers(), 1);
+    node.run(&blue, &sleeper("c")).await;
+    assert_eq!(node.workers(), 2, "the first is full");
+    node.run(&red, &sleeper("a")).await;
+    assert_eq!(node.workers(), 3, "another tenant");
+    let id = node.run(&alone, &sleeper("a")).await;
+    assert_eq!(node.workers(), 4, "an isolated pod");
+    node.runtime.remove_container(&id).await.unwrap();
+    eventually("an isolated pod's worker ends with it", async || {
+        node.workers() == 3
+    })
+    .await;
+    let mut resolver = sleeper("d");
+    let file = node.directory("resolver").join("resolv.conf");
+    std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+    resolver.mounts = vec![harness::mount("/etc/resolv.conf", &file, true)];
+    node.run(&blue, &resolver).await;
+    assert_eq!(node.workers(), 4, "names are resolved another way");
+}
+
+async fn an_agent_killed_anywhere_leaks_nothing() {
+    let mut node = Node::with(|config| config.worker_idle_max = Duration::ZERO).await;
+    let stays = node.pod("default").await;
+    let survivor = node.run(&stays, &node.container("sleeper")).await;
+    let before = node.runtime.container_status(&survivor).await.unwrap();
+    let config = node.container("ticker");
+    for kill in 0..60u64 {
+        let mut pod = stays.clone();
+        pod.config.uid = format!("kill-{kill}").into();
+        // Every third pod has a worker of its own, so that workers come and go as well.
+        pod.config.isolated = kill % 3 == 0;
+        let config = config_of(&config, kill);
+        node.spawn(move |runtime| async move {
+            let made = runtime.run_pod_sandbox(&pod.config).await?;
+            pod.id = made.id;
+            let id = runtime.create_container(&pod, &config).await?;
+            runtime.start_container(&id).await?;
+            runtime.stop_container(&id, Duration::ZERO).await?;
+            runtime.remove_container(&id).await?;
+            runtime.remove_pod_sandbox(&pod.id).await
+        });
+        tokio::time::sleep(Duration::from_micros(kill * 700)).await;
+        node.restart().await;
+        assert_eq!(
+            node.runtime.container_status(&survivor).await.unwrap(),
+            before
+        );
+    }
+    node.assert_runs(&survivor).await;
+    for status in node.runtime.list_containers().await.unwrap() {
+        node.runtime.remove_container(&status.id).await.unwrap();
+    }
+    for sandbox in node.runtime.list_pod_sandboxes().await.unwrap() {
+        node.runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+    }
+    let entries = |path: &str| std::fs::read_dir(node.root().join(path)).map_or(0, Iterator::count);
+    eventually("nothing is left", async || {
+        node.worker_processes().is_empty()
+            && [
+                "run/wasm/workers",
+                "root/wasm/exits",
+                "root/wasm/containers",
+                "root/wasm/sandboxes",
+                "root/images/leases",
+            ]
+            .iter()
+            .all(|path| entries(path) == 0)
+    })
+    .await;
+}
+
+fn config_of(
+    config: &wherry_runtime_api::ContainerConfig,
+    n: u64,
+) -> wherry_runtime_api::ContainerConfig {
+    wherry_runtime_api::ContainerConfig {
+        name: format!("ticker-{n}"),
+        ..config.clone()
+    }
 }

@@ -107,6 +107,7 @@ pub(crate) fn mount(container_path: &str, host_path: &Path, readonly: bool) -> M
 pub(crate) struct Node {
     directory: tempfile::TempDir,
     images: Store,
+    configure: fn(&mut Config),
     agent: Option<(TokioRuntime, Arc<WasmRuntime>)>,
     pub(crate) runtime: Handle,
 }
@@ -123,6 +124,10 @@ impl std::ops::Deref for Handle {
 
 impl Node {
     pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(configure: fn(&mut Config)) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("wherry-wasm-")
             .tempdir()
@@ -135,11 +140,21 @@ impl Node {
         let mut node = Self {
             directory,
             images,
+            configure,
             agent: None,
             runtime: Handle(None),
         };
         node.start_agent().await;
         node
+    }
+
+    /// Has the agent do something by itself.
+    pub(crate) fn spawn<F>(&self, work: impl FnOnce(Arc<WasmRuntime>) -> F)
+    where
+        F: Future<Output = Result<(), wherry_runtime_api::RuntimeError>> + Send + 'static,
+    {
+        let (agent, runtime) = self.agent.as_ref().unwrap();
+        agent.spawn(work(runtime.clone()));
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -164,6 +179,7 @@ impl Node {
             self.images.clone(),
         );
         config.cgroup_root = self.cgroup_root();
+        (self.configure)(&mut config);
         let runtime = agent
             .spawn(async move { WasmRuntime::open(config).await.unwrap() })
             .await
