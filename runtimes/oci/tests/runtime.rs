@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "runtime/conformance.rs"]
+mod conformance;
 #[path = "runtime/containers.rs"]
 mod containers;
 #[path = "runtime/harness.rs"]
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         return wherry_oci::stage1::main(args.split_off(1));
     }
     let mut tests = Vec::new();
+    tests.extend(conformance::tests());
     tests.extend(containers::tests());
     tests.extend(streams::tests());
     tests.extend(security::tests());

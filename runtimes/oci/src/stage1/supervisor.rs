@@ -10,8 +10,7 @@
 //! slow (as in containerd), the others' does not.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     rc::Rc,
     time::SystemTime,
