@@ -61,6 +61,7 @@ printf 'root:x:0:\nadm:x:4:\nwww-data:x:33:\nredis:x:101:\nnogroup:x:65534:\n' >
 case $name in
 nginx)
   mkdir -p "$root/var/lib/nginx" "$root/var/log/nginx" "$root/var/www/html"
+  echo '<h1>Welcome to nginx</h1>' >"$root/var/www/html/index.html"
   ln -sf /dev/stdout "$root/var/log/nginx/access.log"
   ln -sf /dev/stderr "$root/var/log/nginx/error.log"
   printf 'user www-data;\nworker_processes 1;\npid /run/nginx.pid;\nevents { worker_connections 256; }\nhttp {\n  include /etc/nginx/mime.types;\n  access_log /dev/stdout;\n  error_log /dev/stderr;\n  server { listen 80; root /var/www/html; }\n}\n' >"$root/etc/nginx/nginx.conf"
