@@ -256,17 +256,27 @@ fn file_system(at: &str, usage: FsUsage) -> Value {
     })
 }
 
+/// Without what is not known yet.
+fn cpu(at: &str, nano_cores: Option<u64>, core_ns: Option<u64>) -> Value {
+    let mut cpu = json!({"time": at});
+    for (field, value) in [
+        ("usageNanoCores", nano_cores),
+        ("usageCoreNanoSeconds", core_ns),
+    ] {
+        if let Some(value) = value {
+            cpu[field] = value.into();
+        }
+    }
+    cpu
+}
+
 fn container(sample: &Sample) -> Value {
     let stats = &sample.stats;
     let at = rfc3339(stats.at);
     json!({
         "name": sample.name,
         "startTime": rfc3339(sample.started_at),
-        "cpu": {
-            "time": at,
-            "usageNanoCores": sample.cpu_usage_nano_cores,
-            "usageCoreNanoSeconds": stats.cpu_usage_core_nanoseconds,
-        },
+        "cpu": cpu(&at, sample.cpu_usage_nano_cores, Some(stats.cpu_usage_core_nanoseconds)),
         "memory": {
             "time": at,
             "usageBytes": stats.memory_usage_bytes,
@@ -287,20 +297,17 @@ fn pod(sample: &PodSample) -> Value {
             .map(|container| field(&container.stats))
             .sum()
     };
-    let nano_cores: u64 = sample
+    // Known once all of them are.
+    let nano_cores: Option<u64> = sample
         .containers
         .iter()
-        .filter_map(|container| container.cpu_usage_nano_cores)
+        .map(|container| container.cpu_usage_nano_cores)
         .sum();
     let mut pod = json!({
         "podRef": {"name": sample.name, "namespace": sample.namespace, "uid": sample.uid},
         "startTime": sample.started_at.map(rfc3339),
         "containers": sample.containers.iter().map(container).collect::<Vec<_>>(),
-        "cpu": {
-            "time": now,
-            "usageNanoCores": nano_cores,
-            "usageCoreNanoSeconds": sum(|stats| stats.cpu_usage_core_nanoseconds),
-        },
+        "cpu": cpu(&now, nano_cores, Some(sum(|stats| stats.cpu_usage_core_nanoseconds))),
         "memory": {
             "time": now,
             "usageBytes": sum(|stats| stats.memory_usage_bytes),
@@ -353,7 +360,7 @@ pub(crate) async fn summary(Shared(state): Shared<State>) -> Json<Value> {
     let mut node = json!({
         "nodeName": state.kubelet.node_name(),
         "startTime": rfc3339(state.started_at),
-        "cpu": {"time": at, "usageNanoCores": nano_cores, "usageCoreNanoSeconds": cpu_ns},
+        "cpu": cpu(&at, nano_cores, cpu_ns),
         "memory": {
             "time": at,
             "availableBytes": memory.available,

@@ -29,8 +29,10 @@ mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug};
 use wherry_runtime_api::{Duplex, RuntimeError, StreamSession};
@@ -50,6 +52,12 @@ pub(crate) const QUEUE_CHUNKS: usize = 8;
 /// How long to wait, after the last word, for the client to close the connection. Closing first can
 /// make a Go client drop frames that it has received and not yet handed on.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
+
+/// How long the last bytes, TLS's goodbye among them, may take to be written.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that has been upgraded.
+type Io = TokioIo<hyper::upgrade::Upgraded>;
 
 /// How long a client may take, and a stream may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,13 +174,17 @@ impl StreamServer {
         };
         let transport = upgrade.transport;
         let creation = self.inner.timeouts.stream_creation;
-        self.serve(request, &upgrade, move |io, activity| async move {
-            match transport {
-                Transport::SpdyChannelsV4 => {
-                    remote::spdy::serve(io, options, verb, open, creation, activity).await
+        self.serve(request, &upgrade, move |io, activity| {
+            Box::pin(async move {
+                match transport {
+                    Transport::SpdyChannelsV4 => {
+                        remote::spdy::serve(io, options, verb, open, creation, activity).await
+                    }
+                    _ => {
+                        remote::websocket::serve(io, transport, options, verb, open, activity).await
+                    }
                 }
-                _ => remote::websocket::serve(io, transport, options, verb, open, activity).await,
-            }
+            })
         })
     }
 
@@ -205,29 +217,25 @@ impl StreamServer {
             return request::refuse("query parameter \"port\" is required");
         }
         let creation = self.inner.timeouts.stream_creation;
-        self.serve(request, &upgrade, move |io, activity| async move {
-            match transport {
-                Transport::SpdyPortForward => {
-                    port_forward::spdy::serve(io, connect, creation, activity).await
+        self.serve(request, &upgrade, move |io, activity| {
+            Box::pin(async move {
+                match transport {
+                    Transport::SpdyPortForward => {
+                        port_forward::spdy::serve(io, connect, creation, activity).await
+                    }
+                    Transport::TunnelPortForward => {
+                        let io = tunnel::Tunnel::accept(io).await;
+                        port_forward::spdy::serve(io, connect, creation, activity).await;
+                    }
+                    _ => port_forward::websocket::serve(io, ports, connect, activity).await,
                 }
-                Transport::TunnelPortForward => {
-                    let io = tunnel::Tunnel::accept(io).await;
-                    port_forward::spdy::serve(io, connect, creation, activity).await;
-                }
-                _ => port_forward::websocket::serve(io, ports, connect, activity).await,
-            }
+            })
         })
     }
 
-    fn serve<B, F, Fut>(
-        &self,
-        request: &mut Request<B>,
-        upgrade: &Upgrade,
-        carry: F,
-    ) -> Response<String>
+    fn serve<B, F>(&self, request: &mut Request<B>, upgrade: &Upgrade, carry: F) -> Response<String>
     where
-        F: FnOnce(TokioIo<hyper::upgrade::Upgraded>, Activity) -> Fut + Send + 'static,
-        Fut: Future<Output = ()> + Send,
+        F: for<'io> FnOnce(&'io mut Io, Activity) -> BoxFuture<'io, ()> + Send + 'static,
     {
         let upgraded = hyper::upgrade::on(&mut *request);
         let shutdown = self.inner.shutdown.clone();
@@ -235,16 +243,22 @@ impl StreamServer {
         let span = tracing::debug_span!("stream", path = %request.uri().path());
         self.inner.tasks.spawn(
             async move {
-                let upgraded = match upgraded.await {
-                    Ok(upgraded) => upgraded,
+                let upgraded = tokio::select! {
+                    upgraded = upgraded => upgraded,
+                    () = shutdown.cancelled() => return,
+                };
+                let mut io = match upgraded {
+                    Ok(upgraded) => TokioIo::new(upgraded),
                     Err(error) => return debug!(%error, "Client did not upgrade"),
                 };
                 let activity = Activity::default();
                 tokio::select! {
-                    () = carry(TokioIo::new(upgraded), activity.clone()) => {}
+                    () = carry(&mut io, activity.clone()) => {}
                     () = shutdown.cancelled() => debug!("Stream closed by shutdown"),
                     () = activity.idle_for(idle) => debug!("Stream closed for being idle"),
                 }
+                // Says goodbye in TLS's terms; a client that is gone is not waited for.
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, io.shutdown()).await;
             }
             .instrument(span),
         );

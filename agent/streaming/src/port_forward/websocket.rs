@@ -35,7 +35,7 @@ const PORTS_MAX: usize = 127;
 /// Carries connections until the client goes or all of them have ended.
 pub(crate) async fn serve<T, C, Fut>(io: T, mut ports: Vec<u16>, connect: C, activity: Activity)
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send,
     C: Fn(u16) -> Fut,
     Fut: Future<Output = Result<Box<dyn Duplex>, String>>,
 {

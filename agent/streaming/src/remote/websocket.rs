@@ -58,7 +58,7 @@ pub(crate) async fn serve<T, F, Fut, E>(
     open: F,
     activity: Activity,
 ) where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send,
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<StreamSession, E>>,
     E: std::fmt::Display,
