@@ -291,8 +291,8 @@ async fn a_supervisor_is_small(node: Node) {
             .parse()
             .unwrap()
     };
-    let private = kib("Private_Dirty:");
-    // The rest of what is private is the file's own pages, shared with every other supervisor.
+    let private = kib("Anonymous:");
+    // What else is private is pages of files, which the next supervisor shares.
     assert!(private <= 1536, "{private} KiB\n{smaps}");
     println!("     a supervisor's private memory: {private} KiB");
 }
