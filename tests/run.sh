@@ -20,7 +20,7 @@ export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 say "guests: compiling the Wasm programs that tests and the example run"
 toolchain=$(tests/tools/guest-toolchain.sh)
 (. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip2)
-(. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip1 -p exit-code)
+(. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip1 -p exit-code -p programs)
 (. "$toolchain" && cd docs/examples/mixed-pod/writer && CARGO_TARGET_DIR="$WHERRY_CACHE/example" cargo build --quiet --release --target wasm32-wasip2)
 export WHERRY_GUESTS=$WHERRY_CACHE/guests
 export WHERRY_EXAMPLE_WRITER=$WHERRY_CACHE/example/wasm32-wasip2/release/writer.wasm

@@ -353,14 +353,17 @@ impl Inner {
     }
 
     fn record_exit(&self, id: &ContainerId, exit: ContainerExit) {
-        let Some(container) = lock(&self.containers).get(id).cloned() else {
+        let Some(container) = self.find(id) else {
             return;
         };
+        // The exit of a short-lived app can overtake the answer to its start.
+        if let Some(started_at) = exit.started_at {
+            self.record_start(&container, started_at);
+        }
         let mut record = lock(&container.record);
         if record.exit.is_some() {
             return;
         }
-        record.started_at = record.started_at.or(exit.started_at);
         record.exit = Some(exit);
         self.write_record(&record);
         container.state.send_replace(record.state());
@@ -370,6 +373,10 @@ impl Inner {
         };
         drop(record);
         let _ = self.events.send(event);
+    }
+
+    fn find(&self, id: &ContainerId) -> Option<Arc<Container>> {
+        lock(&self.containers).get(id).cloned()
     }
 
     fn write_record(&self, record: &ContainerRecord) {
@@ -465,8 +472,8 @@ impl Inner {
     }
 
     fn container(&self, id: &ContainerId) -> Result<Arc<Container>, RuntimeError> {
-        let found = lock(&self.containers).get(id).cloned();
-        found.ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
+        self.find(id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
     }
 
     async fn user_namespace(&self) -> Option<BorrowedFd<'_>> {
@@ -520,6 +527,7 @@ impl Inner {
         config: &ContainerConfig,
     ) -> Result<ContainerId, RuntimeError> {
         check(config)?;
+        self.check_ready(sandbox)?;
         let (image, compiled) = self.image(config).await?;
         let args = app_args(&image, config);
         let id = ContainerId::new(uuid::Uuid::new_v4().simple().to_string());
@@ -578,6 +586,8 @@ impl Inner {
             std::fs::create_dir(&directory).map_err(failed())?;
             write_json(&directory.join("container.json"), &record).map_err(failed())?;
             lock(&self.containers).insert(id.clone(), container.clone());
+            // A stop that came meanwhile did not see the container.
+            self.check_ready(sandbox)?;
             self.config
                 .images
                 .lease(&config.image_id, &format!("{LEASE_PREFIX}{id}"))
@@ -598,6 +608,24 @@ impl Inner {
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// That containers can be created in a sandbox. Of another runtime's, only its maker knows.
+    fn check_ready(&self, sandbox: &PodSandbox) -> Result<(), RuntimeError> {
+        let state = if sandbox.handler == HANDLER {
+            let sandboxes = lock(&self.sandboxes);
+            let known = sandboxes.get(&sandbox.id).map(|known| known.state);
+            known.ok_or_else(|| RuntimeError::NotFound(format!("sandbox {}", sandbox.id)))?
+        } else {
+            sandbox.state
+        };
+        match state {
+            PodSandboxState::Ready => Ok(()),
+            PodSandboxState::NotReady => Err(RuntimeError::FailedPrecondition(format!(
+                "sandbox {} is not ready",
+                sandbox.id
+            ))),
+        }
     }
 
     fn find_created(

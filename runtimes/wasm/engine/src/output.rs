@@ -191,6 +191,13 @@ impl Client {
         }
     }
 
+    /// Ends its streams, also for whoever waits for the other end to go.
+    fn close(&self) {
+        for socket in self.stdout.iter().chain(&self.stderr) {
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+    }
+
     /// Waits until the other end is gone.
     async fn closed(&self) {
         let Some(socket) = self.stdout.as_ref().or(self.stderr.as_ref()) else {
@@ -244,6 +251,7 @@ impl Clients {
     }
 
     fn remove(&self, client: &Arc<Client>) {
+        client.close();
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -267,10 +275,14 @@ impl Clients {
     }
 
     fn clear(&self) {
-        self.0
+        for client in self
+            .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+            .drain(..)
+        {
+            client.close();
+        }
     }
 }
 

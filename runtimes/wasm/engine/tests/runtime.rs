@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "runtime/conformance.rs"]
+mod conformance;
 #[path = "runtime/harness.rs"]
 mod harness;
 
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
         Some("wasm-compile") => return wherry_wasm_engine::compile::main(args.collect()),
         _ => {}
     }
-    main_of_tests(tests!(
+    let mut trials = tests!(
         a_component_gets_its_arguments_and_environment_and_its_output_is_logged,
         a_core_module_keeps_its_exit_code,
         a_trap_is_exit_134_and_hurts_no_neighbour,
@@ -53,7 +55,9 @@ fn main() -> ExitCode {
         what_was_half_made_or_half_removed_is_finished,
         tenants_do_not_share_a_worker_and_a_full_one_gets_a_second,
         an_agent_killed_anywhere_leaks_nothing,
-    ))
+    );
+    trials.extend(conformance::trials());
+    main_of_tests(trials)
 }
 
 async fn a_component_gets_its_arguments_and_environment_and_its_output_is_logged() {

@@ -115,6 +115,12 @@ pub(crate) struct Node {
 /// The runtime, whichever agent it is of now.
 pub(crate) struct Handle(Option<Arc<WasmRuntime>>);
 
+impl Handle {
+    pub(crate) fn to_arc(&self) -> Arc<WasmRuntime> {
+        self.0.clone().expect("the agent runs")
+    }
+}
+
 impl std::ops::Deref for Handle {
     type Target = WasmRuntime;
     fn deref(&self) -> &WasmRuntime {
@@ -207,13 +213,10 @@ impl Node {
         path
     }
 
-    /// A pod with an address nobody else has.
-    pub(crate) async fn pod(&self, namespace: &str) -> PodSandbox {
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed) % 250 + 1;
-        let config = PodSandboxConfig {
-            uid: format!("uid-{n}").into(),
-            name: format!("pod-{n}"),
+    pub(crate) fn pod_config(&self, name: &str, namespace: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            uid: format!("uid-{name}").into(),
+            name: name.into(),
             namespace: namespace.into(),
             attempt: 0,
             hostname: None,
@@ -226,9 +229,15 @@ impl Node {
             isolated: false,
             labels: vec![],
             annotations: vec![],
-        };
+        }
+    }
+
+    /// A pod with an address nobody else has.
+    pub(crate) async fn pod(&self, namespace: &str) -> PodSandbox {
+        let ip = next_ip();
+        let config = self.pod_config(&format!("pod-{ip}"), namespace);
         let mut pod = self.runtime.run_pod_sandbox(&config).await.unwrap();
-        pod.ips = vec![IpAddr::V4(Ipv4Addr::new(10, 99, 0, n))];
+        pod.ips = vec![IpAddr::V4(ip)];
         pod
     }
 
@@ -378,6 +387,12 @@ impl Drop for Node {
             }
         }
     }
+}
+
+/// One of the addresses of this program's network namespace.
+pub(crate) fn next_ip() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    Ipv4Addr::new(10, 99, 0, NEXT.fetch_add(1, Ordering::Relaxed) % 250 + 1)
 }
 
 fn uuid() -> String {
