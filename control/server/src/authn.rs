@@ -9,7 +9,9 @@ use wherry_api::{Status, meta};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
-    App, UserInfo, stored,
+    App, UserInfo,
+    authz::Attributes,
+    stored,
     token::{Claims, ISSUER},
 };
 
@@ -92,6 +94,71 @@ pub(crate) async fn authenticate(
             Err(Status::unauthorized())
         }
     }
+}
+
+/// The user a request is to be answered as (`kubectl --as`), when the one who asks may ask for that.
+pub(crate) fn impersonate(
+    app: &App,
+    user: UserInfo,
+    headers: &HeaderMap,
+) -> Result<UserInfo, Status> {
+    let texts = |name: &str| -> Vec<String> {
+        let values = headers.get_all(name).iter();
+        values
+            .filter_map(|value| value.to_str().ok())
+            .map(str::to_owned)
+            .collect()
+    };
+    let (names, groups) = (texts("impersonate-user"), texts("impersonate-group"));
+    let uid = texts("impersonate-uid").pop().unwrap_or_default();
+    let Some(name) = names.first().cloned() else {
+        if groups.is_empty() && uid.is_empty() {
+            return Ok(user);
+        }
+        return Err(Status::bad_request(
+            "requested impersonation of groups or a uid without impersonating a user",
+        ));
+    };
+    let mut wanted = vec![("users", name.as_str())];
+    wanted.extend(groups.iter().map(|group| ("groups", group.as_str())));
+    for (resource, name) in wanted {
+        let attributes = Attributes {
+            verb: "impersonate".to_owned(),
+            resource: resource.to_owned(),
+            name: name.to_owned(),
+            ..Attributes::default()
+        };
+        if !app.authorizer.is_allowed(&user, &attributes) {
+            let message = format!(
+                "{resource} {name:?} is forbidden: User {:?} cannot impersonate resource {resource:?} in API group \"\" at \
+                 the cluster scope",
+                user.name
+            );
+            return Err(Status::failure(403, "Forbidden", message));
+        }
+    }
+    let mut groups = groups;
+    if groups.is_empty()
+        && let Some((namespace, account)) = name
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|rest| rest.split_once(':'))
+    {
+        return Ok(UserInfo::service_account(namespace, account, &uid));
+    }
+    let everybody = if name == "system:anonymous" {
+        "system:unauthenticated"
+    } else {
+        "system:authenticated"
+    };
+    if !groups.iter().any(|group| group == everybody) {
+        groups.push(everybody.to_owned());
+    }
+    Ok(UserInfo {
+        name,
+        uid,
+        groups,
+        ..UserInfo::default()
+    })
 }
 
 /// Finds the user of a token, and which of the audiences it is for; what it is bound to must still be there.

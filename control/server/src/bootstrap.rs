@@ -6,12 +6,12 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
-use wherry_store::Store;
+use wherry_store::{Store, WatchMessage};
 
 use crate::client::ClientService;
 
-/// How often is looked whether the `kubernetes` Service is still there; kube-apiserver's interval.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// Before trying again what failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -34,6 +34,13 @@ pub(crate) struct Endpoint {
     pub(crate) service_ip: IpAddr,
     pub(crate) address: IpAddr,
     pub(crate) port: u16,
+}
+
+impl Endpoint {
+    /// Whether pods can reach the address.
+    fn is_reachable(self) -> bool {
+        !self.address.is_loopback() && !self.address.is_unspecified()
+    }
 }
 
 /// Makes what is not there. Repeatable.
@@ -63,7 +70,7 @@ pub(crate) async fn bootstrap(
         },
     });
     ensure(client, "/api/v1/namespaces/default/services", &service).await?;
-    if endpoint.address.is_loopback() || endpoint.address.is_unspecified() {
+    if !endpoint.is_reachable() {
         tracing::warn!(address = %endpoint.address, "Service kubernetes has no endpoint: pods cannot reach this address");
         return Ok(());
     }
@@ -93,29 +100,47 @@ pub(crate) async fn keep(
     endpoint: Endpoint,
     shutdown: CancellationToken,
 ) {
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + INTERVAL, INTERVAL);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = removed(&store, "/registry/services/default/kubernetes") => {}
+            () = removed(&store, "/registry/endpoints/default/kubernetes"), if endpoint.is_reachable() => {}
         }
-        let mut is_whole = true;
-        for key in [
-            "/registry/services/default/kubernetes",
-            "/registry/endpoints/default/kubernetes",
-        ] {
-            is_whole &= matches!(store.get(key).await, Ok((Some(_), _)));
-        }
-        if !is_whole && let Err(error) = bootstrap(&client, endpoint).await {
+        if let Err(error) = bootstrap(&client, endpoint).await {
             tracing::warn!(%error, "Service kubernetes is missing");
+            tokio::time::sleep(RETRY).await;
         }
     }
 }
 
+/// Lasts until a key is not there.
+async fn removed(store: &Arc<dyn Store>, key: &str) {
+    loop {
+        if let Ok(mut watch) = store.watch(key, 0).await {
+            loop {
+                if matches!(store.get(key).await, Ok((None, _))) {
+                    return;
+                }
+                match watch.recv().await {
+                    Some(WatchMessage::Events(_) | WatchMessage::Progress(_)) => {}
+                    Some(WatchMessage::Lost) | None => break,
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 /// Makes an object that is not there. Asked for first: a Service that is there has its address already.
-async fn ensure(client: &ClientService, collection: &str, object: &Value) -> Result<(), BootstrapError> {
+async fn ensure(
+    client: &ClientService,
+    collection: &str,
+    object: &Value,
+) -> Result<(), BootstrapError> {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    let (code, _) = client.request(Method::GET, &format!("{collection}/{name}"), &Value::Null).await;
+    let (code, _) = client
+        .request(Method::GET, &format!("{collection}/{name}"), &Value::Null)
+        .await;
     if code == StatusCode::OK {
         return Ok(());
     }

@@ -34,7 +34,7 @@ impl Wanted {
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .any(|coding| is_gzip(coding));
+            .any(is_gzip);
         if is_remote && takes {
             Self::Gzip
         } else {

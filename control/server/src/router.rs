@@ -133,6 +133,7 @@ async fn serve(
     let user = authn::authenticate(app, request.headers(), request.extensions())
         .await?
         .ok_or_else(Status::unauthorized)?;
+    let user = authn::impersonate(app, user, request.headers())?;
     let Some(target) = target else {
         return serve_document(
             app,

@@ -173,7 +173,7 @@ impl ServiceIps {
             }
             Ok(())
         };
-        self.is_loaded.get_or_try_init(load).await.map(|()| ())
+        self.is_loaded.get_or_try_init(load).await.copied()
     }
 
     /// Gives a new Service what it asks for and lacks.

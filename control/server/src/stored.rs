@@ -96,6 +96,21 @@ pub(crate) fn encode(resource: &Resource, object: &Value) -> Bytes {
     Bytes::from(out)
 }
 
+/// Takes out of the metadata what says nothing, as Go's encoding does: `labels: {}`, `finalizers: []`, nulls.
+pub(crate) fn tidy_metadata(object: &mut Value) {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
+        return;
+    };
+    metadata.remove("managedFields");
+    metadata.remove("selfLink");
+    metadata.retain(|_, value| match value {
+        Value::Null => false,
+        Value::Object(members) => !members.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    });
+}
+
 fn write_member(out: &mut Vec<u8>, first: &mut bool, name: &str, value: &Value) {
     if !std::mem::take(first) {
         out.push(b',');
@@ -129,6 +144,11 @@ pub(crate) fn write_item(out: &mut Vec<u8>, resource: &Resource, kv: &KeyValue) 
 }
 
 fn write_rest(out: &mut Vec<u8>, rest: &[u8], revision: u64) {
+    // A dry run's object has not been written and has no version.
+    if revision == 0 {
+        out.extend_from_slice(rest);
+        return;
+    }
     let after = rest.strip_prefix(METADATA.as_bytes()).unwrap_or(rest);
     out.extend_from_slice(METADATA.as_bytes());
     out.extend_from_slice(b"\"resourceVersion\":\"");

@@ -373,7 +373,11 @@ async fn service(call: &Call) -> Result<Destination, Status> {
         .unwrap_or_default();
     let is_wanted = |service_port: &&Value| match port {
         None => true,
-        Some(port) => service_port["name"] == port || service_port["port"].to_string() == port,
+        Some(port) => {
+            service_port["name"] == port
+                || (service_port["port"].is_u64()
+                    && service_port["port"].as_u64() == port.parse().ok())
+        }
     };
     let chosen = ports.iter().find(is_wanted);
     let chosen = chosen.ok_or_else(|| {
@@ -518,6 +522,9 @@ fn prepare_headers(headers: &mut HeaderMap, host: &str, upgrade: Option<&HeaderV
     }
     // Whoever asks has been authenticated; the other side gets this server's word for it, not their secret.
     headers.remove(header::AUTHORIZATION);
+    for name in ["impersonate-user", "impersonate-group", "impersonate-uid"] {
+        headers.remove(name);
+    }
     if let Some(upgrade) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, upgrade.clone());

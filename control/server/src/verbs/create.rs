@@ -59,8 +59,6 @@ pub(crate) async fn create_object(call: &Call, mut object: Value) -> Result<KeyV
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "generation",
-        "managedFields",
-        "selfLink",
     ] {
         metadata.remove(field);
     }
@@ -70,6 +68,8 @@ pub(crate) async fn create_object(call: &Call, mut object: Value) -> Result<KeyV
         "creationTimestamp".into(),
         meta::format_time(Timestamp::now()).into(),
     );
+
+    stored::tidy_metadata(&mut object);
 
     resource.strategy.default(&mut object);
     if !is_generated {

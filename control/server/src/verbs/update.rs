@@ -177,9 +177,8 @@ pub(crate) async fn modify(
 /// What the server, and not the client, says of a changed object.
 fn complete(call: &Call, subresource: &str, new: &mut Value, old: &Value) {
     let resource = call.resource;
+    stored::tidy_metadata(new);
     let metadata = meta::metadata_mut(new);
-    metadata.remove("managedFields");
-    metadata.remove("selfLink");
     metadata.insert("resourceVersion".into(), meta::resource_version(old).into());
     for field in SYSTEM_METADATA {
         match old

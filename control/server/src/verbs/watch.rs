@@ -133,8 +133,7 @@ pub(crate) async fn watch(call: &Call) -> Answer {
         _watchers: call.app.metrics.watchers.raise(),
     };
     match call.app.feeds.watch(call.resource, &filter, from).await {
-        // Writes that need not be on disk may be lost with power, and their revisions with them: whoever has seen
-        // one has to list again, and 410 is what makes every client do so.
+        // A store put back from a copy is behind what clients have seen of it; 410 makes every one of them list again.
         _ if from > current => {
             let message = format!("resource version {from} is unknown, the newest is {current}");
             events.last_error = Some(Status::expired(message));

@@ -200,3 +200,30 @@ async fn questions_about_access_are_answered() {
         .await
         .expect(405);
 }
+
+#[tokio::test]
+async fn an_administrator_may_ask_as_somebody_else_and_others_may_not() {
+    let server = TestServer::start().await;
+    let as_bob = |user: UserInfo, path: &'static str| {
+        let request = Request::get(path).header("Impersonate-User", "bob");
+        server.send(Some(user), request.body(Body::empty()).unwrap())
+    };
+    as_bob(UserInfo::admin(), "/api/v1").await.expect(200);
+    as_bob(UserInfo::admin(), "/api/v1/pods").await.fails(
+        403,
+        "Forbidden",
+        "pods is forbidden: User \"bob\" cannot list resource \"pods\" in API group \"\" at the cluster scope",
+    );
+    as_bob(UserInfo::node("n1"), "/api/v1").await.fails(
+        403,
+        "Forbidden",
+        "users \"bob\" is forbidden: User \"system:node:n1\" cannot impersonate resource \"users\" in API group \"\" at \
+         the cluster scope",
+    );
+    let group_only = Request::get("/api/v1").header("Impersonate-Group", "system:masters");
+    let request = group_only.body(Body::empty()).unwrap();
+    server
+        .send(Some(UserInfo::admin()), request)
+        .await
+        .expect(400);
+}

@@ -14,7 +14,7 @@ use wherry_server::{Config, FixedRules, Pki, SERVICE_CIDR_DEFAULT, Server, UserI
 use wherry_store::{MemoryStore, Store};
 
 /// The one timeout of everything that is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct TestServer {
     pub(crate) dir: TempDir,

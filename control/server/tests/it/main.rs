@@ -1,5 +1,7 @@
 //! The server through its router, on a store in memory; over TLS where the connection is what matters.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod authentication;
 mod harness;
 mod kubectl;

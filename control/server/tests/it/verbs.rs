@@ -560,3 +560,44 @@ async fn unknown_fields_are_an_error_a_warning_or_nothing() {
     assert!(!ignored.headers.contains_key(header::WARNING));
     assert!(ignored.body.get("dta").is_none());
 }
+
+#[tokio::test]
+async fn metadata_that_says_nothing_is_not_kept_and_a_dry_run_has_no_version() {
+    let server = TestServer::start().await;
+    let body =
+        json!({"metadata": {"name": "a", "labels": {}, "annotations": {}, "finalizers": []}});
+    let tried = server
+        .post(&format!("{MAPS}?dryRun=All"), &body)
+        .await
+        .expect(201);
+    assert_eq!(tried.meta("resourceVersion"), "");
+    let made = server.post(MAPS, &body).await.expect(201);
+    for field in ["labels", "annotations", "finalizers"] {
+        assert!(made.body["metadata"].get(field).is_none(), "{field}");
+    }
+    let same = server
+        .merge(&format!("{MAPS}/a"), &json!({"metadata": {"labels": {}}}))
+        .await
+        .expect(200);
+    assert_eq!(same.meta("resourceVersion"), made.meta("resourceVersion"));
+}
+
+#[tokio::test]
+async fn the_kubernetes_service_has_its_fixed_address_again_after_it_was_deleted() {
+    let server = TestServer::start().await;
+    let path = "/api/v1/namespaces/default/services/kubernetes";
+    let mut watch = server
+        .watch("/api/v1/namespaces/default/services?watch=true")
+        .await;
+    assert_eq!(watch.next_name().await.0, "ADDED");
+    server.delete(path, &Value::Null).await.expect(200);
+    assert_eq!(watch.next_name().await.0, "DELETED");
+    assert_eq!(
+        watch.next_name().await,
+        ("ADDED".to_owned(), "kubernetes".to_owned())
+    );
+    assert_eq!(
+        server.get(path).await.expect(200).body["spec"]["clusterIP"],
+        "10.96.0.1"
+    );
+}
