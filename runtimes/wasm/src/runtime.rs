@@ -528,10 +528,11 @@ impl Inner {
     ) -> Result<ContainerId, RuntimeError> {
         check(config)?;
         self.check_ready(sandbox)?;
-        let (image, compiled) = self.image(config).await?;
+        let (image, user_namespace) = tokio::join!(self.image(config), self.user_namespace());
+        let (image, compiled) = image?;
         let args = app_args(&image, config);
         let id = ContainerId::new(uuid::Uuid::new_v4().simple().to_string());
-        let preopens = mounts::preopens(&config.mounts, self.user_namespace().await)?;
+        let preopens = mounts::preopens(&config.mounts, user_namespace)?;
         let module_directory = open_module(&compiled.directory)?;
         let log = open_log(&config.log_path)?;
         let record = ContainerRecord {

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::{
     sched::{CloneFlags, setns, unshare},
     unistd::{Gid, Uid, chdir, chroot, setgid, setgroups, setsid, setuid},
@@ -34,7 +35,14 @@ pub(crate) fn enter_cgroups(procs: &[std::path::PathBuf]) {
 }
 
 /// Gives up files, user, and the way back. Without privilege to begin with, keeps what it is.
-pub(crate) fn give_up_privileges(jail: &Path, uid: u32, gid: u32) -> io::Result<()> {
+///
+/// `keep` is what is left: a worker binds low ports for its pods, as any pod may on its own address.
+pub(crate) fn give_up_privileges(
+    jail: &Path,
+    uid: u32,
+    gid: u32,
+    keep: &[Capability],
+) -> io::Result<()> {
     let limit = |kind| {
         let _ = nix::sys::resource::setrlimit(kind, 0, 0);
     };
@@ -51,9 +59,20 @@ pub(crate) fn give_up_privileges(jail: &Path, uid: u32, gid: u32) -> io::Result<
         chdir("/").map_err(subject("enter jail"))?;
         setgroups(&[]).map_err(subject("drop groups"))?;
         setgid(Gid::from_raw(gid)).map_err(subject("become group"))?;
-        // Clears every capability.
+        // Changing the user then clears what is effective, and not what is permitted.
+        caps::securebits::set_keepcaps(true).map_err(io::Error::other)?;
         setuid(Uid::from_raw(uid)).map_err(subject("become user"))?;
     }
+    let keep: CapsHashSet = keep
+        .iter()
+        .copied()
+        .filter(|one| caps::has_cap(None, CapSet::Permitted, *one).unwrap_or(false))
+        .collect();
+    for set in [CapSet::Effective, CapSet::Inheritable] {
+        caps::clear(None, set).map_err(io::Error::other)?;
+    }
+    caps::set(None, CapSet::Permitted, &keep).map_err(io::Error::other)?;
+    caps::set(None, CapSet::Effective, &keep).map_err(io::Error::other)?;
     nix::sys::prctl::set_no_new_privs().map_err(subject("set no_new_privs"))
 }
 

@@ -9,6 +9,7 @@ use std::{
     process::ExitCode,
 };
 
+use nix::sys::resource::{Resource, setrlimit};
 use wherry_wasm::{
     protocol::{CompileReply, CompileRequest, ModuleKind},
     wire,
@@ -21,6 +22,9 @@ use crate::{
 
 /// Largest module compiled; past it compiling takes gigabytes.
 const MODULE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Memory of a compiler, bytes.
+const COMPILER_BYTES_MAX: u64 = 4 << 30;
 
 /// Compiles one module; takes no arguments.
 pub fn main(_args: Vec<OsString>) -> ExitCode {
@@ -40,7 +44,13 @@ fn run() -> io::Result<()> {
     else {
         return Ok(());
     };
-    bootstrap::give_up_privileges(&request.jail, request.uid, request.gid)?;
+    bootstrap::give_up_privileges(&request.jail, request.uid, request.gid, &[])?;
+    // A module made to upset the compiler fails to compile, and does not take the node's memory.
+    let _ = setrlimit(
+        Resource::RLIMIT_DATA,
+        COMPILER_BYTES_MAX,
+        COMPILER_BYTES_MAX,
+    );
     let engines = Engines::new().map_err(|error| io::Error::other(format!("engine: {error:#}")))?;
     let result = if request.has_files {
         compile(&engines, descriptors).map(Some)

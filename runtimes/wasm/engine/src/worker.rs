@@ -12,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use caps::Capability;
 use wherry_wasm::{
     USER_NAMESPACE_ARGUMENT,
     protocol::{Bootstrap, PROTOCOL_VERSION, Ready},
@@ -111,7 +112,12 @@ fn prepare(config: &Bootstrap, descriptors: Vec<OwnedFd>) -> io::Result<Prepared
         bootstrap::enter_network_namespace(&namespace)?;
     }
     bootstrap::enter_cgroups(&config.cgroup_procs);
-    bootstrap::give_up_privileges(&config.jail, config.uid, config.gid)?;
+    bootstrap::give_up_privileges(
+        &config.jail,
+        config.uid,
+        config.gid,
+        &[Capability::CAP_NET_BIND_SERVICE],
+    )?;
     let engines = Engines::new().map_err(|error| io::Error::other(format!("engine: {error:#}")))?;
     seccomp::install().map_err(|error| io::Error::other(format!("seccomp: {error}")))?;
     listener.set_nonblocking(true)?;

@@ -339,13 +339,14 @@ async fn an_http_component_is_served_and_a_trap_costs_one_request() {
 async fn an_http_component_of_wasi_0_3_is_served() {
     let node = Node::new().await;
     let pod = node.pod("default").await;
-    let config = node.container("http_hello_p3");
+    let mut config = node.container("http_hello_p3");
+    config.annotations = vec![("wherry.dev/http-port".into(), "80".into())];
     let id = node.run(&pod, &config).await;
     for _ in 0..2 {
-        let answer = node.http(&pod, 8080, "/a").await;
+        let answer = node.http(&pod, 80, "/a").await;
         assert!(answer.ends_with("hello from wasm: /a\n"), "{answer}");
         assert!(
-            node.http(&pod, 8080, "/trap")
+            node.http(&pod, 80, "/trap")
                 .await
                 .starts_with("HTTP/1.1 500 ")
         );
@@ -903,8 +904,11 @@ async fn a_worker_has_no_privileges_left() {
         };
         assert_eq!(field("Uid:"), "65532");
         assert_eq!(field("Gid:"), "65532");
-        assert_eq!(field("CapEff:"), "0000000000000000");
-        assert_eq!(field("CapPrm:"), "0000000000000000");
+        // CAP_NET_BIND_SERVICE and nothing else.
+        assert_eq!(field("CapEff:"), "0000000000000400");
+        assert_eq!(field("CapPrm:"), "0000000000000400");
+        assert_eq!(field("CapInh:"), "0000000000000000");
+        assert_eq!(field("CapAmb:"), "0000000000000000");
         assert_eq!(field("NoNewPrivs:"), "1");
         assert_eq!(field("Seccomp:"), "2");
         let root = std::fs::read_link(format!("/proc/{pid}/root")).unwrap();

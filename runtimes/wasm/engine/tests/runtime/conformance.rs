@@ -37,13 +37,12 @@ impl WasmFixture {
 }
 
 fn words(program: Program) -> Vec<String> {
-    let words = match program {
+    match program {
         Program::Print { exit_code } => vec!["print".to_owned(), exit_code.to_string()],
         Program::Wait => vec!["wait".to_owned()],
         Program::CopyStdin => vec!["copy".to_owned()],
         Program::EatMemory => vec!["eat".to_owned()],
-    };
-    words
+    }
 }
 
 #[async_trait]
