@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
+    time::Duration,
 };
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -14,6 +15,9 @@ use wherry_runtime_api::RuntimeError;
 use crate::protocol::{
     self, FailureKind, MESSAGE_BYTES_MAX, Op, Reply, Request, Response, VERSION,
 };
+
+/// How long a supervisor may take to answer. Setting up a container's file systems is the longest.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to a supervisor.
 #[derive(Debug)]
@@ -95,19 +99,28 @@ pub(crate) async fn call(
     op: Op,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(Reply, Vec<OwnedFd>, Connection), RuntimeError> {
-    let connection =
-        Connection::open(directory).map_err(|error| unreachable_supervisor(what, &error))?;
-    connection
-        .send(op, fds)
-        .await
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EMSGSIZE) => {
-                RuntimeError::InvalidArgument(format!("{what}: the command line is too long"))
-            }
-            _ => unreachable_supervisor(what, &error),
-        })?;
-    let (reply, fds) = connection.expect(what).await?;
-    Ok((reply, fds, connection))
+    let ask = async {
+        let connection =
+            Connection::open(directory).map_err(|error| unreachable_supervisor(what, &error))?;
+        connection
+            .send(op, fds)
+            .await
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EMSGSIZE) => {
+                    RuntimeError::InvalidArgument(format!("{what}: the command line is too long"))
+                }
+                _ => unreachable_supervisor(what, &error),
+            })?;
+        let (reply, fds) = connection.expect(what).await?;
+        Ok((reply, fds, connection))
+    };
+    match tokio::time::timeout(ANSWER_TIMEOUT, ask).await {
+        Ok(answer) => answer,
+        Err(_) => Err(RuntimeError::DeadlineExceeded {
+            what: what.to_owned(),
+            after: ANSWER_TIMEOUT,
+        }),
+    }
 }
 
 fn unreachable_supervisor(what: &str, error: &io::Error) -> RuntimeError {

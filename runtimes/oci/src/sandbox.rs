@@ -130,13 +130,14 @@ impl Inner {
             created_at: SystemTime::now(),
         };
         let sandbox = Sandbox::new(file);
-        let (ready, child) = {
-            let sandbox = sandbox.clone();
-            self.blocking(move |inner| inner.spawn_supervisor(&sandbox))
-                .await?
+        let started = async {
+            let spawned = sandbox.clone();
+            let (ready, child) = self
+                .blocking(move |inner| inner.spawn_supervisor(&spawned))
+                .await?;
+            self.wait_until_ready(&sandbox, ready, child).await
         };
-        let result = self.wait_until_ready(&sandbox, ready, child).await;
-        match result {
+        match started.await {
             Ok(()) => Ok(sandbox.status()),
             Err(error) => {
                 if let Err(error) = self.remove_in_turn(&sandbox.file.id).await {
@@ -187,6 +188,7 @@ impl Inner {
         let (ready, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| RuntimeError::io(what())(error.into()))?;
         let child = tokio::process::Command::new(&self.exe.path)
+            .arg0("wherry")
             .arg("stage1")
             .arg(self.paths.sandbox(id))
             .arg(&run)
@@ -216,6 +218,9 @@ impl Inner {
             .map_err(RuntimeError::io(format!("sandbox {id}")))?;
         let heard =
             tokio::time::timeout(self.supervisor_timeout, ready.read_to_string(&mut word)).await;
+        if heard.is_err() {
+            let _ = child.start_kill();
+        }
         // Reaped whenever it ends, as long as this agent lives.
         tokio::spawn(async move { child.wait().await });
         match heard {

@@ -9,8 +9,8 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use wherry_runtime_api::{
-    ContainerConfig, ContainerSecurity, LinuxResources, Mount, MountPropagation, NamespaceMode,
-    PodSandboxConfig, RuntimeError,
+    AppArmorProfile, ContainerConfig, ContainerSecurity, LinuxResources, Mount, MountPropagation,
+    NamespaceMode, PodSandboxConfig, RuntimeError,
 };
 
 /// Docker's default set, which is also containerd's.
@@ -98,6 +98,9 @@ pub(crate) fn build(
         .no_new_privileges(security.no_new_privs);
     if let Some(adjustment) = config.resources.oom_score_adj {
         process = process.oom_score_adj(adjustment);
+    }
+    if let Some(AppArmorProfile::Localhost(name)) = &security.apparmor {
+        process = process.apparmor_profile(name.as_str());
     }
     let namespace = |kind| {
         LinuxNamespaceBuilder::default()
@@ -459,7 +462,7 @@ pub(crate) fn verify_supported(
     config: &ContainerConfig,
     has_apparmor: bool,
 ) -> Result<(), RuntimeError> {
-    if let Some(wherry_runtime_api::AppArmorProfile::Localhost(name)) = &config.security.apparmor
+    if let Some(AppArmorProfile::Localhost(name)) = &config.security.apparmor
         && !has_apparmor
     {
         return Err(RuntimeError::Unsupported(format!(

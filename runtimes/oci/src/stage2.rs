@@ -24,7 +24,7 @@ use std::{
 };
 
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Capability, Process, Spec};
 
 use crate::{
     bundle::{self, Bundle},
@@ -265,6 +265,18 @@ fn prepare_init(
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).map_err(Failure::named("cgroup namespace"))?;
     let _ = nix::unistd::setsid();
     sys::join_session_keyring();
+    let missing = capability_mask(&process) & !permitted_capabilities().unwrap_or(u64::MAX);
+    if missing != 0 && !is_everything(&process) {
+        let names: Vec<String> = caps::all()
+            .into_iter()
+            .filter(|capability| missing & capability.bitmask() != 0)
+            .map(|capability| capability.to_string())
+            .collect();
+        warnings.push(format!(
+            "capabilities that this node does not have: {}",
+            names.join(", ")
+        ));
+    }
 
     mounts::enter_root(
         &spec,
@@ -519,7 +531,6 @@ fn describe(error: nix::errno::Errno) -> String {
 }
 
 fn become_user(prepared: &Prepared) -> Result<(), Failure> {
-    use oci_spec::runtime::Capability;
     let Prepared {
         process,
         identity,
@@ -535,23 +546,7 @@ fn become_user(prepared: &Prepared) -> Result<(), Failure> {
     if !no_new_privs {
         install(filter)?;
     }
-    let held = process
-        .capabilities()
-        .as_ref()
-        .and_then(|sets| sets.effective().clone())
-        .unwrap_or_default();
-    let index = |capability: &Capability| {
-        serde_json::to_value(capability)
-            .ok()?
-            .as_str()?
-            .parse::<caps::Capability>()
-            .ok()
-            .map(|found| found.index())
-    };
-    let mask = held
-        .iter()
-        .filter_map(index)
-        .fold(0u64, |mask, index| mask | 1 << index);
+    let mask = capability_mask(process);
     sys::prctl(libc::PR_SET_KEEPCAPS, 1).map_err(Failure::named("keep capabilities"))?;
     for capability in 0..64 {
         match sys::prctl(libc::PR_CAPBSET_READ, capability) {
@@ -590,11 +585,37 @@ fn become_user(prepared: &Prepared) -> Result<(), Failure> {
             ),
         )
     })?;
+    if let Some(profile) = process.apparmor_profile() {
+        fs::write("/proc/thread-self/attr/exec", format!("exec {profile}"))
+            .map_err(Failure::named(format!("apparmor profile {profile}")))?;
+    }
     if no_new_privs {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(Failure::named("no_new_privs"))?;
         install(filter)?;
     }
     Ok(())
+}
+
+/// The capabilities of the spec as the kernel counts them.
+fn capability_mask(process: &Process) -> u64 {
+    let index = |capability: &Capability| {
+        let name = serde_json::to_value(capability).ok()?;
+        name.as_str()?
+            .parse::<caps::Capability>()
+            .ok()
+            .map(|found| found.index())
+    };
+    let sets = process.capabilities().as_ref();
+    let held = sets.and_then(|sets| sets.effective().as_ref());
+    held.into_iter()
+        .flatten()
+        .filter_map(index)
+        .fold(0, |mask, index| mask | 1 << index)
+}
+
+/// Whether it is to hold whatever there is, so that nothing in particular can be missing.
+fn is_everything(process: &Process) -> bool {
+    capability_mask(process).count_ones() >= 40
 }
 
 fn permitted_capabilities() -> Option<u64> {

@@ -11,6 +11,8 @@ mod conformance;
 mod containers;
 #[path = "runtime/harness.rs"]
 mod harness;
+#[path = "runtime/kills.rs"]
+mod kills;
 #[path = "runtime/restarts.rs"]
 mod restarts;
 #[path = "runtime/security.rs"]
@@ -25,11 +27,15 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == "stage1") {
         return wherry_oci::stage1::main(args.split_off(1));
     }
+    if args.first().is_some_and(|first| first == "agent") {
+        return kills::agent(args.split_off(1));
+    }
     let mut tests = Vec::new();
     tests.extend(conformance::tests());
     tests.extend(containers::tests());
     tests.extend(streams::tests());
     tests.extend(security::tests());
     tests.extend(restarts::tests());
+    tests.extend(kills::tests());
     harness::run(tests)
 }

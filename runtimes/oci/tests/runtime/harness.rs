@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wherry_images::{Limits, Store, StoreConfig, layout::PackConfig};
+use wherry_images::{Store, StoreConfig, layout::PackConfig};
 use wherry_oci::{Config, OciRuntime};
 use wherry_runtime_api::*;
 
@@ -165,10 +165,7 @@ impl Node {
             .tempdir()
             .unwrap()
             .keep();
-        let mut config = StoreConfig::default();
-        config.is_durable = false;
-        config.limits = Limits::default();
-        let images = Store::open(&place.join("images"), config).unwrap();
+        let images = open_images(&place);
         let mut image_ids = Vec::new();
         for tag in ["busybox", "named-user", "unknown-user"] {
             let found = images
@@ -189,6 +186,19 @@ impl Node {
             runtime,
             images,
             image_ids,
+        }
+    }
+
+    /// A node that another process has made.
+    pub(crate) async fn existing(place: PathBuf, cgroup: String, image: String) -> Self {
+        let images = open_images(&place);
+        let runtime = open(&place, &images).await;
+        Self {
+            place,
+            cgroup,
+            runtime,
+            images,
+            image_ids: vec![("busybox".to_owned(), image)],
         }
     }
 
@@ -318,6 +328,12 @@ impl Node {
     }
 }
 
+fn open_images(place: &Path) -> Store {
+    let mut config = StoreConfig::default();
+    config.is_durable = false;
+    Store::open(&place.join("images"), config).unwrap()
+}
+
 async fn open(place: &Path, images: &Store) -> Arc<OciRuntime> {
     let exe = std::env::current_exe().unwrap();
     OciRuntime::open(Config::new(
@@ -359,9 +375,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Removes every sandbox, as the agent would.
 async fn clean_up(place: &Path, cgroup: &str) {
-    let mut config = StoreConfig::default();
-    config.is_durable = false;
-    let images = Store::open(&place.join("images"), config).unwrap();
+    let images = open_images(place);
     let runtime = open(place, &images).await;
     for sandbox in runtime.list_pod_sandboxes().await.unwrap() {
         runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();

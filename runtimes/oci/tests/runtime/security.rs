@@ -9,6 +9,7 @@ use crate::harness::{Node, tests};
 tests! {
     the_default_container_holds_dockers_capabilities_and_a_filter
     capabilities_are_added_and_dropped
+    what_the_node_cannot_give_is_a_warning
     no_new_privs_and_a_readonly_root_hold
     the_default_filter_refuses_what_dockers_refuses
     a_profile_on_the_node_is_used
@@ -273,5 +274,29 @@ async fn propagation_goes_the_way_that_was_asked(node: Node) {
                 .success(),
             "{place}"
         );
+    }
+}
+
+async fn what_the_node_cannot_give_is_a_warning(node: Node) {
+    let sandbox = node.sandbox("pod").await;
+    let ours = fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = u64::from_str_radix(&field(&ours, "CapBnd"), 16).unwrap();
+    let mut config = node.script(&sandbox, "main", STATUS);
+    config.security.capabilities_add = vec!["SYS_RESOURCE".into()];
+    config.resources.oom_score_adj = Some(-997);
+    let id = node.start(&sandbox, &config).await;
+    node.exit(&id).await;
+    let warnings = node.runtime.container_status(&id).await.unwrap().warnings;
+    // Both go with CAP_SYS_RESOURCE, which not every root has.
+    let expected: &[&str] = match bounding & 1 << 24 {
+        0 => &[
+            "oom_score_adj -997",
+            "capabilities that this node does not have: CAP_SYS_RESOURCE",
+        ],
+        _ => &[],
+    };
+    assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
+    for (warning, start) in warnings.iter().zip(expected) {
+        assert!(warning.starts_with(start), "{warning}");
     }
 }
