@@ -81,8 +81,17 @@ impl Answered {
 impl TestServer {
     /// Serving, with the default service account that a controller would make.
     pub(crate) async fn start() -> Self {
+        let this = Self::on(Arc::new(MemoryStore::default())).await;
+        let account = json!({"metadata": {"name": "default"}});
+        this.post("/api/v1/namespaces/default/serviceaccounts", &account)
+            .await
+            .expect(201);
+        this
+    }
+
+    /// Serving what is in a store.
+    pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let server = Server::build(Config {
             pki_dir: dir.path().join("pki"),
             listen: "127.0.0.1:0".parse().expect("an address"),
@@ -108,12 +117,6 @@ impl TestServer {
             _stop: stop.clone().drop_guard(),
         };
         tokio::spawn(server.run(stop));
-        this.post(
-            "/api/v1/namespaces/default/serviceaccounts",
-            &json!({"metadata": {"name": "default"}}),
-        )
-        .await
-        .expect(201);
         this
     }
 

@@ -601,3 +601,28 @@ async fn the_kubernetes_service_has_its_fixed_address_again_after_it_was_deleted
         "10.96.0.1"
     );
 }
+
+#[tokio::test]
+async fn a_server_finds_what_an_earlier_one_left() {
+    let first = TestServer::start().await;
+    first.config_map("a", json!({})).await;
+    let services = "/api/v1/namespaces/default/services";
+    let ports = json!([{"port": 80}]);
+    let service = json!({"metadata": {"name": "a"}, "spec": {"ports": ports}});
+    let made = first.post(services, &service).await.expect(201);
+    let ip = made.body["spec"]["clusterIP"].clone();
+    let second = TestServer::on(first.store.clone()).await;
+    assert_eq!(
+        second.get(&format!("{MAPS}/a")).await.expect(200).body["data"]["k"],
+        "v"
+    );
+    let taken = json!({"metadata": {"name": "b"}, "spec": {"clusterIP": ip, "ports": ports}});
+    let refused = second.post(services, &taken).await.expect(422);
+    assert!(
+        refused
+            .message()
+            .contains("provided IP is already allocated"),
+        "{}",
+        refused.message()
+    );
+}

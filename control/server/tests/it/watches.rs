@@ -1,5 +1,7 @@
 //! Watches: where they begin, what they show, how they end.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, runtime::watcher};
@@ -259,4 +261,143 @@ async fn a_kube_client_works_without_a_socket() {
         }
     }
     panic!("the initial list never ended");
+}
+
+/// What a watcher believes is there, by what it was shown.
+async fn believed(watch: &mut crate::harness::Watch, last_name: &str) -> BTreeMap<String, String> {
+    let mut seen = BTreeMap::new();
+    loop {
+        let event = watch.next().await.expect("the watch goes on");
+        let meta = &event["object"]["metadata"];
+        let text = |field: &str| meta[field].as_str().unwrap_or_default().to_owned();
+        let (name, version) = (text("name"), text("resourceVersion"));
+        if name == last_name {
+            return seen;
+        }
+        match event["type"].as_str() {
+            Some("ADDED") => {
+                assert!(
+                    seen.insert(name.clone(), version).is_none(),
+                    "{name} was there already"
+                );
+            }
+            Some("MODIFIED") => {
+                let before = seen.insert(name.clone(), version.clone());
+                let number = |text: &str| text.parse::<u64>().unwrap();
+                assert!(
+                    before.is_some_and(|before| number(&before) < number(&version)),
+                    "{name}"
+                );
+            }
+            Some("DELETED") => assert!(seen.remove(&name).is_some(), "{name} was not there"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_written_at_once_every_watcher_ends_with_what_a_list_shows() {
+    let server = Arc::new(TestServer::start().await);
+    let red = "labelSelector=color%3Dred";
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..4_u64 {
+        let server = server.clone();
+        writers.spawn(async move {
+            let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(writer + 1);
+            for _ in 0..150 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let (name, color) = (format!("m{}", (random >> 33) % 8), if random >> 60 & 1 == 0 { "red" } else { "blue" });
+                let path = format!("{MAPS}/{name}");
+                let labels = json!({"metadata": {"name": name, "labels": {"color": color, "n": random.to_string()}}});
+                let code = match (random >> 40) % 3 {
+                    0 => server.post(MAPS, &labels).await.code,
+                    1 => server.merge(&path, &labels).await.code,
+                    _ => server.delete(&path, &Value::Null).await.code,
+                };
+                assert!(matches!(code, 200 | 201 | 404 | 409), "{code}");
+            }
+        });
+    }
+    let mut watches = Vec::new();
+    for i in 0..6 {
+        let query = if i % 2 == 0 {
+            String::new()
+        } else {
+            format!("&{red}")
+        };
+        let from = if i < 3 {
+            String::new()
+        } else {
+            format!(
+                "&resourceVersion={}",
+                server.get(MAPS).await.meta("resourceVersion")
+            )
+        };
+        let listed = if i < 3 {
+            BTreeMap::new()
+        } else {
+            listed(&server, &query, &from).await
+        };
+        watches.push((
+            query.clone(),
+            listed,
+            server
+                .watch(&format!("{MAPS}?watch=true{query}{from}"))
+                .await,
+        ));
+    }
+    writers.join_all().await;
+    let marker = json!({"metadata": {"name": "z", "labels": {"color": "red"}}});
+    let final_lists = [
+        listed(&server, "", "").await,
+        listed(&server, &format!("&{red}"), "").await,
+    ];
+    server.post(MAPS, &marker).await.expect(201);
+    for (query, began_with, mut watch) in watches {
+        let expected = &final_lists[usize::from(!query.is_empty())];
+        if began_with.is_empty() {
+            assert_eq!(&believed(&mut watch, "z").await, expected);
+        } else {
+            // Changes to what it began with are not additions; only where it ends matters here.
+            let mut seen = began_with;
+            loop {
+                let event = watch.next().await.expect("the watch goes on");
+                let meta = &event["object"]["metadata"];
+                let name = meta["name"].as_str().unwrap().to_owned();
+                if name == "z" {
+                    break;
+                }
+                if event["type"] == "DELETED" {
+                    seen.remove(&name);
+                } else {
+                    seen.insert(name, meta["resourceVersion"].as_str().unwrap().to_owned());
+                }
+            }
+            assert_eq!(&seen, expected);
+        }
+    }
+}
+
+/// Names and versions of a list that is true at the version in `from`.
+async fn listed(server: &TestServer, query: &str, from: &str) -> BTreeMap<String, String> {
+    let exact = if from.is_empty() {
+        ""
+    } else {
+        "&resourceVersionMatch=Exact"
+    };
+    let list = server
+        .get(&format!("{MAPS}?x=y{query}{from}{exact}"))
+        .await
+        .expect(200);
+    let items = list.body["items"].as_array().cloned().unwrap_or_default();
+    let text = |item: &Value, field: &str| {
+        item["metadata"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    items
+        .iter()
+        .map(|item| (text(item, "name"), text(item, "resourceVersion")))
+        .collect()
 }
