@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{config::Clock, pod};
 
@@ -106,11 +106,11 @@ impl Recorder {
         reason: &'static str,
         message: String,
     ) {
-        info!(
+        debug!(
             pod = pod::name(pod),
             namespace = pod::namespace(pod),
             reason,
-            message,
+            text = message.trim_end(),
             "Pod event"
         );
         let is_init = |name: &str| {

@@ -246,7 +246,16 @@ impl Objects {
         let listed = tokio::time::timeout(TIMEOUT, services.wait_for(Option::is_some)).await;
         match listed {
             Ok(Ok(services)) => services.clone().unwrap_or_default(),
-            Ok(Err(_)) | Err(_) => Arc::default(),
+            Ok(Err(_)) => Arc::default(),
+            Err(_) => {
+                // Waited for once, not by every container.
+                self.services.send_if_modified(|services| {
+                    let is_first = services.is_none();
+                    services.get_or_insert_default();
+                    is_first
+                });
+                Arc::default()
+            }
         }
     }
 

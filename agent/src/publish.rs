@@ -169,6 +169,13 @@ impl Publisher {
         }
     }
 
+    /// Whether the API object is being deleted, or was, as far as is known here.
+    pub(crate) fn is_deleting(&self, uid: &PodUid) -> bool {
+        self.lock()
+            .get(uid)
+            .is_none_or(|entry| entry.delete && entry.target.is_some())
+    }
+
     /// Forgets a pod that needs no more writes.
     pub(crate) fn forget(&self, uid: &PodUid) {
         let mut entries = self.lock();

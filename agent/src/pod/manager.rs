@@ -54,6 +54,8 @@ pub(crate) struct Manager {
     sources: HashSet<Source>,
     /// Pods to be started when the worker of that uid is done.
     again: HashMap<PodUid, Arc<Pod>>,
+    /// API pods that are gone from here and may still be heard of; `true` once their deletion is under way.
+    gone: HashMap<PodUid, bool>,
     shutdown: CancellationToken,
 }
 
@@ -73,6 +75,7 @@ impl Manager {
             told: HashSet::new(),
             sources,
             again: HashMap::new(),
+            gone: HashMap::new(),
             shutdown,
         }
     }
@@ -135,6 +138,9 @@ impl Manager {
                     .collect();
                 gone.iter().for_each(|uid| self.remove(uid));
                 if source == Source::Api {
+                    self.gone.retain(|uid, _| all.contains(uid));
+                }
+                if source == Source::Api {
                     self.mirrors.listed();
                 }
                 return self.told.insert(source);
@@ -146,6 +152,17 @@ impl Manager {
 
     fn set(&mut self, pod: Arc<Pod>) {
         let uid = super::uid(&pod);
+        if let Some(is_deleting) = self.gone.get_mut(&uid) {
+            // Late news, or the API server was away when the pod ended.
+            if !*is_deleting {
+                *is_deleting = true;
+                self.context
+                    .publisher
+                    .target(&uid, Some(Target::of(&pod)), pod.status.as_ref());
+                self.context.publisher.delete(&uid);
+            }
+            return;
+        }
         if Source::of(&pod) == Source::Api {
             self.context
                 .publisher
@@ -237,6 +254,7 @@ impl Manager {
 
     fn remove(&mut self, uid: &PodUid) {
         self.again.remove(uid);
+        self.gone.remove(uid);
         if let Some(handle) = self.handles.get_mut(uid) {
             handle.removed = true;
             handle.mailbox.remove();
@@ -248,8 +266,13 @@ impl Manager {
             return;
         }
         if let Some(handle) = self.handles.remove(uid) {
-            if handle.source == Source::File {
-                self.mirrors.unwant(uid);
+            match handle.source {
+                Source::File => self.mirrors.unwant(uid),
+                Source::Api if !handle.removed => {
+                    self.gone
+                        .insert(uid.clone(), self.context.publisher.is_deleting(uid));
+                }
+                Source::Api => {}
             }
             // An API object that still has to be deleted is remembered until it is.
             self.context.publisher.forget(uid);

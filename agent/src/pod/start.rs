@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, warn};
 use wherry_runtime_api::{
     ContainerExit, ContainerId, ContainerState, ContainerStatus, Image, PodSandbox, Runtime,
     RuntimeError,
@@ -124,12 +124,13 @@ impl Starter {
                 Arc::clone(&self.pod),
                 start.name.clone(),
             );
-            let pull = tokio::spawn(async move {
+            let pull = async move {
                 match super::container(&pod, &name) {
                     Some(container) => Some(context.images.ensure(&pod, container).await),
                     None => None,
                 }
-            });
+            };
+            let pull = tokio::spawn(pull.in_current_span());
             pulls.push(AbortOnDropHandle::new(pull));
         }
         for (start, pull) in starts.into_iter().zip(pulls) {

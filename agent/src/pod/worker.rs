@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument, debug, error, info, warn};
 use wherry_runtime_api::{
     ContainerExit, ContainerId, ContainerState, ContainerStatus, PodSandbox, PodSandboxState,
     PodUid,
@@ -138,6 +138,7 @@ pub(crate) struct Worker {
     record: Record,
     saved: Record,
     saving: Option<AbortOnDropHandle<()>>,
+    pod_saving: Option<JoinHandle<()>>,
     in_flight: Option<InFlight>,
     queued: Option<Effect>,
     reports: mpsc::Receiver<Report>,
@@ -202,6 +203,7 @@ impl Worker {
             saved: Record::default(),
             record,
             saving: None,
+            pod_saving: None,
             in_flight: None,
             queued: None,
             reports,
@@ -763,7 +765,7 @@ impl Worker {
                     },
                 };
                 let mailbox = Arc::clone(&self.mailbox);
-                let task = tokio::spawn(task.run(move |news| mailbox.probe(news)));
+                let task = spawn(task.run(move |news| mailbox.probe(news)));
                 self.probes.insert(key, AbortOnDropHandle::new(task));
             }
         }
@@ -788,7 +790,7 @@ impl Worker {
         }
         self.volumes_refreshed_at = Instant::now();
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
-        let task = tokio::spawn(async move {
+        let task = spawn(async move {
             match context.volumes.refresh(&pod, &context.pod_context()).await {
                 Ok(changed) => changed,
                 Err(message) => {
@@ -822,7 +824,7 @@ impl Worker {
             })
             .collect();
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
-        let task = tokio::spawn(async move {
+        let task = spawn(async move {
             let stops = kills.iter().map(|(status, why)| {
                 let deadline = Instant::now() + kill_grace(&pod, &status.name);
                 stop::stop_container(&context, &pod, status, deadline, Some(why))
@@ -867,31 +869,38 @@ impl Worker {
         let (doing, task): (_, JoinHandle<Outcome>) = match effect {
             Effect::Prepare => (
                 Doing::Prepare,
-                tokio::spawn(async move {
+                spawn(async move {
                     Outcome::Prepared(Box::new(prepare::prepare(&context, &pod, attempt).await))
                 }),
             ),
             Effect::Stop { deadline } => (
                 Doing::Stop,
-                tokio::spawn(async move {
+                spawn(async move {
                     stop::stop_all(&context, &pod, deadline).await;
                     Outcome::Done
                 }),
             ),
             Effect::Release => (
                 Doing::Release,
-                tokio::spawn(async move {
+                spawn(async move {
                     stop::release(&context, &pod).await;
                     Outcome::Done
                 }),
             ),
-            Effect::CleanUp => (
-                Doing::CleanUp,
-                tokio::spawn(async move {
+            Effect::CleanUp => (Doing::CleanUp, {
+                let (state, whole) = (self.saving.take(), self.pod_saving.take());
+                spawn(async move {
+                    // What is being written must not come back after the directory is gone.
+                    if let Some(state) = state {
+                        let _ = state.await;
+                    }
+                    if let Some(whole) = whole {
+                        let _ = whole.await;
+                    }
                     stop::remove(&context, &pod).await;
                     Outcome::Done
-                }),
-            ),
+                })
+            }),
         };
         self.in_flight = Some(InFlight {
             doing,
@@ -1026,7 +1035,7 @@ impl Worker {
             .put(&self.uid, status, self.is_urgent);
     }
 
-    fn save_pod(&self) {
+    fn save_pod(&mut self) {
         let (dir, pod) = (self.context.pod_dir(&self.uid), Arc::clone(&self.pod));
         if matches!(
             self.state,
@@ -1035,11 +1044,19 @@ impl Worker {
             return;
         }
         // In the background: should the agent die first, the API server still has the pod.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = record::save_pod(&dir, &pod) {
-                warn!(pod = super::name(&pod), path = %dir.display(), %error, "Pod not saved");
+        let before = self.pod_saving.take();
+        let save = async move {
+            if let Some(before) = before {
+                let _ = before.await;
             }
-        });
+            let saved = tokio::task::spawn_blocking(move || {
+                if let Err(error) = record::save_pod(&dir, &pod) {
+                    warn!(path = %dir.display(), %error, "Pod not saved");
+                }
+            });
+            let _ = saved.await;
+        };
+        self.pod_saving = Some(tokio::spawn(save.in_current_span()));
     }
 
     fn save(&mut self) {
@@ -1061,6 +1078,14 @@ impl Worker {
         });
         self.saving = Some(AbortOnDropHandle::new(task));
     }
+}
+
+/// Spawns within the pod's span.
+fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    tokio::spawn(future.in_current_span())
 }
 
 /// How long a container has that a probe or hook condemned.
