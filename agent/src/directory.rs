@@ -8,16 +8,36 @@ use std::{
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use wherry_runtime_api::PodUid;
 
+use crate::pod::admit::is_active;
+
 /// Written by the pods' workers, read by the HTTP endpoints and by admission.
 #[derive(Default)]
 pub(crate) struct Directory {
-    pods: Mutex<BTreeMap<PodUid, Arc<Pod>>>,
+    shown: Mutex<Shown>,
+}
+
+#[derive(Default)]
+struct Shown {
+    pods: BTreeMap<PodUid, Arc<Pod>>,
+    /// How many of them hold resources of the node.
+    active: usize,
+}
+
+impl Shown {
+    fn put(&mut self, uid: PodUid, pod: Option<Arc<Pod>>) {
+        self.active += usize::from(pod.as_ref().is_some_and(|pod| is_active(pod)));
+        let before = match pod {
+            Some(pod) => self.pods.insert(uid, pod),
+            None => self.pods.remove(&uid),
+        };
+        self.active -= usize::from(before.is_some_and(|pod| is_active(&pod)));
+    }
 }
 
 impl Directory {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Arc<Pod>>> {
-        // The map is whole whenever the lock is free: every change is one insert or remove.
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        // Whole whenever the lock is free: a change is one `put`, which does not panic.
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows a pod with a status.
@@ -27,21 +47,31 @@ impl Directory {
             spec: pod.spec.clone(),
             status: Some(status),
         };
-        self.lock().insert(uid.clone(), Arc::new(pod));
+        self.lock().put(uid.clone(), Some(Arc::new(pod)));
+    }
+
+    /// Shows a pod as its source has it, until its worker has a status.
+    pub(crate) fn begin(&self, uid: &PodUid, pod: Arc<Pod>) {
+        self.lock().put(uid.clone(), Some(pod));
     }
 
     /// Shows it no more.
     pub(crate) fn remove(&self, uid: &PodUid) {
-        self.lock().remove(uid);
+        self.lock().put(uid.clone(), None);
     }
 
     /// All of them.
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
-        self.lock().values().cloned().collect()
+        self.lock().pods.values().cloned().collect()
     }
 
     /// One of them.
     pub(crate) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
-        self.lock().get(uid).cloned()
+        self.lock().pods.get(uid).cloned()
+    }
+
+    /// How many hold resources of the node.
+    pub(crate) fn active(&self) -> usize {
+        self.lock().active
     }
 }

@@ -275,7 +275,7 @@ impl server::Kubelet for Context {
 
     fn metrics(&self) -> String {
         let pods = self.directory.pods();
-        let running = pods.iter().filter(|pod| pod::admit::is_active(pod)).count();
+        let running = self.directory.active();
         format!(
             "# HELP kubelet_desired_pods Number of pods the agent knows of.\n\
              # TYPE kubelet_desired_pods gauge\n\

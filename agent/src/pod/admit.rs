@@ -65,30 +65,36 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
     !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// Why the pod is refused, if it is. `others` are the node's other pods.
-pub(crate) fn check(pod: &Pod, others: &[Arc<Pod>], limits: Limits) -> Option<Verdict> {
+/// Whether a pod wants ports of the node.
+pub(crate) fn wants_host_ports(pod: &Pod) -> bool {
+    !host_ports(pod).is_empty()
+}
+
+/// Why the pod is refused, if it is. `active` pods are on the node, of which `others` may hold ports.
+pub(crate) fn check(
+    pod: &Pod,
+    active: usize,
+    others: &[Arc<Pod>],
+    limits: Limits,
+) -> Option<Verdict> {
     let verdict = |reason: &str, message: String| {
         Some(Verdict {
             reason: reason.into(),
             message,
         })
     };
-    let active: Vec<_> = others.iter().filter(|other| is_active(other)).collect();
-    if active.len() >= limits.max_pods as usize {
+    if active >= limits.max_pods as usize {
         return verdict(
             "OutOfpods",
             format!(
-                "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
-                active.len(),
+                "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {active}, capacity: {}",
                 limits.max_pods
             ),
         );
     }
     let wanted = host_ports(pod);
-    if active
-        .iter()
-        .any(|other| !host_ports(other).is_disjoint(&wanted))
-    {
+    let has_clash = |other: &Arc<Pod>| is_active(other) && !host_ports(other).is_disjoint(&wanted);
+    if !wanted.is_empty() && others.iter().any(has_clash) {
         return verdict(
             "NodePorts",
             "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
@@ -178,7 +184,8 @@ mod tests {
         ];
         for (index, (pod, others, expected)) in table.into_iter().enumerate() {
             let others: Vec<_> = others.into_iter().cloned().map(Arc::new).collect();
-            let verdict = check(pod, &others, LIMITS);
+            let active = others.iter().filter(|pod| is_active(pod)).count();
+            let verdict = check(pod, active, &others, LIMITS);
             assert_eq!(
                 verdict.as_ref().map(|v| v.reason.as_str()),
                 expected,

@@ -39,7 +39,6 @@ const IDLE_PERIOD: Duration = Duration::from_secs(1);
 struct Handle {
     mailbox: Arc<Mailbox>,
     source: Source,
-    pod: Arc<Pod>,
     removed: bool,
 }
 
@@ -176,7 +175,6 @@ impl Manager {
                 self.again.insert(uid, pod);
             }
             Some(handle) => {
-                handle.pod = Arc::clone(&pod);
                 handle.mailbox.set(pod);
             }
             None => {
@@ -203,16 +201,13 @@ impl Manager {
             max_pods: config.max_pods,
             allow_privileged: config.allow_privileged,
         };
-        // Pods whose workers have not said anything yet count as well.
-        let mut others = self.context.directory.pods();
-        let shown: HashSet<_> = others.iter().map(|pod| super::uid(pod)).collect();
-        others.extend(
-            self.handles
-                .iter()
-                .filter(|(uid, _)| !shown.contains(*uid))
-                .map(|(_, h)| Arc::clone(&h.pod)),
-        );
-        let verdict = admit::check(pod, &others, limits)?;
+        let directory = &self.context.directory;
+        let others = if admit::wants_host_ports(pod) {
+            directory.pods()
+        } else {
+            Vec::new()
+        };
+        let verdict = admit::check(pod, directory.active(), &others, limits)?;
         self.context.event(
             pod,
             Kind::Warning,
@@ -231,9 +226,9 @@ impl Manager {
         let handle = Handle {
             mailbox: Arc::clone(&mailbox),
             source: Source::of(&pod),
-            pod: Arc::clone(&pod),
             removed: false,
         };
+        self.context.directory.begin(&uid, Arc::clone(&pod));
         self.handles.insert(uid.clone(), handle);
         let span =
             info_span!("pod", namespace = super::namespace(&pod), name = super::name(&pod), %uid);
