@@ -288,8 +288,8 @@ impl Inner {
             }
             group.set_devices(rules.as_deref())
         };
-        make().map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => RuntimeError::InvalidArgument(format!("{}: {error}", what())),
+        make().map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => RuntimeError::InvalidArgument(error.to_string()),
             _ => RuntimeError::io(what())(error),
         })
     }

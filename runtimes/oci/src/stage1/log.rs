@@ -32,6 +32,8 @@ pub(super) struct Log {
     file: Option<File>,
     size_bytes: u64,
     buffer: Vec<u8>,
+    /// The last write failed, and that has been said.
+    is_failing: bool,
 }
 
 /// The beginning of a line whose end has not come yet.
@@ -46,6 +48,7 @@ impl Log {
             file: None,
             size_bytes: 0,
             buffer: Vec::new(),
+            is_failing: false,
         };
         log.reopen()?;
         Ok(log)
@@ -135,13 +138,17 @@ impl Log {
             None => Ok(()),
         };
         match written {
-            Ok(()) => self.size_bytes += self.buffer.len() as u64,
-            // The app must not stall because the disk is full.
-            Err(error) => eprintln!(
-                "{}: {} bytes lost: {error}",
-                self.path.display(),
-                self.buffer.len()
-            ),
+            Ok(()) => {
+                self.size_bytes += self.buffer.len() as u64;
+                self.is_failing = false;
+            }
+            // The app must not stall because the disk is full. Said once, for there may be much of it.
+            Err(error) => {
+                if !self.is_failing {
+                    eprintln!("{}: output is lost: {error}", self.path.display());
+                }
+                self.is_failing = true;
+            }
         }
         self.buffer.clear();
     }

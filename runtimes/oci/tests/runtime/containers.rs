@@ -31,6 +31,8 @@ tests! {
     stats_count
     fifty_containers_at_once
     a_wasm_sandbox_is_refused
+    a_limit_the_kernel_refuses_is_an_invalid_argument
+    a_full_disk_loses_output_and_stalls_nobody
 }
 
 async fn a_container_runs_and_its_output_is_in_cri_format(node: Node) {
@@ -746,4 +748,55 @@ async fn a_wasm_sandbox_is_refused(node: Node) {
         .await
         .unwrap_err();
     assert!(matches!(error, RuntimeError::Unsupported(_)), "{error}");
+}
+
+async fn a_limit_the_kernel_refuses_is_an_invalid_argument(node: Node) {
+    let sandbox = node.sandbox("pod").await;
+    let mut config = node.script(&sandbox, "main", "true");
+    config.resources.cpu_period_us = Some(7);
+    let error = node
+        .runtime
+        .create_container(&sandbox, &config)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::InvalidArgument(why) if why.contains("cpu.cfs_period_us")),
+        "{error}"
+    );
+    assert!(node.runtime.list_containers().await.unwrap().is_empty());
+}
+
+async fn a_full_disk_loses_output_and_stalls_nobody(node: Node) {
+    let sandbox = node.sandbox("pod").await;
+    let small = node.place.join("small");
+    fs::create_dir(&small).unwrap();
+    let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        assert!(
+            std::process::Command::new(program)
+                .args(arguments)
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    run(
+        "mount",
+        &[
+            "-t".as_ref(),
+            "tmpfs".as_ref(),
+            "-o".as_ref(),
+            "size=64k".as_ref(),
+            "x".as_ref(),
+            small.as_ref(),
+        ],
+    );
+    let mut config = node.script(&sandbox, "main", "seq 1 100000; exit 9");
+    config.log_path = small.join("0.log");
+    let id = node.start(&sandbox, &config).await;
+    let exit = node.exit(&id).await;
+    let logged = fs::metadata(&config.log_path).unwrap().len();
+    node.runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+    run("umount", &[small.as_ref()]);
+    assert_eq!(exit.exit_code, 9);
+    assert!(logged > 0 && logged <= 64 * 1024, "{logged}");
 }

@@ -132,8 +132,10 @@ impl BusyboxImage {
         std::os::unix::fs::symlink("/nowhere/at/all", root.join("etc/dangling")).unwrap();
         std::os::unix::fs::symlink("../../../../../../../../tmp", root.join("escape")).unwrap();
         let pack = |name: &str, change: fn(&mut PackConfig)| {
-            let mut config = PackConfig::default();
-            config.name = Some(name.to_owned());
+            let mut config = PackConfig {
+                name: Some(name.to_owned()),
+                ..PackConfig::default()
+            };
             config.run.cmd = vec!["/bin/sh".into()];
             config.run.env = vec![("IMAGE".into(), "busybox".into())];
             change(&mut config);
@@ -329,8 +331,10 @@ impl Node {
 }
 
 fn open_images(place: &Path) -> Store {
-    let mut config = StoreConfig::default();
-    config.is_durable = false;
+    let config = StoreConfig {
+        is_durable: false,
+        ..StoreConfig::default()
+    };
     Store::open(&place.join("images"), config).unwrap()
 }
 
