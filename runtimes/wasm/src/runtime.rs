@@ -1296,3 +1296,81 @@ impl Inner {
         inside.map(|(id, _)| id.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_exec_may_begin_with_the_programs_name_or_not() {
+        for (program, command, args) in [
+            ("app", "--check", "app --check"),
+            ("app", "app --check", "app --check"),
+            ("/bin/app.wasm", "app --check", "app --check"),
+            (
+                "/bin/app.wasm",
+                "/bin/app.wasm --check",
+                "/bin/app.wasm --check",
+            ),
+            ("app", "read /data/app", "app read /data/app"),
+            ("app", "", "app"),
+        ] {
+            assert_eq!(
+                exec_args(program, &words(command)),
+                words(args),
+                "{program}: {command}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_program_is_named_after_its_image() {
+        for (image, name) in [
+            ("app", "app"),
+            ("registry:5000/team/app:1.2", "app"),
+            ("registry:5000/team/app@sha256:0123", "app"),
+        ] {
+            assert_eq!(program_name(image), name);
+        }
+    }
+
+    #[test]
+    fn limits_that_limit_nothing_are_none() {
+        let none = LinuxResources {
+            cpu_quota_us: Some(-1),
+            memory_bytes_max: Some(0),
+            ..LinuxResources::default()
+        };
+        let unlimited = Limits {
+            cpu_period_us: CPU_PERIOD_US,
+            ..Limits::default()
+        };
+        assert_eq!(limits(&none), unlimited);
+        assert_eq!(limits(&LinuxResources::default()), unlimited);
+    }
+
+    #[test]
+    fn rotating_keeps_the_newest_and_touches_no_other_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("0.log");
+        std::fs::write(directory.path().join("10.log"), "another attempt's").unwrap();
+        for n in 0..5 {
+            std::fs::write(&log, format!("{n}")).unwrap();
+            rotate(&log, 3).unwrap();
+        }
+        let mut names: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        names.sort();
+        let contents: Vec<_> = names
+            .iter()
+            .map(|path| std::fs::read_to_string(path).unwrap())
+            .collect();
+        assert_eq!(contents, ["3", "4", "another attempt's"]);
+    }
+}
