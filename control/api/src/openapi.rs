@@ -1,7 +1,10 @@
 //! OpenAPI v2 and v3 of the table of resources, made when asked for and not kept: they are large, and clients cache them.
 //!
 //! kubectl takes from v3 what `explain` prints, the merge keys of `apply`, and whether the server validates fields
-//! (`fieldValidation` among the parameters of PATCH), so that it need not.
+//! (`fieldValidation` among the parameters of PATCH), so that it need not. v2 it takes in protobuf, for what it does not
+//! find in v3: manifests without a kind, and the old form of `explain`.
+
+mod protobuf;
 
 use std::collections::BTreeSet;
 
@@ -106,6 +109,11 @@ pub fn v2() -> Value {
         },
         "security": [{"BearerToken": []}],
     })
+}
+
+/// `/openapi/v2` in protobuf, gnostic's `openapi.v2.Document`.
+pub fn v2_protobuf() -> Vec<u8> {
+    protobuf::encode(&v2())
 }
 
 /// Group versions of `/openapi/v3`, such as `api/v1` and `apis/coordination.k8s.io/v1`.
