@@ -23,6 +23,7 @@ const BODY_TYPES: &[&str] = &[
 ];
 
 /// A request to a resource.
+#[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) app: Arc<App>,
     pub(crate) user: UserInfo,

@@ -19,8 +19,26 @@ use crate::{
     request::{Accept, Query, Shape},
 };
 
+mod openapi_v2;
+
 /// The Kubernetes version whose API this is; kubectl warns when it is more than one minor version away.
 const MINOR: &str = "33";
+
+/// The form in which kubectl asks for OpenAPI v2.
+const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// Whether OpenAPI v2 is wanted in protobuf; older clients write the version behind an `@`.
+pub(crate) fn wants_openapi_protobuf(headers: &HeaderMap) -> bool {
+    let accepted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|range| {
+        let range = range.split(';').next().unwrap_or_default().trim();
+        range == OPENAPI_PROTOBUF
+            || range == "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+    })
+}
 
 /// Paths everybody may see, known or not.
 pub(crate) fn is_open(path: &str) -> bool {
@@ -53,12 +71,28 @@ impl DocumentHashes {
     }
 }
 
-fn hash(text: &str) -> String {
+fn hash(text: impl AsRef<[u8]>) -> String {
     let mut out = String::with_capacity(64);
     for byte in Sha256::digest(text) {
         let _ = write!(out, "{byte:02X}");
     }
     out
+}
+
+/// Whether the client has this content already.
+fn is_known(headers: &HeaderMap, etag: &str) -> bool {
+    headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|known| known == "*" || known.trim_start_matches("W/") == etag)
+}
+
+/// Whether a path takes care of the form of its answer itself.
+pub(crate) fn is_negotiated(path: &str) -> bool {
+    path.trim_matches('/') == "openapi/v2"
 }
 
 /// Answers a path that is no resource.
@@ -95,7 +129,12 @@ pub(crate) async fn serve(
         ["apis", group, version] => {
             ok(&discovery::resource_list(group, version).ok_or_else(Status::unknown_path)?)
         }
-        ["openapi", "v2"] => ok(&openapi::v2()),
+        ["openapi", "v2"] if wants_openapi_protobuf(headers) => Ok(answer::raw(
+            StatusCode::OK,
+            OPENAPI_PROTOBUF,
+            openapi::v2_protobuf(),
+        )),
+        ["openapi", "v2"] => openapi_v2::serve(headers),
         ["openapi", "v3"] => ok(&openapi::v3_index(|path| app.document_hashes.of(path))),
         ["openapi", "v3", ..] => {
             let name = parts[2..].join("/");
@@ -152,14 +191,11 @@ fn paths() -> Vec<String> {
 fn aggregated(is_core: bool, version: &'static str, headers: &HeaderMap) -> Response {
     let text = discovery::aggregated(is_core, version).to_string();
     let etag = format!("\"{}\"", hash(&text));
-    let is_known = headers
-        .get(header::IF_NONE_MATCH)
-        .is_some_and(|known| known.as_bytes() == etag.as_bytes());
     let content_type = match version {
         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
         _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
     };
-    let mut response = if is_known {
+    let mut response = if is_known(headers, &etag) {
         answer::raw(StatusCode::NOT_MODIFIED, content_type, "")
     } else {
         answer::raw(StatusCode::OK, content_type, text)

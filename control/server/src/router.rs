@@ -135,6 +135,10 @@ async fn serve(
         .ok_or_else(Status::unauthorized)?;
     let user = authn::impersonate(app, user, request.headers())?;
     let Some(target) = target else {
+        let accept = match accept {
+            Err(_) if documents::wants_openapi_protobuf(request.headers()) => Accept::default(),
+            accept => accept?,
+        };
         return serve_document(
             app,
             &user,
@@ -142,7 +146,7 @@ async fn serve(
             request.headers(),
             &query,
             path,
-            accept?,
+            accept,
         )
         .await;
     };

@@ -52,15 +52,7 @@ async fn patch_object(
     let resource = call.resource;
     let name = call.name().to_owned();
     // Warnings are collected once, however often the patch has to be applied again.
-    let mut checker = Call {
-        app: call.app.clone(),
-        user: call.user.clone(),
-        resource,
-        path: call.path.clone(),
-        query: call.query.clone(),
-        accept: call.accept,
-        warnings: Vec::new(),
-    };
+    let mut checker = call.clone();
     let mut is_first = true;
     let result = modify(call, subresource, |old| {
         let mut new = patch::apply(kind, resource, old, patch).map_err(|error| match error {
@@ -91,6 +83,6 @@ async fn patch_object(
         Ok(new)
     })
     .await;
-    call.warnings.append(&mut checker.warnings);
+    call.warnings = checker.warnings;
     result
 }

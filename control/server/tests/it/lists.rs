@@ -282,3 +282,22 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
         .await
         .expect(405);
 }
+
+#[tokio::test]
+async fn the_old_openapi_document_is_had_in_protobuf_as_kubectl_asks_for_it() {
+    let server = TestServer::start().await;
+    for accept in [
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    ] {
+        let answered = server.get_as("/openapi/v2", accept).await.expect(200);
+        assert_eq!(
+            answered.headers["content-type"],
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+        );
+        assert!(
+            answered.text.starts_with("\n\u{3}2.0"),
+            "field 1 is the version, 2.0"
+        );
+    }
+}
