@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 const V1_CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
+const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 fn directories(mount: &Path, cgroup_root: &str, worker: &str) -> Vec<PathBuf> {
     let below = Path::new(cgroup_root).join("wasm").join(worker);
@@ -22,12 +23,36 @@ fn directories(mount: &Path, cgroup_root: &str, worker: &str) -> Vec<PathBuf> {
 
 /// Makes a worker's cgroups; answers the files to write its process to.
 pub(crate) fn make(cgroup_root: &str, worker: &str) -> Vec<PathBuf> {
-    let made = directories(Path::new(MOUNT), cgroup_root, worker).into_iter().filter(|path| {
-        std::fs::create_dir_all(path)
+    make_in(Path::new(MOUNT), cgroup_root, worker)
+}
+
+fn make_in(mount: &Path, cgroup_root: &str, worker: &str) -> Vec<PathBuf> {
+    let made = directories(mount, cgroup_root, worker).into_iter().filter(|path| {
+        make_directory(mount, path)
             .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "No cgroup for a wasm worker"))
             .is_ok()
     });
     made.map(|path| path.join("cgroup.procs")).collect()
+}
+
+/// On v2 a group has only the controllers that each one above it hands down.
+fn make_directory(mount: &Path, path: &Path) -> std::io::Result<()> {
+    let above: Vec<&Path> = path
+        .ancestors()
+        .skip(1)
+        .take_while(|above| above.starts_with(mount))
+        .collect();
+    for above in above.into_iter().rev() {
+        std::fs::create_dir_all(above)?;
+        for name in V2_CONTROLLERS {
+            let control = above.join("cgroup.subtree_control");
+            if control.exists() {
+                // One that the kernel lacks, or that is kept by somebody else, is not accounted for.
+                let _ = std::fs::write(control, format!("+{name}"));
+            }
+        }
+    }
+    std::fs::create_dir_all(path)
 }
 
 /// Removes a dead worker's cgroups, and the one above when it was the last. Answers whether they are
@@ -88,5 +113,24 @@ mod tests {
         );
         std::fs::write(mount.path().join("cgroup.controllers"), "cpu memory").unwrap();
         assert_eq!(names(mount.path()), [Path::new("wherry/wasm/w")]);
+    }
+
+    #[test]
+    fn v2_controllers_are_handed_down() {
+        let mount = tempfile::tempdir().unwrap();
+        std::fs::write(mount.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        let controls: Vec<PathBuf> = ["", "wherry", "wherry/wasm"]
+            .map(|group| mount.path().join(group).join("cgroup.subtree_control"))
+            .into();
+        for control in &controls {
+            std::fs::create_dir_all(control.parent().unwrap()).unwrap();
+            std::fs::write(control, "").unwrap();
+        }
+        let procs = make_in(mount.path(), "wherry", "w");
+        assert_eq!(procs, [mount.path().join("wherry/wasm/w/cgroup.procs")]);
+        for control in &controls {
+            // The file of the fake holds what was written last.
+            assert_eq!(std::fs::read_to_string(control).unwrap(), "+pids");
+        }
     }
 }

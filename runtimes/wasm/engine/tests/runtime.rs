@@ -86,7 +86,7 @@ async fn a_component_gets_its_arguments_and_environment_and_its_output_is_logged
 async fn a_core_module_keeps_its_exit_code() {
     let node = Node::new().await;
     let pod = node.pod("default").await;
-    let mut config = node.container("exit-code.p1");
+    let mut config = node.core_module("exit-code");
     config.args = vec!["7".into()];
     let id = node.run(&pod, &config).await;
     assert_eq!(node.exited(&id).await.exit_code, 7);

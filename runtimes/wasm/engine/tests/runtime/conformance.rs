@@ -64,7 +64,7 @@ impl Fixture for WasmFixture {
 
     fn container_config(&self, _: &PodSandbox, name: &str, program: Program) -> ContainerConfig {
         // A core module: components of 0.2 keep only whether an exit code is 0.
-        let config = self.with(|node| node.container("programs.p1"));
+        let config = self.with(|node| node.core_module("programs"));
         ContainerConfig {
             name: name.to_owned(),
             args: words(program),

@@ -78,19 +78,16 @@ pub(crate) async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> boo
     }
 }
 
-fn guest(name: &str) -> PathBuf {
+fn guest(name: &str, target: &str) -> Vec<u8> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/guests/target");
     let guests = std::env::var_os("WHERRY_GUESTS").map_or(built, PathBuf::from);
-    let path = match name.strip_suffix(".p1") {
-        Some(name) => guests.join(format!("wasm32-wasip1/release/{name}.wasm")),
-        None => guests.join(format!("wasm32-wasip2/release/{name}.wasm")),
-    };
-    assert!(
-        path.exists(),
-        "{}: start the tests with tests/run.sh",
-        path.display()
-    );
-    path
+    let path = guests
+        .join(target)
+        .join("release")
+        .join(name)
+        .with_extension("wasm");
+    let missing = format!("{}: start the tests with tests/run.sh", path.display());
+    std::fs::read(path).expect(&missing)
 }
 
 pub(crate) fn mount(container_path: &str, host_path: &Path, readonly: bool) -> Mount {
@@ -241,16 +238,20 @@ impl Node {
         pod
     }
 
-    /// A container of a guest of tests/guests; `.p1` is its core module.
+    /// A container of a component of tests/guests.
     pub(crate) fn container(&self, name: &str) -> ContainerConfig {
-        let content = std::fs::read(guest(name)).unwrap();
-        futures::executor::block_on(self.container_of(name, &content))
+        futures::executor::block_on(self.container_of(name, &guest(name, "wasm32-wasip2")))
+    }
+
+    /// A container of the same as a core module.
+    pub(crate) fn core_module(&self, name: &str) -> ContainerConfig {
+        futures::executor::block_on(self.container_of(name, &guest(name, "wasm32-wasip1")))
     }
 
     pub(crate) async fn container_of(&self, name: &str, wasm: &[u8]) -> ContainerConfig {
         let path = self.directory("modules").join(format!("{name}.wasm"));
         std::fs::write(&path, wasm).unwrap();
-        let image = format!("registry.test/{}:1", name.split('.').next().unwrap());
+        let image = format!("registry.test/{name}:1");
         let (images, tag) = (self.images.clone(), image.clone());
         let import = self
             .agent
