@@ -8,7 +8,7 @@ use axum::{body::Body, extract::Request, response::Response};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use futures::{StreamExt, stream};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::serve::PeerAddress;
 
@@ -28,19 +28,22 @@ impl Wanted {
             .extensions()
             .get::<PeerAddress>()
             .is_some_and(|peer| !peer.0.ip().is_loopback());
-        let takes = request
-            .headers()
-            .get_all(header::ACCEPT_ENCODING)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(is_gzip);
-        if is_remote && takes {
+        if is_remote && takes_gzip(request.headers()) {
             Self::Gzip
         } else {
             Self::Plain
         }
     }
+}
+
+/// Whether a client takes gzip, wherever it is.
+pub(crate) fn takes_gzip(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(is_gzip)
 }
 
 fn is_gzip(coding: &str) -> bool {

@@ -24,22 +24,6 @@ mod openapi_v2;
 /// The Kubernetes version whose API this is; kubectl warns when it is more than one minor version away.
 const MINOR: &str = "33";
 
-/// The form in which kubectl asks for OpenAPI v2.
-const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-
-/// Whether OpenAPI v2 is wanted in protobuf; older clients write the version behind an `@`.
-pub(crate) fn wants_openapi_protobuf(headers: &HeaderMap) -> bool {
-    let accepted = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|range| {
-        let range = range.split(';').next().unwrap_or_default().trim();
-        range == OPENAPI_PROTOBUF
-            || range == "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-    })
-}
-
 /// Paths everybody may see, known or not.
 pub(crate) fn is_open(path: &str) -> bool {
     path == "/version"
@@ -62,7 +46,7 @@ impl DocumentHashes {
         {
             return hash.clone();
         }
-        let hash = hash(&openapi::v3(path).unwrap_or_default().to_string());
+        let hash = hash(openapi::v3(path).unwrap_or_default().to_string());
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -129,11 +113,6 @@ pub(crate) async fn serve(
         ["apis", group, version] => {
             ok(&discovery::resource_list(group, version).ok_or_else(Status::unknown_path)?)
         }
-        ["openapi", "v2"] if wants_openapi_protobuf(headers) => Ok(answer::raw(
-            StatusCode::OK,
-            OPENAPI_PROTOBUF,
-            openapi::v2_protobuf(),
-        )),
         ["openapi", "v2"] => openapi_v2::serve(headers),
         ["openapi", "v3"] => ok(&openapi::v3_index(|path| app.document_hashes.of(path))),
         ["openapi", "v3", ..] => {

@@ -136,7 +136,7 @@ async fn serve(
     let user = authn::impersonate(app, user, request.headers())?;
     let Some(target) = target else {
         let accept = match accept {
-            Err(_) if documents::wants_openapi_protobuf(request.headers()) => Accept::default(),
+            Err(_) if documents::is_negotiated(path) => Accept::default(),
             accept => accept?,
         };
         return serve_document(

@@ -37,8 +37,7 @@ struct Kept {
 
 /// Answers, or says what can be had.
 pub(super) fn serve(headers: &HeaderMap) -> Answer {
-    let form =
-        negotiate(headers).ok_or_else(|| Status::not_acceptable(&[JSON, PROTOBUF_DEPRECATED]))?;
+    let form = negotiate(headers).ok_or_else(|| Status::not_acceptable(&[JSON, PROTOBUF]))?;
     let kept = kept(form);
     let content_type = match form {
         Form::Json => JSON,
