@@ -31,6 +31,11 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(5);
 /// Longest pause.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// What the supervisor may use on top of the pod's own limit. Its group is within the pod's: without this a container
+/// at its limit would put the pod at its own, and the kernel might end the supervisor, and so the pod, instead of the
+/// container. Ten times what a supervisor uses, and what a container takes while it is being made.
+const SUPERVISOR_MEMORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
 /// A sandbox this runtime knows of.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
@@ -163,9 +168,13 @@ impl Inner {
         self.state().sandboxes.insert(id.clone(), sandbox.clone());
 
         let group = self.cgroups.group(&config.cgroup_parent);
+        let mut resources = config.resources.clone();
+        if let Some(bytes) = &mut resources.memory_bytes_max {
+            *bytes = bytes.saturating_add(SUPERVISOR_MEMORY_BYTES_MAX);
+        }
         let limits = || -> io::Result<()> {
             group.create()?;
-            for warning in group.set(&config.resources)? {
+            for warning in group.set(&resources)? {
                 tracing::warn!(sandbox = %id, warning, "Pod limit not set");
             }
             Ok(())
