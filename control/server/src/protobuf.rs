@@ -6,6 +6,7 @@
 //!
 //! `protobuf/fields.txt` says, for each message, which number is which field of the JSON form; nothing is generated from
 //! it, and it is read when the first such body comes. Answers are never in protobuf: whoever sends it takes JSON too.
+//! The numbers are those of the `generated.proto` files of k8s.io/api 1.35, for every kind of the stable groups.
 //! A line is `<number> [repeated|map|inline|keep] <type> <field>`. `inline`: its fields are its parent's in JSON.
 //! `keep`: zero means something (a pointer in Go, or a required field); other zeros are what Go writes for "not set".
 
