@@ -235,6 +235,19 @@ impl Group<'_> {
         Ok(warnings)
     }
 
+    /// Lets the kernel kill all of the group when it has to kill one for want of memory, where it can.
+    pub(crate) fn end_together(&self) -> io::Result<()> {
+        let Cgroups::V2 { root } = self.cgroups else {
+            return Ok(());
+        };
+        let file = root.join(&self.path).join("memory.oom.group");
+        if file.exists() {
+            write(&file, 1)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Restricts the devices that processes of the group can open; `None` allows all.
     pub(crate) fn set_devices(&self, rules: Option<&[DeviceRule]>) -> io::Result<()> {
         let Some(rules) = rules else { return Ok(()) };

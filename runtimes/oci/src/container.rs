@@ -286,6 +286,8 @@ impl Inner {
             for warning in group.set(&resources)? {
                 tracing::warn!(container = %container.file.id, warning, "Limit not set");
             }
+            // As kubelets do on v2: a container short of a process is worse than one that starts again.
+            group.end_together()?;
             group.set_devices(rules.as_deref())
         };
         make().map_err(|error| match error.kind() {
