@@ -478,7 +478,6 @@ impl NodeKeeper {
                 ..ObjectMeta::default()
             },
             spec: Some(spec.clone()),
-            ..Lease::default()
         };
         match leases.create(&PostParams::default(), &lease).await {
             Ok(_) => Ok(()),

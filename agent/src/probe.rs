@@ -242,7 +242,8 @@ mod tests {
     #[test]
     fn a_verdict_takes_as_many_results_in_a_row_as_the_threshold_says() {
         use ProbeResult::{Failure as F, Success as S, Unknown as U};
-        let table: [(i32, i32, &[ProbeResult], &[Option<bool>]); 3] = [
+        type Row<'a> = (i32, i32, &'a [ProbeResult], &'a [Option<bool>]);
+        let table: [Row<'_>; 3] = [
             (
                 1,
                 3,

@@ -36,7 +36,8 @@ pub(crate) enum PodUpdate {
     Set(Arc<Pod>),
     /// It should not.
     Remove(PodUid),
-    /// These are all of that source; known pods that are not among them are gone.
+    /// These are all of that source, and from the API also those that have mirrors; known ones that
+    /// are not among them are gone.
     All(Source, HashSet<PodUid>),
     /// The API's image of a static pod, by that pod's uid; `None` if it is gone.
     Mirror(PodUid, Option<Arc<Pod>>),

@@ -97,7 +97,7 @@ impl Machine {
 pub(crate) const EVICTION_MEMORY_BYTES: u64 = 100 << 20;
 
 fn cores(millis: u64) -> String {
-    if millis % 1000 == 0 {
+    if millis.is_multiple_of(1000) {
         (millis / 1000).to_string()
     } else {
         format!("{millis}m")

@@ -140,7 +140,7 @@ impl Manager {
                     self.gone.retain(|uid, _| all.contains(uid));
                 }
                 if source == Source::Api {
-                    self.mirrors.listed();
+                    self.mirrors.listed(&all);
                 }
                 return self.told.insert(source);
             }

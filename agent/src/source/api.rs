@@ -41,11 +41,15 @@ pub(crate) async fn run(
         match event {
             Ok(Some(watcher::Event::Init)) => listed = Some(HashSet::new()),
             Ok(Some(watcher::Event::InitApply(pod))) => {
-                let update = to_update(pod, false);
-                if let (Some(listed), Some(PodUpdate::Set(pod))) = (&mut listed, &update) {
-                    listed.insert(pod::uid(pod));
-                }
-                send.extend(update);
+                let updates = to_updates(pod, false);
+                listed
+                    .get_or_insert_default()
+                    .extend(updates.iter().filter_map(|update| match update {
+                        PodUpdate::Set(pod) => Some(pod::uid(pod)),
+                        PodUpdate::Mirror(of, _) => Some(of.clone()),
+                        PodUpdate::Remove(_) | PodUpdate::All(..) => None,
+                    }));
+                send.extend(updates);
             }
             Ok(Some(watcher::Event::InitDone)) => {
                 failures = 0;
@@ -55,9 +59,9 @@ pub(crate) async fn run(
             }
             Ok(Some(watcher::Event::Apply(pod))) => {
                 failures = 0;
-                send.extend(to_update(pod, false));
+                send.extend(to_updates(pod, false));
             }
-            Ok(Some(watcher::Event::Delete(pod))) => send.extend(to_update(pod, true)),
+            Ok(Some(watcher::Event::Delete(pod))) => send.extend(to_updates(pod, true)),
             Ok(None) => return,
             Err(error) => {
                 failures += 1;
@@ -79,17 +83,60 @@ pub(crate) async fn run(
     }
 }
 
-fn to_update(mut pod: Pod, is_gone: bool) -> Option<PodUpdate> {
-    pod.spec.as_ref()?;
+fn to_updates(mut pod: Pod, is_gone: bool) -> Vec<PodUpdate> {
+    if pod.spec.is_none() {
+        return Vec::new();
+    }
     pod.metadata.managed_fields = None;
     if let Some(of) = pod::annotation(&pod, pod::CONFIG_MIRROR_ANNOTATION) {
-        let of = of.into();
-        return Some(PodUpdate::Mirror(of, (!is_gone).then(|| Arc::new(pod))));
+        return vec![PodUpdate::Mirror(
+            of.into(),
+            (!is_gone).then(|| Arc::new(pod)),
+        )];
     }
     let uid = pod::uid(&pod);
-    Some(if is_gone {
-        PodUpdate::Remove(uid)
-    } else {
-        PodUpdate::Set(Arc::new(pod))
-    })
+    // One that was deleted at once says so only now, with its grace period.
+    let says_how = !is_gone || pod.metadata.deletion_grace_period_seconds.is_some();
+    let set = says_how.then(|| PodUpdate::Set(Arc::new(pod)));
+    set.into_iter()
+        .chain(is_gone.then_some(PodUpdate::Remove(uid)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(metadata: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({ "metadata": metadata, "spec": { "containers": [] } }))
+            .expect("a pod")
+    }
+
+    #[test]
+    fn a_pod_deleted_by_force_tells_its_grace_period_before_it_is_gone() {
+        let forced = pod(json!({ "name": "p", "uid": "u", "deletionGracePeriodSeconds": 0 }));
+        let updates = to_updates(forced, true);
+        assert!(
+            matches!(&updates[..], [PodUpdate::Set(_), PodUpdate::Remove(_)]),
+            "{updates:?}"
+        );
+        let plain = pod(json!({ "name": "p", "uid": "u" }));
+        assert!(matches!(
+            &to_updates(plain.clone(), true)[..],
+            [PodUpdate::Remove(_)]
+        ));
+        assert!(matches!(&to_updates(plain, false)[..], [PodUpdate::Set(_)]));
+    }
+
+    #[test]
+    fn a_mirror_is_looked_at_and_not_run() {
+        let annotations = json!({ "kubernetes.io/config.mirror": "static-1" });
+        let mirror = pod(json!({ "name": "p", "uid": "u", "annotations": annotations }));
+        let updates = to_updates(mirror, false);
+        assert!(
+            matches!(&updates[..], [PodUpdate::Mirror(of, Some(_))] if of.as_str() == "static-1")
+        );
+    }
 }

@@ -1,6 +1,10 @@
 //! The API's images of static pods: made, made again when somebody deletes them, removed with the pod.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::{
     api::core::v1::{Node, Pod},
@@ -87,9 +91,21 @@ impl Mirrors {
         self.changed.notify_one();
     }
 
-    /// All the API has was seen.
-    pub(crate) fn listed(&self) {
-        self.lock().listed = true;
+    /// All the API has was seen: mirrors of others are gone.
+    pub(crate) fn listed(&self, mirrored: &HashSet<PodUid>) {
+        let mut picture = self.lock();
+        picture.listed = true;
+        let gone: Vec<_> = picture
+            .there
+            .keys()
+            .filter(|uid| !mirrored.contains(*uid))
+            .cloned()
+            .collect();
+        for uid in gone {
+            picture.there.remove(&uid);
+            self.publisher.target(&uid, None, None);
+        }
+        drop(picture);
         self.changed.notify_one();
     }
 
