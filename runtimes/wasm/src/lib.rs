@@ -33,6 +33,7 @@ mod mounts;
 pub mod protocol;
 mod record;
 mod runtime;
+mod spec;
 mod stream;
 mod userns;
 pub mod wire;
@@ -40,7 +41,8 @@ mod worker;
 
 use std::path::PathBuf;
 
-pub use runtime::{WasmRuntime, exec_args};
+pub use runtime::WasmRuntime;
+pub use spec::exec_args;
 
 /// Makes `wasm-worker` hold a user namespace instead of containers.
 pub const USER_NAMESPACE_ARGUMENT: &str = "user-namespace";

@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
-    hash::{DefaultHasher, Hash, Hasher},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::{
@@ -11,7 +10,10 @@ use std::{
         unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -29,15 +31,14 @@ use wherry_runtime_api::{
 };
 
 use crate::{
-    Config, HTTP_PORT_ANNOTATION,
+    Config,
     aot::{Aot, Compiled},
     cgroup,
     client::Client,
     mounts,
-    protocol::{
-        ContainerReport, ContainerSpec, Event, Limits, NetworkPolicy, ReplyBody, RequestBody,
-    },
+    protocol::{ContainerReport, ContainerSpec, Event, NetworkPolicy, ReplyBody, RequestBody},
     record::{ContainerRecord, read_all, remove_directory, write_json},
+    spec::{app_args, check, environment, exec_args, http_port, ignored, limits, new_worker},
     stream::{KillOnDrop, Streams, collect},
     userns,
     worker::{NewWorker, Worker, WorkerKey, lost_with_its_worker},
@@ -46,10 +47,6 @@ use crate::{
 const HANDLER: &str = "wasm";
 /// Events a slow subscriber may be behind before it loses the oldest.
 const EVENTS_MAX: usize = 1024;
-/// Kubernetes' default period.
-const CPU_PERIOD_US: u64 = 100_000;
-/// Where an HTTP component is served if nothing says otherwise.
-const HTTP_PORT_DEFAULT: u16 = 8080;
 /// On top of a grace period: how long a worker may take to end a container.
 const STOP_SLACK: Duration = Duration::from_secs(15);
 /// Pauses between tries to reach a worker that lives and does not answer.
@@ -57,8 +54,6 @@ const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long `open` waits for workers; those that take longer are found later.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Resolver configuration and hosts files past this are not read.
-const RESOLVER_BYTES_MAX: u64 = 64 * 1024;
 /// Prefix of our leases in the image store.
 const LEASE_PREFIX: &str = "wasm-";
 
@@ -107,6 +102,9 @@ impl Drop for Creating {
 
 struct Container {
     record: Mutex<ContainerRecord>,
+    /// Its record is gone from disk; set and read under the record's lock, so that news of it that
+    /// come late do not write it again.
+    is_forgotten: AtomicBool,
     state: watch::Sender<ContainerState>,
     worker: Arc<Worker>,
 }
@@ -190,6 +188,7 @@ impl Inner {
                     id,
                     Arc::new(Container {
                         record: Mutex::new(record),
+                        is_forgotten: AtomicBool::new(false),
                         state,
                         worker,
                     }),
@@ -338,7 +337,8 @@ impl Inner {
 
     fn record_start(&self, container: &Container, started_at: SystemTime) {
         let mut record = lock(&container.record);
-        if record.started_at.is_some() || record.exit.is_some() {
+        let is_forgotten = container.is_forgotten.load(Ordering::Relaxed);
+        if record.started_at.is_some() || record.exit.is_some() || is_forgotten {
             return;
         }
         record.started_at = Some(started_at);
@@ -361,7 +361,7 @@ impl Inner {
             self.record_start(&container, started_at);
         }
         let mut record = lock(&container.record);
-        if record.exit.is_some() {
+        if record.exit.is_some() || container.is_forgotten.load(Ordering::Relaxed) {
             return;
         }
         record.exit = Some(exit);
@@ -398,7 +398,11 @@ impl Inner {
         if lock(&self.containers).remove(id).is_none() {
             return;
         }
-        self.forget_record(id);
+        {
+            let _record = lock(&container.record);
+            container.is_forgotten.store(true, Ordering::Relaxed);
+            self.forget_record(id);
+        }
         if container.worker.unassign() {
             self.clone()
                 .retire_if_unused(&container.worker, false)
@@ -445,7 +449,7 @@ impl Inner {
     ) -> Result<(Arc<Worker>, Arc<Client>), RuntimeError> {
         let mut workers = self.workers.lock().await;
         for worker in workers.values() {
-            let assigned = worker.assigned.load(std::sync::atomic::Ordering::SeqCst);
+            let assigned = worker.assigned.load(Ordering::SeqCst);
             if worker.key == new.key
                 && assigned < self.config.instances_per_worker_max as usize
                 && let Ok(client) = worker.client()
@@ -578,6 +582,7 @@ impl Inner {
         let state = watch::Sender::new(record.state());
         let container = Arc::new(Container {
             record: Mutex::new(record.clone()),
+            is_forgotten: AtomicBool::new(false),
             state,
             worker,
         });
@@ -686,172 +691,6 @@ impl Inner {
         let client = container.worker.client()?;
         Ok((container, client))
     }
-}
-
-/// What cannot be honoured, and what contradicts itself.
-fn check(config: &ContainerConfig) -> Result<(), RuntimeError> {
-    if let Some(device) = config.devices.first() {
-        let path = device.container_path.display();
-        return Err(RuntimeError::Unsupported(format!(
-            "device {path}: WASI has no devices"
-        )));
-    }
-    http_port(config).map(|_| ())
-}
-
-/// What has no meaning for a component and does no harm.
-fn ignored(config: &ContainerConfig) -> Vec<String> {
-    let security = &config.security;
-    let mut warnings = Vec::new();
-    if security.privileged || !security.capabilities_add.is_empty() {
-        warnings.push(
-            "privileges and capabilities mean nothing to a Wasm component: it has no system calls"
-                .into(),
-        );
-    }
-    warnings
-}
-
-fn http_port(config: &ContainerConfig) -> Result<u16, RuntimeError> {
-    let annotation = config
-        .annotations
-        .iter()
-        .find(|(key, _)| key == HTTP_PORT_ANNOTATION);
-    let variable = config.env.iter().rev().find(|(key, _)| key == "PORT");
-    match (annotation, variable) {
-        (Some((key, value)), _) => match value.parse() {
-            Ok(port) if port > 0 => Ok(port),
-            _ => Err(RuntimeError::InvalidArgument(format!(
-                "annotation {key}: {value:?} is not a port"
-            ))),
-        },
-        // The variable may mean something else to a component that serves no HTTP.
-        (None, Some((_, value))) => Ok(value
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .unwrap_or(HTTP_PORT_DEFAULT)),
-        (None, None) => Ok(HTTP_PORT_DEFAULT),
-    }
-}
-
-/// WASI arguments of the app, as Kubernetes combines command, args and the image's.
-fn app_args(image: &StoredImage, config: &ContainerConfig) -> Vec<String> {
-    let mut args = if !config.command.is_empty() {
-        config.command.clone()
-    } else if !image.config.entrypoint.is_empty() {
-        image.config.entrypoint.clone()
-    } else {
-        vec![program_name(&config.image)]
-    };
-    if !config.args.is_empty() {
-        args.extend(config.args.iter().cloned());
-    } else if config.command.is_empty() {
-        args.extend(image.config.cmd.iter().cloned());
-    }
-    args
-}
-
-/// A program's name out of an image's: `registry:5000/team/app:1.2` is `app`.
-fn program_name(image: &str) -> String {
-    let name = image.rsplit('/').next().unwrap_or(image);
-    name.split(['@', ':']).next().unwrap_or(name).to_owned()
-}
-
-/// WASI arguments of an exec.
-///
-/// A module is one program. A command that begins with the program's own name, whole or without its
-/// directory, is the whole of the arguments; any other command is what comes after the name. So
-/// `kubectl exec pod -- app --check` and `kubectl exec pod -- --check` do the same.
-pub fn exec_args(program: &str, command: &[String]) -> Vec<String> {
-    let base = |name: &str| {
-        name.rsplit('/')
-            .next()
-            .unwrap_or(name)
-            .trim_end_matches(".wasm")
-            .to_owned()
-    };
-    match command.first() {
-        Some(first) if first == program || base(first) == base(program) => command.to_vec(),
-        _ => std::iter::once(program.to_owned())
-            .chain(command.iter().cloned())
-            .collect(),
-    }
-}
-
-fn environment(image: &StoredImage, config: &ContainerConfig) -> Vec<(String, String)> {
-    let mut env = image.config.env.clone();
-    for (key, value) in &config.env {
-        match env.iter_mut().find(|(known, _)| known == key) {
-            Some((_, old)) => old.clone_from(value),
-            None => env.push((key.clone(), value.clone())),
-        }
-    }
-    env
-}
-
-fn limits(resources: &LinuxResources) -> Limits {
-    Limits {
-        memory_bytes_max: resources.memory_bytes_max.filter(|bytes| *bytes > 0),
-        cpu_quota_us: resources
-            .cpu_quota_us
-            .and_then(|quota| u64::try_from(quota).ok())
-            .filter(|quota| *quota > 0),
-        cpu_period_us: resources
-            .cpu_period_us
-            .filter(|period| *period > 0)
-            .unwrap_or(CPU_PERIOD_US),
-        cpu_shares: resources.cpu_shares.unwrap_or(0),
-    }
-}
-
-fn new_worker<'a>(sandbox: &'a PodSandbox, config: &ContainerConfig) -> NewWorker<'a> {
-    let mounted = |path: &str| {
-        let mount = config
-            .mounts
-            .iter()
-            .find(|mount| mount.container_path == Path::new(path))?;
-        read_limited(&mount.host_path).ok()
-    };
-    let given = mounted("/etc/resolv.conf");
-    let mut hasher = DefaultHasher::new();
-    given.hash(&mut hasher);
-    let pod = WorkerKey::Pod {
-        sandbox: sandbox.id.to_string(),
-    };
-    let (key, network_namespace) = match &sandbox.network {
-        SandboxNetwork::Namespace { path } => (pod, Some(path.as_path())),
-        _ if sandbox.config.isolated => (pod, None),
-        network => {
-            let key = WorkerKey::Tenant {
-                namespace: sandbox.config.namespace.clone(),
-                host_network: *network == SandboxNetwork::Host,
-                resolver: hasher.finish(),
-            };
-            (key, None)
-        }
-    };
-    let hosts = match key {
-        WorkerKey::Pod { .. } => mounted("/etc/hosts"),
-        WorkerKey::Tenant { .. } => None,
-    };
-    NewWorker {
-        key,
-        network_namespace,
-        resolv_conf: given
-            .or_else(|| read_limited(Path::new("/etc/resolv.conf")).ok())
-            .unwrap_or_default(),
-        hosts: hosts.unwrap_or_else(|| b"127.0.0.1 localhost\n::1 localhost\n".to_vec()),
-    }
-}
-
-fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    io::Read::read_to_end(
-        &mut io::Read::take(File::open(path)?, RESOLVER_BYTES_MAX),
-        &mut content,
-    )?;
-    Ok(content)
 }
 
 /// The directory of the machine code, from which no way leads anywhere else.
@@ -1106,6 +945,9 @@ impl Runtime for WasmRuntime {
             container.worker.client()?.ask(body, &[]).await?;
         }
         let mut record = lock(&container.record);
+        if container.is_forgotten.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         record.config.resources = resources.clone();
         self.0.write_record(&record);
         Ok(())
@@ -1300,58 +1142,6 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn words(text: &str) -> Vec<String> {
-        text.split_whitespace().map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn an_exec_may_begin_with_the_programs_name_or_not() {
-        for (program, command, args) in [
-            ("app", "--check", "app --check"),
-            ("app", "app --check", "app --check"),
-            ("/bin/app.wasm", "app --check", "app --check"),
-            (
-                "/bin/app.wasm",
-                "/bin/app.wasm --check",
-                "/bin/app.wasm --check",
-            ),
-            ("app", "read /data/app", "app read /data/app"),
-            ("app", "", "app"),
-        ] {
-            assert_eq!(
-                exec_args(program, &words(command)),
-                words(args),
-                "{program}: {command}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_program_is_named_after_its_image() {
-        for (image, name) in [
-            ("app", "app"),
-            ("registry:5000/team/app:1.2", "app"),
-            ("registry:5000/team/app@sha256:0123", "app"),
-        ] {
-            assert_eq!(program_name(image), name);
-        }
-    }
-
-    #[test]
-    fn limits_that_limit_nothing_are_none() {
-        let none = LinuxResources {
-            cpu_quota_us: Some(-1),
-            memory_bytes_max: Some(0),
-            ..LinuxResources::default()
-        };
-        let unlimited = Limits {
-            cpu_period_us: CPU_PERIOD_US,
-            ..Limits::default()
-        };
-        assert_eq!(limits(&none), unlimited);
-        assert_eq!(limits(&LinuxResources::default()), unlimited);
-    }
 
     #[test]
     fn rotating_keeps_the_newest_and_touches_no_other_file() {

@@ -1038,20 +1038,36 @@ async fn an_agent_killed_anywhere_leaks_nothing() {
     for sandbox in node.runtime.list_pod_sandboxes().await.unwrap() {
         node.runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
     }
-    let entries = |path: &str| std::fs::read_dir(node.root().join(path)).map_or(0, Iterator::count);
-    eventually("nothing is left", async || {
-        node.worker_processes().is_empty()
-            && [
-                "run/wasm/workers",
-                "root/wasm/exits",
-                "root/wasm/containers",
-                "root/wasm/sandboxes",
-                "root/images/leases",
-            ]
+    let left = || {
+        let places = [
+            "run/wasm/workers",
+            "root/wasm/exits",
+            "root/wasm/containers",
+            "root/wasm/sandboxes",
+            "root/images/leases",
+        ];
+        let entries = |path: &str| std::fs::read_dir(node.root().join(path)).unwrap();
+        let mut left: Vec<_> = places
             .iter()
-            .all(|path| entries(path) == 0)
-    })
-    .await;
+            .flat_map(|path| entries(path))
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        left.extend(
+            node.worker_processes()
+                .iter()
+                .map(|pid| format!("process {pid}").into()),
+        );
+        left
+    };
+    let start = std::time::Instant::now();
+    while !left().is_empty() {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "left: {:#?}",
+            left()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn config_of(

@@ -195,7 +195,9 @@ impl Node {
     pub(crate) fn stop_agent(&mut self) {
         self.runtime = Handle(None);
         if let Some((agent, _)) = self.agent.take() {
-            agent.shutdown_background();
+            // Killed means that nothing of it runs any more. A runtime cannot be waited for by a task.
+            let stopped = std::thread::spawn(move || agent.shutdown_timeout(PATIENCE));
+            stopped.join().unwrap();
         }
     }
 
@@ -386,6 +388,14 @@ impl Drop for Node {
                 let _ = std::fs::remove_dir(top.join("wasm"));
                 let _ = std::fs::remove_dir(&top);
             }
+        }
+        // Tasks of the agent that was taken away may be at work for a moment yet.
+        while std::fs::remove_dir_all(self.root()).is_err() && self.root().exists() {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{} cannot be removed",
+                self.root().display()
+            );
         }
     }
 }

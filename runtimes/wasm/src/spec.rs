@@ -1,0 +1,250 @@
+//! From CRI's config to what a worker is told: arguments, environment, limits, ports, and which
+//! worker it is to be.
+
+use std::{
+    fs::File,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    path::Path,
+};
+
+use wherry_images::StoredImage;
+use wherry_runtime_api::{
+    ContainerConfig, LinuxResources, PodSandbox, RuntimeError, SandboxNetwork,
+};
+
+use crate::{
+    HTTP_PORT_ANNOTATION,
+    protocol::Limits,
+    worker::{NewWorker, WorkerKey},
+};
+
+/// Kubernetes' default period.
+const CPU_PERIOD_US: u64 = 100_000;
+/// Where an HTTP component is served if nothing says otherwise.
+const HTTP_PORT_DEFAULT: u16 = 8080;
+/// Resolver configuration and hosts files past this are not read.
+const RESOLVER_BYTES_MAX: u64 = 64 * 1024;
+
+/// What cannot be honoured, and what contradicts itself.
+pub(crate) fn check(config: &ContainerConfig) -> Result<(), RuntimeError> {
+    if let Some(device) = config.devices.first() {
+        let path = device.container_path.display();
+        return Err(RuntimeError::Unsupported(format!(
+            "device {path}: WASI has no devices"
+        )));
+    }
+    http_port(config).map(|_| ())
+}
+
+/// What has no meaning for a component and does no harm.
+pub(crate) fn ignored(config: &ContainerConfig) -> Vec<String> {
+    let security = &config.security;
+    let mut warnings = Vec::new();
+    if security.privileged || !security.capabilities_add.is_empty() {
+        warnings.push(
+            "privileges and capabilities mean nothing to a Wasm component: it has no system calls"
+                .into(),
+        );
+    }
+    warnings
+}
+
+pub(crate) fn http_port(config: &ContainerConfig) -> Result<u16, RuntimeError> {
+    let annotation = config
+        .annotations
+        .iter()
+        .find(|(key, _)| key == HTTP_PORT_ANNOTATION);
+    let variable = config.env.iter().rev().find(|(key, _)| key == "PORT");
+    match (annotation, variable) {
+        (Some((key, value)), _) => match value.parse() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(RuntimeError::InvalidArgument(format!(
+                "annotation {key}: {value:?} is not a port"
+            ))),
+        },
+        // The variable may mean something else to a component that serves no HTTP.
+        (None, Some((_, value))) => Ok(value
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
+            .unwrap_or(HTTP_PORT_DEFAULT)),
+        (None, None) => Ok(HTTP_PORT_DEFAULT),
+    }
+}
+
+/// WASI arguments of the app, as Kubernetes combines command, args and the image's.
+pub(crate) fn app_args(image: &StoredImage, config: &ContainerConfig) -> Vec<String> {
+    let mut args = if !config.command.is_empty() {
+        config.command.clone()
+    } else if !image.config.entrypoint.is_empty() {
+        image.config.entrypoint.clone()
+    } else {
+        vec![program_name(&config.image)]
+    };
+    if !config.args.is_empty() {
+        args.extend(config.args.iter().cloned());
+    } else if config.command.is_empty() {
+        args.extend(image.config.cmd.iter().cloned());
+    }
+    args
+}
+
+/// A program's name out of an image's: `registry:5000/team/app:1.2` is `app`.
+fn program_name(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    name.split(['@', ':']).next().unwrap_or(name).to_owned()
+}
+
+/// WASI arguments of an exec.
+///
+/// A module is one program. A command that begins with the program's own name, whole or without its
+/// directory, is the whole of the arguments; any other command is what comes after the name. So
+/// `kubectl exec pod -- app --check` and `kubectl exec pod -- --check` do the same.
+pub fn exec_args(program: &str, command: &[String]) -> Vec<String> {
+    let base = |name: &str| {
+        name.rsplit('/')
+            .next()
+            .unwrap_or(name)
+            .trim_end_matches(".wasm")
+            .to_owned()
+    };
+    match command.first() {
+        Some(first) if first == program || base(first) == base(program) => command.to_vec(),
+        _ => std::iter::once(program.to_owned())
+            .chain(command.iter().cloned())
+            .collect(),
+    }
+}
+
+pub(crate) fn environment(image: &StoredImage, config: &ContainerConfig) -> Vec<(String, String)> {
+    let mut env = image.config.env.clone();
+    for (key, value) in &config.env {
+        match env.iter_mut().find(|(known, _)| known == key) {
+            Some((_, old)) => old.clone_from(value),
+            None => env.push((key.clone(), value.clone())),
+        }
+    }
+    env
+}
+
+pub(crate) fn limits(resources: &LinuxResources) -> Limits {
+    Limits {
+        memory_bytes_max: resources.memory_bytes_max.filter(|bytes| *bytes > 0),
+        cpu_quota_us: resources
+            .cpu_quota_us
+            .and_then(|quota| u64::try_from(quota).ok())
+            .filter(|quota| *quota > 0),
+        cpu_period_us: resources
+            .cpu_period_us
+            .filter(|period| *period > 0)
+            .unwrap_or(CPU_PERIOD_US),
+        cpu_shares: resources.cpu_shares.unwrap_or(0),
+    }
+}
+
+pub(crate) fn new_worker<'a>(sandbox: &'a PodSandbox, config: &ContainerConfig) -> NewWorker<'a> {
+    let mounted = |path: &str| {
+        let mount = config
+            .mounts
+            .iter()
+            .find(|mount| mount.container_path == Path::new(path))?;
+        read_limited(&mount.host_path).ok()
+    };
+    let given = mounted("/etc/resolv.conf");
+    let mut hasher = DefaultHasher::new();
+    given.hash(&mut hasher);
+    let pod = WorkerKey::Pod {
+        sandbox: sandbox.id.to_string(),
+    };
+    let (key, network_namespace) = match &sandbox.network {
+        SandboxNetwork::Namespace { path } => (pod, Some(path.as_path())),
+        _ if sandbox.config.isolated => (pod, None),
+        network => {
+            let key = WorkerKey::Tenant {
+                namespace: sandbox.config.namespace.clone(),
+                host_network: *network == SandboxNetwork::Host,
+                resolver: hasher.finish(),
+            };
+            (key, None)
+        }
+    };
+    let hosts = match key {
+        WorkerKey::Pod { .. } => mounted("/etc/hosts"),
+        WorkerKey::Tenant { .. } => None,
+    };
+    NewWorker {
+        key,
+        network_namespace,
+        resolv_conf: given
+            .or_else(|| read_limited(Path::new("/etc/resolv.conf")).ok())
+            .unwrap_or_default(),
+        hosts: hosts.unwrap_or_else(|| b"127.0.0.1 localhost\n::1 localhost\n".to_vec()),
+    }
+}
+
+fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    io::Read::read_to_end(
+        &mut io::Read::take(File::open(path)?, RESOLVER_BYTES_MAX),
+        &mut content,
+    )?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_exec_may_begin_with_the_programs_name_or_not() {
+        for (program, command, args) in [
+            ("app", "--check", "app --check"),
+            ("app", "app --check", "app --check"),
+            ("/bin/app.wasm", "app --check", "app --check"),
+            (
+                "/bin/app.wasm",
+                "/bin/app.wasm --check",
+                "/bin/app.wasm --check",
+            ),
+            ("app", "read /data/app", "app read /data/app"),
+            ("app", "", "app"),
+        ] {
+            assert_eq!(
+                exec_args(program, &words(command)),
+                words(args),
+                "{program}: {command}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_program_is_named_after_its_image() {
+        for (image, name) in [
+            ("app", "app"),
+            ("registry:5000/team/app:1.2", "app"),
+            ("registry:5000/team/app@sha256:0123", "app"),
+        ] {
+            assert_eq!(program_name(image), name);
+        }
+    }
+
+    #[test]
+    fn limits_that_limit_nothing_are_none() {
+        let none = LinuxResources {
+            cpu_quota_us: Some(-1),
+            memory_bytes_max: Some(0),
+            ..LinuxResources::default()
+        };
+        let unlimited = Limits {
+            cpu_period_us: CPU_PERIOD_US,
+            ..Limits::default()
+        };
+        assert_eq!(limits(&none), unlimited);
+        assert_eq!(limits(&LinuxResources::default()), unlimited);
+    }
+}
