@@ -9,7 +9,8 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 cd "$here"
 
 need_rust
-need_packages build-essential pkg-config iproute2 nftables busybox-static curl openssl docker-registry apache2-utils
+need_packages build-essential pkg-config iproute2 nftables busybox-static curl openssl docker-registry apache2-utils \
+  user-mode-linux
 need_kubectl
 only_one tests
 

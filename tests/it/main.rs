@@ -4,6 +4,7 @@
 //! their own. Started by tests/run.sh, which makes the images and guests.
 
 mod bad_input;
+mod cgroup_v2;
 mod images;
 mod kubectl;
 mod lifecycle;
@@ -122,6 +123,7 @@ fn main() {
         network::trials(&shared),
         bad_input::trials(&shared),
         images::trials(),
+        cgroup_v2::trials(),
         lifecycle::trials(),
         restarts::trials(),
     ];

@@ -30,7 +30,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 }
 
 /// A Wasm container, as an item of `containers:`.
-fn component(name: &str, image: &str, args: &[&str]) -> String {
+pub(crate) fn component(name: &str, image: &str, args: &[&str]) -> String {
     format!(
         "  - {{name: {name}, image: 'test/{image}:1', imagePullPolicy: Never, args: {args:?}}}\n"
     )
