@@ -3,7 +3,9 @@
 use std::{
     collections::HashMap,
     fmt::Write,
+    panic::resume_unwind,
     sync::{Mutex, PoisonError},
+    thread,
 };
 
 use axum::response::Response;
@@ -38,26 +40,46 @@ pub(crate) struct DocumentHashes(Mutex<HashMap<String, String>>);
 
 impl DocumentHashes {
     fn of(&self, path: &str) -> String {
-        if let Some(hash) = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(path)
-        {
-            return hash.clone();
+        let known = self.known(path);
+        known.unwrap_or_else(|| {
+            aside(|| self.of_document(path, &openapi::v3(path).unwrap_or_default()))
+        })
+    }
+
+    /// The same, of a document that is there already: two at a time would be twice the memory.
+    fn of_document(&self, path: &str, document: &Value) -> String {
+        if let Some(hash) = self.known(path) {
+            return hash;
         }
-        let hash = hash(openapi::v3(path).unwrap_or_default().to_string());
+        let mut digest = Sha256::new();
+        serde_json::to_writer(&mut digest, document).expect("digests take everything");
+        let hash = hexadecimal(&digest.finalize());
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(path.to_owned(), hash.clone());
         hash
     }
+
+    fn known(&self, path: &str) -> Option<String> {
+        let hashes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hashes.get(path).cloned()
+    }
 }
 
-fn hash(text: impl AsRef<[u8]>) -> String {
-    let mut out = String::with_capacity(64);
-    for byte in Sha256::digest(text) {
+/// Makes something large on a thread of its own. The pieces it was made of go back to the system when the thread ends;
+/// those that a worker frees stay with the worker, megabytes of them.
+fn aside<T: Send>(make: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(make).join()).unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn hash(content: impl AsRef<[u8]>) -> String {
+    hexadecimal(&Sha256::digest(content))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
         let _ = write!(out, "{byte:02X}");
     }
     out
@@ -117,9 +139,12 @@ pub(crate) async fn serve(
         ["openapi", "v3"] => ok(&openapi::v3_index(|path| app.document_hashes.of(path))),
         ["openapi", "v3", ..] => {
             let name = parts[2..].join("/");
-            let document = openapi::v3(&name).ok_or_else(Status::unknown_path)?;
-            let mut response = answer::value(accept, StatusCode::OK, &document);
-            let hash = app.document_hashes.of(&name);
+            let made = aside(|| {
+                let document = openapi::v3(&name)?;
+                let hash = app.document_hashes.of_document(&name, &document);
+                Some((answer::value(accept, StatusCode::OK, &document), hash))
+            });
+            let (mut response, hash) = made.ok_or_else(Status::unknown_path)?;
             if query.get("hash") == hash {
                 // A path with the hash of its content never changes.
                 response.headers_mut().insert(

@@ -78,7 +78,7 @@ impl Kept {
         Self {
             etag: format!("\"{}\"", super::hash(&plain)),
             plain_bytes: plain.len(),
-            gzip: gzip.into_boxed_slice().into(),
+            gzip: gzip.into(),
         }
     }
 
@@ -98,7 +98,14 @@ fn kept(form: Form) -> &'static Kept {
         Form::Json => &AS_JSON,
         Form::Protobuf => &AS_PROTOBUF,
     };
-    cell.get_or_init(|| Kept::build(form))
+    cell.get_or_init(|| {
+        let built = super::aside(|| Kept::build(form));
+        // Nothing of that thread's memory is to stay.
+        Kept {
+            gzip: Bytes::copy_from_slice(&built.gzip),
+            ..built
+        }
+    })
 }
 
 /// The form the client likes best; `None`: it takes neither.
