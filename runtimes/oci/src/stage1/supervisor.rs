@@ -318,9 +318,12 @@ impl Supervisor {
         }
         match connection.role {
             Role::Exec(pid) => {
-                // It leads a session, so this reaches what it started, unless that left the group.
-                let _ =
-                    nix::sys::signal::killpg(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                use nix::sys::signal::{Signal::SIGKILL, kill, killpg};
+                let pid = Pid::from_raw(pid);
+                // On its way into the container it leads no session yet, and has started nothing.
+                let _ = kill(pid, SIGKILL);
+                // Later this reaches what it started, unless that left the group.
+                let _ = killpg(pid, SIGKILL);
             }
             Role::Attach {
                 container,
