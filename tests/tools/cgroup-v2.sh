@@ -3,7 +3,7 @@
 # user-mode-linux, a kernel that is a process, with this machine's files (read-only) as its root. The command's output
 # and exit status are passed on; nothing is left when it ends or is killed.
 #
-#   tests/tools/cgroup-v2.sh COMMAND ARGUMENT…
+#   [WHERRY_V2_SECONDS_MAX=300] tests/tools/cgroup-v2.sh COMMAND ARGUMENT…
 #
 # There the command is root, in $TMPDIR and /run it can write (in memory), and it has the loopback network, bridges,
 # veth and overlayfs.
@@ -68,7 +68,7 @@ command=("$@") directory=$PWD
 { export -p; declare -p command directory; } >"$work/command"
 # A process namespace of its own, whose end is the end of all processes the kernel consists of; and it ends with this
 # script, as this script does with who started it.
-timeout --foreground --signal KILL "${WHERRY_V2_SECONDS_MAX:-300}" \
+setpriv --pdeathsig KILL timeout --foreground --signal KILL "${WHERRY_V2_SECONDS_MAX:-300}" \
   setpriv --pdeathsig KILL unshare --pid --fork --kill-child=KILL --mount --mount-proc \
   setarch --addr-no-randomize linux.uml mem=1536M "umid=$$" "uml_dir=$work" rootfstype=hostfs rootflags=/ ro loglevel=1 con=null con0=null,fd:1 \
   "init=$(realpath "$0")" "wherry_work=$work" </dev/null || true
