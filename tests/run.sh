@@ -3,7 +3,7 @@
 # real kubectl, registry, images and guests. Nothing skips: what is missing is installed or is a failure.
 #
 #   tests/run.sh                 everything
-#   tests/run.sh FILTER…         only the end-to-end tests whose names contain FILTER
+#   tests/run.sh FILTER          only the end-to-end tests whose names contain FILTER
 here=$(cd "$(dirname "$0")/.." && pwd)
 . "$here/tests/tools/lib.sh"
 cd "$here"
@@ -36,13 +36,13 @@ if [ $# = 0 ]; then
   cargo clippy --quiet --workspace --all-targets -- -D warnings
 fi
 say "building"
+# Always the whole workspace: a part of it would have other features, and compile everything again.
 cargo build --quiet --workspace
-cargo test --quiet --workspace --no-run
 export WHERRY_BIN=$CARGO_TARGET_DIR/debug/wherry
-
 if [ $# = 0 ]; then
-  say "unit, property and conformance tests"
-  cargo test --workspace --exclude wherry-tests
+  say "all tests"
+  cargo test --workspace --no-fail-fast
+else
+  say "end-to-end tests with names that contain $1"
+  cargo test --workspace --test it -- "$1"
 fi
-say "end-to-end tests"
-cargo test -p wherry-tests -- "$@"

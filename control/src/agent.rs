@@ -27,19 +27,29 @@ use crate::{
 
 /// Runs the agent alone until told to stop.
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
-    let _lock = lock::take(&args.root.run())?;
+    let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
     let client = match &args.kubeconfig {
         None => None,
         Some(path) => {
             let context = || path.display().to_string();
             let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(context)?;
-            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(context)?;
+            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+                .await
+                .with_context(context)?;
             Some(Client::try_from(config)?)
         }
     };
-    let tls = match (&args.tls_cert_file, &args.tls_private_key_file, &args.client_ca_file) {
-        (Some(certificate), Some(key), Some(ca)) => Some(Tls { certificate: read(certificate)?, key: read(key)?, ca: read(ca)? }),
+    let tls = match (
+        &args.tls_cert_file,
+        &args.tls_private_key_file,
+        &args.client_ca_file,
+    ) {
+        (Some(certificate), Some(key), Some(ca)) => Some(Tls {
+            certificate: read(certificate)?,
+            key: read(key)?,
+            ca: read(ca)?,
+        }),
         (None, None, None) => None,
         _ => bail!("--tls-cert-file, --tls-private-key-file and --client-ca-file go together"),
     };
@@ -70,30 +80,59 @@ struct Node {
 async fn open(root: &RootArgs, args: &NodeArgs) -> Result<Node> {
     let images = open_images(root, &args.images)?;
     let exe = std::env::current_exe().context("this program's own path")?;
-    let oci = OciRuntime::open(wherry_oci::Config::new(root.root.clone(), root.run(), exe.clone(), images.clone())).await?;
+    let oci = OciRuntime::open(wherry_oci::Config::new(
+        root.root.clone(),
+        root.run(),
+        exe.clone(),
+        images.clone(),
+    ))
+    .await?;
     let mut wasm = wherry_wasm::Config::new(root.root.clone(), root.run(), exe, images.clone());
     wasm.cgroup_root.clone_from(&args.cgroup_root);
     let wasm = WasmRuntime::open(wasm).await?;
     let pod_cidr = args.pod_cidr.parse().context("--pod-cidr")?;
     let mut network = NetworkConfig::new(root.root.join("network"), pod_cidr);
     network.bridge.clone_from(&args.bridge);
-    Ok(Node { images, runtimes: vec![oci, wasm], network: PodNetwork::new(network)? })
+    Ok(Node {
+        images,
+        runtimes: vec![oci, wasm],
+        network: PodNetwork::new(network)?,
+    })
 }
 
 /// Opens the content store.
 pub(crate) fn open_images(root: &RootArgs, args: &ImageArgs) -> Result<Store> {
-    let registries =
-        RegistryConfig { insecure: args.insecure_registry.clone(), ca_files: args.registry_ca.clone(), ..Default::default() };
-    Ok(Store::open(&root.root.join("images"), StoreConfig { registries, ..Default::default() })?)
+    let registries = RegistryConfig {
+        insecure: args.insecure_registry.clone(),
+        ca_files: args.registry_ca.clone(),
+        ..Default::default()
+    };
+    Ok(Store::open(
+        &root.root.join("images"),
+        StoreConfig {
+            registries,
+            ..Default::default()
+        },
+    )?)
 }
 
 /// Puts an agent together, listening for the API server already.
-pub(crate) async fn build(root: &RootArgs, args: &NodeArgs, kube: Option<Client>, tls: Option<Tls>) -> Result<Agent> {
+pub(crate) async fn build(
+    root: &RootArgs,
+    args: &NodeArgs,
+    kube: Option<Client>,
+    tls: Option<Tls>,
+) -> Result<Agent> {
     Record::write(root, args)?;
     let node = open(root, args).await?;
     node.network.up().await?;
-    let mut config =
-        wherry_agent::Config::new(name(args)?, &root.root, node.runtimes, Arc::new(node.images), Arc::new(node.network));
+    let mut config = wherry_agent::Config::new(
+        name(args)?,
+        &root.root,
+        node.runtimes,
+        Arc::new(node.images),
+        Arc::new(node.network),
+    );
     config.kube = kube;
     config.server = tls.map(|tls| {
         let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), args.kubelet_port);
@@ -115,7 +154,10 @@ pub(crate) async fn build(root: &RootArgs, args: &NodeArgs, kube: Option<Client>
 fn labels(words: &[String]) -> Result<BTreeMap<String, String>> {
     words
         .iter()
-        .map(|word| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
+        .map(|word| {
+            word.split_once('=')
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        })
         .collect::<Option<_>>()
         .context("--node-labels: each is key=value")
 }

@@ -53,14 +53,23 @@ pub(crate) enum Command {
 pub(crate) struct RootArgs {
     /// Everything that has to outlive a reboot is kept here. Sockets and locks are in /run/wherry, or in `run` below
     /// any other root, so that several nodes run on one machine.
-    #[arg(long, global = true, env = "WHERRY_ROOT", default_value = "/var/lib/wherry")]
+    #[arg(
+        long,
+        global = true,
+        env = "WHERRY_ROOT",
+        default_value = "/var/lib/wherry"
+    )]
     pub(crate) root: PathBuf,
 }
 
 impl RootArgs {
     /// Sockets, locks and namespaces.
     pub(crate) fn run(&self) -> PathBuf {
-        if self.root == PathBuf::from("/var/lib/wherry") { "/run/wherry".into() } else { self.root.join("run") }
+        if self.root == PathBuf::from("/var/lib/wherry") {
+            "/run/wherry".into()
+        } else {
+            self.root.join("run")
+        }
     }
 }
 

@@ -20,15 +20,23 @@ const KUBECONFIG: &str = "admin.kubeconfig";
 
 /// Runs the control plane until told to stop.
 pub(crate) async fn run(args: ControlArgs) -> Result<()> {
-    let _lock = lock::take(&args.root.run())?;
+    let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
     let server = build(&args.root, &args.server, &[]).await?;
-    println!("ready: {} kubeconfig {}", url(&server), args.root.root.join("control").join(KUBECONFIG).display());
+    println!(
+        "ready: {} kubeconfig {}",
+        url(&server),
+        args.root.root.join("control").join(KUBECONFIG).display()
+    );
     serve(server, shutdown).await
 }
 
 /// Opens store and keys, listens, and writes the administrator's kubeconfig.
-pub(crate) async fn build(root: &RootArgs, args: &ServerArgs, advertise: &[IpAddr]) -> Result<Server> {
+pub(crate) async fn build(
+    root: &RootArgs,
+    args: &ServerArgs,
+    advertise: &[IpAddr],
+) -> Result<Server> {
     let dir = root.root.join("control");
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let store = EmbeddedStore::open(&dir.join("store"))?;
@@ -49,7 +57,10 @@ pub(crate) async fn build(root: &RootArgs, args: &ServerArgs, advertise: &[IpAdd
     .await?;
     server.bootstrap().await?;
     let kubeconfig = server.admin_kubeconfig(&url(&server));
-    for path in [Some(dir.join(KUBECONFIG)), args.write_kubeconfig.clone()].into_iter().flatten() {
+    for path in [Some(dir.join(KUBECONFIG)), args.write_kubeconfig.clone()]
+        .into_iter()
+        .flatten()
+    {
         wherry_server::pki::write_file(&path, kubeconfig.as_bytes(), 0o600)?;
     }
     Ok(server)
@@ -67,7 +78,10 @@ pub(crate) fn url(server: &Server) -> String {
 /// Serves, with controllers and scheduler as clients in memory.
 pub(crate) async fn serve(server: Server, shutdown: CancellationToken) -> Result<()> {
     let client = client(&server, UserInfo::component("kube-controller-manager"));
-    let config = wherry_controllers::Config { root_ca_pem: server.pki().ca_pem().to_owned(), ..Default::default() };
+    let config = wherry_controllers::Config {
+        root_ca_pem: server.pki().ca_pem().to_owned(),
+        ..Default::default()
+    };
     let controllers = tokio::spawn(wherry_controllers::run(client, config, shutdown.clone()));
     server.run(shutdown.clone()).await?;
     shutdown.cancel();
@@ -83,8 +97,13 @@ pub(crate) fn client(server: &Server, user: UserInfo) -> Client {
 /// Prints the administrator's kubeconfig.
 pub(crate) fn print_kubeconfig(root: &RootArgs) -> Result<()> {
     let path = root.root.join("control").join(KUBECONFIG);
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{}: `wherry up --root {}` writes it", path.display(), root.root.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!(
+            "{}: `wherry up --root {}` writes it",
+            path.display(),
+            root.root.display()
+        )
+    })?;
     print!("{text}");
     Ok(())
 }

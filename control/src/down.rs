@@ -33,17 +33,23 @@ const POLL: Duration = Duration::from_millis(50);
 /// Ends everything; with `purge` the root's data goes too.
 pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
     let Some(record) = Record::read(root)? else {
-        println!("nothing to end: no node was ever started under {}", root.root.display());
+        println!(
+            "nothing to end: no node was ever started under {}",
+            root.root.display()
+        );
         return Ok(());
     };
     let was_running = stop_node(&root.run()).await?;
-    let lock = lock::take(&root.run())?;
+    let lock = lock::take(&root.run()).await?;
 
     let ended = end_pods(root, &record).await?;
     let volumes = remove_volumes(root).await?;
     let mut network = NetworkConfig::new(root.root.join("network"), record.pod_cidr.parse()?);
     network.bridge.clone_from(&record.bridge);
-    PodNetwork::new(network)?.down().await.context("pod network")?;
+    PodNetwork::new(network)?
+        .down()
+        .await
+        .context("pod network")?;
     let cgroups = remove_cgroups(&record.cgroup_root).await?;
 
     if was_running {
@@ -60,21 +66,28 @@ pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
         remove(&root.root)?;
         println!("deleted {}", root.root.display());
     } else {
-        println!("images, keys and the store are kept under {}; `wherry down --purge` deletes them", root.root.display());
+        println!(
+            "images, keys and the store are kept under {}; `wherry down --purge` deletes them",
+            root.root.display()
+        );
     }
     Ok(())
 }
 
 fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| dir.display().to_string()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| dir.display().to_string())
+        }
         _ => Ok(()),
     }
 }
 
 /// Asks the process that runs the root to stop, and kills it if it does not.
 async fn stop_node(run: &Path) -> Result<bool> {
-    let Some(pid) = lock::holder(run)? else { return Ok(false) };
+    let Some(pid) = lock::holder(run)? else {
+        return Ok(false);
+    };
     for (signal, patience) in [(signal::SIGTERM, PATIENCE), (signal::SIGKILL, PATIENCE)] {
         match signal::kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -106,11 +119,17 @@ async fn end_pods(root: &RootArgs, record: &Record) -> Result<Ended> {
     wasm.cgroup_root.clone_from(&record.cgroup_root);
     // Workers end with their last container.
     wasm.worker_idle_max = Duration::ZERO;
-    let runtimes: [Arc<dyn Runtime>; 2] = [OciRuntime::open(oci).await?, WasmRuntime::open(wasm).await?];
-    let mut ended = Ended { containers: 0, sandboxes: 0 };
+    let runtimes: [Arc<dyn Runtime>; 2] =
+        [OciRuntime::open(oci).await?, WasmRuntime::open(wasm).await?];
+    let mut ended = Ended {
+        containers: 0,
+        sandboxes: 0,
+    };
     for runtime in &runtimes {
         for container in runtime.list_containers().await? {
-            runtime.stop_container(&container.id, Duration::ZERO).await?;
+            runtime
+                .stop_container(&container.id, Duration::ZERO)
+                .await?;
             runtime.remove_container(&container.id).await?;
             ended.containers += 1;
         }
@@ -164,7 +183,12 @@ impl ObjectSource for NoObjects {
 }
 
 async fn remove_volumes(root: &RootArgs) -> Result<usize> {
-    let volumes = VolumeManager::new(VolumeConfig { pods_dir: root.root.join("pods") }, Arc::new(NoObjects));
+    let volumes = VolumeManager::new(
+        VolumeConfig {
+            pods_dir: root.root.join("pods"),
+        },
+        Arc::new(NoObjects),
+    );
     let pods = volumes.known_pods()?;
     for uid in &pods {
         volumes.unmount(uid).await?;
@@ -180,15 +204,18 @@ async fn remove_cgroups(cgroup_root: &str) -> Result<usize> {
     let mut removed = 0;
     for top in tops.iter().filter(|top| top.is_dir()) {
         for dir in deepest_first(top) {
-            until(&format!("cgroup {}", dir.display()), || match fs::remove_dir(&dir) {
-                Ok(()) => {
-                    removed += 1;
-                    Ok(true)
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-                Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(false),
-                Err(error) => Err(error).with_context(|| dir.display().to_string()),
-            })
+            until(
+                &format!("cgroup {}", dir.display()),
+                || match fs::remove_dir(&dir) {
+                    Ok(()) => {
+                        removed += 1;
+                        Ok(true)
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+                    Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(false),
+                    Err(error) => Err(error).with_context(|| dir.display().to_string()),
+                },
+            )
             .await?;
         }
     }

@@ -15,7 +15,10 @@ use crate::{
 
 /// Runs one of the commands.
 pub(crate) async fn run(root: &RootArgs, command: ImageCommand) -> Result<()> {
-    let none = ImageArgs { insecure_registry: Vec::new(), registry_ca: Vec::new() };
+    let none = ImageArgs {
+        insecure_registry: Vec::new(),
+        registry_ca: Vec::new(),
+    };
     match command {
         ImageCommand::Import { path, name } => {
             for image in open_images(root, &none)?.import(&path, &name).await? {
@@ -23,21 +26,34 @@ pub(crate) async fn run(root: &RootArgs, command: ImageCommand) -> Result<()> {
             }
             Ok(())
         }
-        ImageCommand::Pull { image, username, images } => pull(&open_images(root, &images)?, &image, username).await,
+        ImageCommand::Pull {
+            image,
+            username,
+            images,
+        } => pull(&open_images(root, &images)?, &image, username).await,
         ImageCommand::Ls => {
             for image in open_images(root, &none)?.list_images().await? {
                 let kind = match image.kind {
                     ImageKind::Container => "container",
                     ImageKind::Wasm => "wasm",
                 };
-                println!("{:<9} {:>8} {} {}", kind, megabytes(image.size_bytes), image.id, names(&image));
+                println!(
+                    "{:<9} {:>8} {} {}",
+                    kind,
+                    megabytes(image.size_bytes),
+                    image.id,
+                    names(&image)
+                );
             }
             Ok(())
         }
         ImageCommand::Rm { images } => {
             let store = open_images(root, &none)?;
             for name in images {
-                let image = store.image_status(&name).await?.with_context(|| format!("image {name}: not in the store"))?;
+                let image = store
+                    .image_status(&name)
+                    .await?
+                    .with_context(|| format!("image {name}: not in the store"))?;
                 store.remove_image(&image.id).await?;
                 println!("removed {} {}", names(&image), image.id);
             }
@@ -50,13 +66,20 @@ async fn pull(store: &Store, image: &str, username: Option<String>) -> Result<()
     let auth = match username {
         None => Vec::new(),
         Some(username) => {
-            let password = std::env::var("WHERRY_REGISTRY_PASSWORD").context("WHERRY_REGISTRY_PASSWORD")?;
+            let password =
+                std::env::var("WHERRY_REGISTRY_PASSWORD").context("WHERRY_REGISTRY_PASSWORD")?;
             vec![RegistryAuth::Basic { username, password }]
         }
     };
     let (progress, mut news) = watch::channel(PullProgress::default());
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {msg}")?);
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new(0)
+    } else {
+        ProgressBar::hidden()
+    };
+    bar.set_style(ProgressStyle::with_template(
+        "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {msg}",
+    )?);
     let shown = bar.clone();
     let show = tokio::spawn(async move {
         while news.changed().await.is_ok() {
@@ -75,7 +98,11 @@ async fn pull(store: &Store, image: &str, username: Option<String>) -> Result<()
 }
 
 fn names(image: &Image) -> String {
-    if image.repo_tags.is_empty() { image.repo_digests.join(" ") } else { image.repo_tags.join(" ") }
+    if image.repo_tags.is_empty() {
+        image.repo_digests.join(" ")
+    } else {
+        image.repo_tags.join(" ")
+    }
 }
 
 fn megabytes(bytes: u64) -> String {

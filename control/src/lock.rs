@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -19,10 +20,22 @@ pub(crate) struct RootLock {
 
 const NAME: &str = "wherry.lock";
 
+/// How long a process that was just killed may take to be gone; its lock goes last.
+const LEAVING_MAX: Duration = Duration::from_secs(3);
+
+/// How often the lock of a process that is leaving is tried.
+const POLL: Duration = Duration::from_millis(20);
+
 /// Takes the root, or says who has it.
-pub(crate) fn take(run: &Path) -> Result<RootLock> {
+pub(crate) async fn take(run: &Path) -> Result<RootLock> {
     fs::create_dir_all(run).with_context(|| format!("{}", run.display()))?;
-    match try_lock(run)? {
+    let start = Instant::now();
+    let mut tried = try_lock(run)?;
+    while tried.is_err() && start.elapsed() < LEAVING_MAX {
+        tokio::time::sleep(POLL).await;
+        tried = try_lock(run)?;
+    }
+    match tried {
         Ok(file) => {
             let mut file = file;
             file.set_len(0)?;
@@ -47,7 +60,13 @@ pub(crate) fn holder(run: &Path) -> Result<Option<Pid>> {
 fn try_lock(run: &Path) -> Result<std::result::Result<Flock<File>, Pid>> {
     let path = run.join(NAME);
     let context = || path.display().to_string();
-    let file = File::options().create(true).read(true).write(true).truncate(false).open(&path).with_context(context)?;
+    let file = File::options()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(context)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => Ok(Ok(file)),
         Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {

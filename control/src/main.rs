@@ -48,14 +48,23 @@ fn main() -> ExitCode {
 
 fn log_to_stderr(cli: &Cli) {
     let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if cli.log_json { logger.json().init() } else { logger.with_ansi(false).init() }
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if cli.log_json {
+        logger.json().init()
+    } else {
+        logger.with_ansi(false).init()
+    }
 }
 
 fn run(command: Command) -> Result<()> {
     // One provider for everything in this process; nobody else has installed one yet.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads())
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async {
         match command {
             Command::Up(args) => up::run(*args).await,

@@ -28,14 +28,17 @@ impl Record {
             cgroup_root: args.cgroup_root.clone(),
         };
         let path = path(root);
-        wherry_server::pki::write_file(&path, &serde_json::to_vec(&record)?, 0o644).context("node record")
+        wherry_server::pki::write_file(&path, &serde_json::to_vec(&record)?, 0o644)
+            .context("node record")
     }
 
     /// Reads it; `None` where no node was ever started.
     pub(crate) fn read(root: &RootArgs) -> Result<Option<Self>> {
         let path = path(root);
         match fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?)),
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?,
+            )),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| path.display().to_string()),
         }

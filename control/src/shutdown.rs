@@ -8,7 +8,10 @@ use tracing::info;
 /// A token that is cancelled by the first SIGINT or SIGTERM; a second one ends the process at once.
 pub(crate) fn on_signal() -> Result<CancellationToken> {
     let token = CancellationToken::new();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     let cancelled = token.clone();
     tokio::spawn(async move {
         let mut next = async || {

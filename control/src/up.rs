@@ -19,12 +19,17 @@ use crate::{
 
 /// Runs both until told to stop. Pods run on.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
-    let _lock = lock::take(&args.root.run())?;
+    let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
     let (name, ip) = (agent::name(&args.node)?, agent::ip(&args.node));
     let server = control::build(&args.root, &args.server, &[ip]).await?;
     let url = control::url(&server);
-    let identity = server.pki().node(&args.root.root.join("control/pki"), &name, &[ip], Timestamp::now())?;
+    let identity = server.pki().node(
+        &args.root.root.join("control/pki"),
+        &name,
+        &[ip],
+        Timestamp::now(),
+    )?;
     let tls = Tls {
         certificate: identity.serving.cert_pem.into(),
         key: identity.serving.key_pem.into(),

@@ -119,7 +119,10 @@ htpasswd -Bbn user word > htpasswd
                 .expect("an upload begins");
             let place = headers
                 .lines()
-                .find_map(|l| l.strip_prefix("location: ").or(l.strip_prefix("Location: ")))
+                .find_map(|l| {
+                    l.strip_prefix("location: ")
+                        .or(l.strip_prefix("Location: "))
+                })
                 .expect("it has a place")
                 .trim()
                 .to_owned();

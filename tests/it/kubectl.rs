@@ -318,7 +318,10 @@ fn get_selects_by_label_and_field(cluster: &Cluster, ns: &str) {
         "--field-selector",
         "data.x=y",
     ]);
-    assert!(refused.contains("is not a known field selector"), "{refused}");
+    assert!(
+        refused.contains("is not a known field selector"),
+        "{refused}"
+    );
     assert_eq!(get(&["-l", "tier", "--chunk-size", "1"]), "a b c");
     cluster.kubectl(&["delete", "configmaps", "-n", ns, "-l", "tier=front"]);
     assert_eq!(get(&["-l", "tier"]), "c");

@@ -62,7 +62,10 @@ pub struct LogRotation {
 
 impl Default for LogRotation {
     fn default() -> Self {
-        Self { size_bytes_max: 10 * 1024 * 1024, files_max: 5 }
+        Self {
+            size_bytes_max: 10 * 1024 * 1024,
+            files_max: 5,
+        }
     }
 }
 

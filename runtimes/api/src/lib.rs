@@ -87,7 +87,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Asks the container to exit (its stop signal), then kills it once `grace_period` has passed.
     /// Answers when it has exited; gone or exited already: `Ok`. A second call with a shorter
     /// period shortens the wait. Dropping the future leaves the container asked and not killed.
-    async fn stop_container(&self, id: &ContainerId, grace_period: Duration) -> Result<(), RuntimeError>;
+    async fn stop_container(
+        &self,
+        id: &ContainerId,
+        grace_period: Duration,
+    ) -> Result<(), RuntimeError>;
 
     /// Forgets an exited container and its writable layer, killing it first if need be; its log
     /// files are the caller's. Gone already: `Ok`.
@@ -123,13 +127,25 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> Result<ExecSyncResponse, RuntimeError>;
 
     /// Runs a command beside the app with streams attached. Dropping the session kills the command.
-    async fn exec(&self, id: &ContainerId, request: &ExecRequest) -> Result<StreamSession, RuntimeError>;
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        request: &ExecRequest,
+    ) -> Result<StreamSession, RuntimeError>;
 
     /// Attaches to the app's own streams from now on. Dropping the session detaches.
-    async fn attach(&self, id: &ContainerId, request: &AttachRequest) -> Result<StreamSession, RuntimeError>;
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        request: &AttachRequest,
+    ) -> Result<StreamSession, RuntimeError>;
 
     /// Connects to a TCP port inside the sandbox, on its loopback address.
-    async fn port_forward(&self, sandbox: &PodSandbox, port: u16) -> Result<Box<dyn Duplex>, RuntimeError>;
+    async fn port_forward(
+        &self,
+        sandbox: &PodSandbox,
+        port: u16,
+    ) -> Result<Box<dyn Duplex>, RuntimeError>;
 
     /// Closes and opens a container's log again after somebody renamed the file.
     async fn reopen_container_log(&self, id: &ContainerId) -> Result<(), RuntimeError>;
@@ -146,7 +162,11 @@ pub trait ImageService: Send + Sync + 'static {
 
     /// What `reference` is, without its layers: answered from the store if present, else by reading
     /// its manifest from the registry. Cheap enough to decide a container's runtime by.
-    async fn resolve_kind(&self, reference: &str, auth: &[RegistryAuth]) -> Result<ImageKind, ImageError>;
+    async fn resolve_kind(
+        &self,
+        reference: &str,
+        auth: &[RegistryAuth],
+    ) -> Result<ImageKind, ImageError>;
 
     /// Fetches, verifies and unpacks an image, or finds it there. The credentials are tried in
     /// order, then anonymously. Two pulls of one image share the work. Dropping the future keeps
