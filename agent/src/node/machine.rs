@@ -148,7 +148,7 @@ fn info() -> io::Result<NodeSystemInfo> {
     let pretty = release
         .lines()
         .find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    let version = format!("v1.36.0+wherry-{}", env!("CARGO_PKG_VERSION"));
+    let version = format!("v1.33.0+wherry-{}", env!("CARGO_PKG_VERSION"));
     Ok(NodeSystemInfo {
         architecture: architecture().into(),
         boot_id: line("/proc/sys/kernel/random/boot_id"),
