@@ -1,6 +1,9 @@
 //! Arguments as typed. `--help` is the reference.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -65,7 +68,7 @@ pub(crate) struct RootArgs {
 impl RootArgs {
     /// Sockets, locks and namespaces.
     pub(crate) fn run(&self) -> PathBuf {
-        if self.root == PathBuf::from("/var/lib/wherry") {
+        if self.root == Path::new("/var/lib/wherry") {
             "/run/wherry".into()
         } else {
             self.root.join("run")
