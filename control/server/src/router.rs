@@ -174,6 +174,9 @@ async fn serve(
         let (object, _) = call::read_value(&parts.headers, &read_body(body).await?)?;
         return reviews::serve(app, &user, accept?, &target.namespace, review, object).await;
     }
+    if verb == "list" && is_list_of_definitions(target) {
+        return no_definitions(app, accept?).await;
+    }
     let is_binding = (target.group.as_str(), target.resource.as_str()) == ("", "bindings")
         && target.version == "v1";
     let resource = if is_binding {
@@ -221,6 +224,32 @@ async fn serve(
         response.headers_mut().append(header::WARNING, warning);
     }
     Ok(response)
+}
+
+/// CustomResourceDefinitions are in no discovery, for there are none; but kubectl asks for their list before it tells
+/// its user that a kind is unknown, and reports a failure to get one instead.
+fn is_list_of_definitions(target: &ResourcePath) -> bool {
+    let path = (
+        target.group.as_str(),
+        target.version.as_str(),
+        target.resource.as_str(),
+    );
+    path == ("apiextensions.k8s.io", "v1", "customresourcedefinitions") && target.name.is_empty()
+}
+
+async fn no_definitions(app: &App, accept: Accept) -> Answer {
+    let revision = app
+        .store
+        .current_revision()
+        .await
+        .map_err(|error| Status::internal(&error.to_string()))?;
+    let list = serde_json::json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinitionList",
+        "metadata": {"resourceVersion": revision.to_string()},
+        "items": [],
+    });
+    Ok(answer::value(accept, http::StatusCode::OK, &list))
 }
 
 async fn serve_document(
