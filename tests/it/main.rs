@@ -33,9 +33,11 @@ type SharedTest = fn(&Cluster, &str);
 impl Shared {
     fn cluster(&self) -> &Cluster {
         self.cluster.get_or_init(|| {
-            let manifests = tempfile::tempdir().expect("a temporary directory").keep();
-            let cluster =
-                Cluster::start_with(&["--pod-manifest-path", &manifests.to_string_lossy()]);
+            let mut cluster = Cluster::prepare(&[]);
+            let manifests = cluster.root().join("manifests");
+            std::fs::create_dir(&manifests).expect("a directory can be made");
+            cluster.add_args(&["--pod-manifest-path", &manifests.to_string_lossy()]);
+            cluster.up();
             import_all(&cluster);
             cluster
         })

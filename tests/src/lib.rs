@@ -127,6 +127,11 @@ impl Cluster {
         }
     }
 
+    /// More arguments for the next `wherry up`.
+    pub fn add_args(&mut self, args: &[&str]) {
+        self.args.extend(args.iter().map(ToString::to_string));
+    }
+
     /// The node's root directory.
     pub fn root(&self) -> &Path {
         self.root.path()

@@ -58,14 +58,14 @@ debian_archive() {
   printf '%s %s\n' "$uri" "$keyring"
 }
 
-# kubectl where there is none: Debian's kubernetes-client, unpacked in the cache and put on PATH.
+# kubectl where there is none: Debian's, unpacked in the cache and put on PATH.
 need_kubectl() {
   command -v kubectl >/dev/null && return 0
   if [ ! -x "$WHERRY_CACHE/kubectl/kubectl" ]; then
     say "installing kubectl"
     local work; work=$(mktemp -d)
-    newer_deb "$work" kubernetes-client '^1\.3' || die "Debian's newer suites have no kubernetes-client 1.3x; install kubectl by hand"
-    dpkg-deb -x "$work"/kubernetes-client_*.deb "$work/root"
+    newer_deb "$work" kubectl '^1\.3' || die "Debian's newer suites have no kubectl 1.3x; install one by hand"
+    dpkg-deb -x "$work"/kubectl_*.deb "$work/root"
     mkdir -p "$WHERRY_CACHE/kubectl"
     mv "$work/root/usr/bin/kubectl" "$WHERRY_CACHE/kubectl/kubectl"
     rm -rf "$work"

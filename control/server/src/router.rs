@@ -242,7 +242,7 @@ async fn no_definitions(app: &App, accept: Accept) -> Answer {
         .store
         .current_revision()
         .await
-        .map_err(|error| Status::internal(&error.to_string()))?;
+        .map_err(|error| Status::internal(error.to_string()))?;
     let list = serde_json::json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinitionList",
