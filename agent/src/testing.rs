@@ -111,7 +111,7 @@ impl Volumes for FakeVolumes {
 
 /// A node of fakes. The agent on it can be killed and started again.
 pub(crate) struct Node {
-    pub(crate) root: tempfile::TempDir,
+    pub(crate) root: Arc<tempfile::TempDir>,
     pub(crate) oci: Arc<FakeRuntime>,
     pub(crate) wasm: Arc<FakeRuntime>,
     pub(crate) images: Arc<FakeImages>,
@@ -134,7 +134,7 @@ impl Node {
     pub(crate) fn new() -> Self {
         let clock = FakeClock::default();
         Self {
-            root: tempfile::tempdir().expect("a temporary directory"),
+            root: Arc::new(tempfile::tempdir().expect("a temporary directory")),
             oci: FakeRuntime::new("oci", clock),
             wasm: FakeRuntime::new("wasm", clock),
             images: FakeImages::new(&[
@@ -163,7 +163,12 @@ impl Node {
             Arc::clone(&self.network) as _,
         );
         let clock = self.clock;
-        config.clock = Arc::new(move || clock.now());
+        // Whoever still works on this node holds its directory too, or would make it again after it was removed.
+        let root = Arc::clone(&self.root);
+        config.clock = Arc::new(move || {
+            let _root = &root;
+            clock.now()
+        });
         config.volumes = Some(Arc::clone(&self.volumes) as _);
         config.node_ips = vec![Ipv4Addr::new(192, 0, 2, 1).into()];
         config.tuning.backoff = self.backoff;
