@@ -647,7 +647,7 @@ async fn mounts_are_made_as_asked(node: Node) {
     let mut config = node.script(
         &sandbox,
         "main",
-        "cat /etc/hosts; echo a > /data/new/dir/f; echo b > /ro/f && echo written; cat /etc/dangling; \
+        "exec 2>&1; cat /etc/hosts; echo a > /data/new/dir/f; echo b > /ro/f && echo written; cat /etc/dangling; \
          touch /proc/sys/x; echo 1 > /proc/sys/kernel/domainname && echo written; touch /sys/x && echo written; \
          cat /proc/kcore | head -c 1 | wc -c; ls /proc/acpi | wc -l; mount | grep -c overlay",
     );

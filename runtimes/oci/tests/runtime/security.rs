@@ -166,7 +166,7 @@ async fn a_privileged_container_has_everything_the_node_has(node: Node) {
 
 async fn devices_are_limited_to_those_given(node: Node) {
     let sandbox = node.sandbox("pod").await;
-    let script = "mknod /tmp/kmsg c 1 11; cat /tmp/kmsg; echo $?; cat /dev/given | head -c 3 | wc -c; : > /dev/given; echo $?";
+    let script = "exec 2>&1; mknod /tmp/kmsg c 1 11; cat /tmp/kmsg; echo $?; cat /dev/given | head -c 3 | wc -c; : > /dev/given; echo $?";
     let mut config = node.script(&sandbox, "main", script);
     config.devices.push(Device {
         host_path: "/dev/zero".into(),
