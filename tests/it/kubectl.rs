@@ -565,28 +565,23 @@ fn delete_waits_for_the_grace_period_or_forces(cluster: &Cluster, ns: &str) {
         format!("pod \"stubborn\" deleted\n")
     );
     cluster.kubectl_fails(&["get", "pod", "stubborn", "-n", ns]);
-    // One that listens has time to finish.
-    ready_shell_pod(
-        cluster,
-        ns,
-        "polite",
-        "trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done",
-    );
+    // One that listens has time to finish, and who follows its log reads it to the end.
+    let script = "trap 'echo bye; exit 0' TERM; echo here; while :; do sleep 0.1; done";
+    ready_shell_pod(cluster, ns, "polite", script);
     let mut follow = cluster
         .kubectl_command(&["logs", "-f", "-n", ns, "polite"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("kubectl starts");
+    let mut log = BufReader::new(follow.stdout.take().expect("stdout is piped"));
+    let mut first = String::new();
+    log.read_line(&mut first).expect("the log can be read");
+    assert_eq!(first, "here\n");
     cluster.kubectl(&["delete", "pod", "polite", "-n", ns, "--grace-period=30"]);
-    let mut log = String::new();
-    follow
-        .stdout
-        .take()
-        .expect("stdout is piped")
-        .read_to_string(&mut log)
-        .expect("the log can be read");
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).expect("the log can be read");
     follow.wait().expect("kubectl can be waited for");
-    assert_eq!(log, "bye\n");
+    assert_eq!(rest, "bye\n");
     ready_shell_pod(
         cluster,
         ns,

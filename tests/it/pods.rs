@@ -437,8 +437,9 @@ fn config_map_volumes_follow_changes_at_once(cluster: &Cluster, ns: &str) {
         "--from-literal=b=1",
     ]);
     let volumes = "\n  volumes: [{name: v, configMap: {name: settings}}]\n  containers:";
-    // Never does one key show the new value and the other the old one in one version of the directory.
-    let script = "while :; do d=$(readlink /v/..data); [ \"$(cat /v/$d/a 2>/dev/null)\" = \"$(cat /v/$d/b 2>/dev/null)\" ] || echo torn; sleep 0.01; done";
+    // Never does one key show the new value and the other the old one in one version of the directory. A version that
+    // goes while it is read says nothing.
+    let script = "while :; do d=$(readlink /v/..data); a=$(cat /v/$d/a 2>/dev/null) && b=$(cat /v/$d/b 2>/dev/null) && [ \"$a\" != \"$b\" ] && echo torn; sleep 0.01; done";
     let yaml = shell_pod("follows", script)
         .replace("\n  containers:", volumes)
         .replace(
