@@ -40,6 +40,11 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Messages waiting to be written, of all channels together.
 const WRITE_QUEUE_MESSAGES: usize = 16;
 
+/// How long a client has to get ready to read. kubectl before 1.34 starts reading before it has made its streams, and
+/// drops what comes for a stream it has not made yet (kubernetes/kubernetes#131189); nothing it sends says that it is
+/// ready. Stock nodes take longer than this to start a command.
+const CLIENT_SETTLES: Duration = Duration::from_millis(50);
+
 /// Limits on what a client may send.
 pub(crate) fn websocket_config() -> WebSocketConfig {
     WebSocketConfig::default()
@@ -102,7 +107,11 @@ pub(crate) async fn serve<T, F, Fut, E>(
     .run(stream, &gone);
     let session = run(peer, verb, open);
     // The session's end drops the senders, upon which the writer says goodbye.
-    let write = write_all(sink, write_queue, activity, LINGER);
+    // The command starts meanwhile.
+    let write = async {
+        tokio::time::sleep(CLIENT_SETTLES).await;
+        write_all(sink, write_queue, activity, LINGER).await;
+    };
     tokio::join!(session, async {
         tokio::select! {
             () = read => {}
