@@ -222,6 +222,7 @@ pub(crate) fn sandbox(
             .unwrap_or_default()
             .into_iter()
             .collect(),
+        user_namespace: None,
     }
 }
 
@@ -276,6 +277,7 @@ pub(crate) fn container(
         });
     annotations.extend(port.map(|port| (HTTP_PORT_ANNOTATION.to_owned(), port)));
     Ok(ContainerConfig {
+        pid_target: None,
         name: container.name.clone(),
         attempt,
         image_id: image.id.clone(),

@@ -200,6 +200,7 @@ impl Served {
         .expect("space");
         let uid = PodUid::from(format!("uid-{name}"));
         let sandbox = PodSandboxConfig {
+            user_namespace: None,
             uid: uid.clone(),
             name: name.into(),
             namespace: "default".into(),
@@ -221,6 +222,7 @@ impl Served {
             .await
             .expect("a sandbox");
         let container = ContainerConfig {
+            pid_target: None,
             name: "c".into(),
             attempt: 0,
             image_id: "sha256:i".into(),

@@ -49,6 +49,10 @@ pub struct ContainerConfig {
     pub resources: LinuxResources,
     /// Identity and privileges.
     pub security: ContainerSecurity,
+    /// Join this container's process namespace instead of one of its own
+    /// (`targetContainerName` of an ephemeral container).
+    #[serde(default)]
+    pub pid_target: Option<ContainerId>,
 }
 
 /// When a log is rotated, and how much is kept.

@@ -292,6 +292,7 @@ impl Runtime for FakeRuntime {
         RuntimeStatus {
             version: "0.0.0-fake".into(),
             not_ready: None,
+            features: RuntimeFeatures::default(),
         }
     }
 
@@ -528,6 +529,20 @@ impl Runtime for FakeRuntime {
         _: &LinuxResources,
     ) -> Result<(), RuntimeError> {
         self.container_status(id).await.map(drop)
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        id: &PodSandboxId,
+        resources: &LinuxResources,
+    ) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        let sandbox = state
+            .sandboxes
+            .get_mut(id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("sandbox {id}")))?;
+        sandbox.config.resources = resources.clone();
+        Ok(())
     }
 
     fn subscribe(&self) -> broadcast::Receiver<RuntimeEvent> {

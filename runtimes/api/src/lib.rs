@@ -50,6 +50,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Version and readiness, for the Node object.
     async fn status(&self) -> RuntimeStatus;
 
+    /// The images that this runtime's containers are made of, where it keeps its own (an engine's)
+    /// instead of using the node's content store.
+    fn images(&self) -> Option<std::sync::Arc<dyn ImageService>> {
+        None
+    }
+
     /// Makes the sandbox a pod's containers share, and answers when containers can be created in it.
     ///
     /// Repeatable: a Ready sandbox of the same `uid` and `attempt` is answered as it is.
@@ -107,6 +113,13 @@ pub trait Runtime: Send + Sync + 'static {
     async fn update_container_resources(
         &self,
         id: &ContainerId,
+        resources: &LinuxResources,
+    ) -> Result<(), RuntimeError>;
+
+    /// Changes the limits of a pod as a whole in place.
+    async fn update_pod_sandbox_resources(
+        &self,
+        id: &PodSandboxId,
         resources: &LinuxResources,
     ) -> Result<(), RuntimeError>;
 

@@ -23,6 +23,9 @@ pub struct PodSandboxConfig {
     pub log_directory: PathBuf,
     /// Which namespaces are the pod's own.
     pub namespaces: NamespaceOptions,
+    /// The pod's own user namespace (`hostUsers: false`); `None` shares the node's.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
     /// The pod's cgroup, relative to each hierarchy's root (`<prefix>/kubepods/burstable/pod<uid>`).
     /// The runtime makes it, with `resources`, and removes it with the sandbox.
     pub cgroup_parent: String,
@@ -71,6 +74,16 @@ pub enum NamespaceMode {
     Container,
     /// The node's.
     Node,
+}
+
+/// A user namespace: IDs 0 to `length` − 1 inside are `host_id` to `host_id + length` − 1 on the node, users and
+/// groups alike. Volumes are shown with their IDs as they are on disk, by idmapped mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// The node's ID that is 0 inside; ranges of two pods never overlap.
+    pub host_id: u32,
+    /// How many; Kubernetes' 65,536.
+    pub length: u32,
 }
 
 /// A sandbox as it is. Also what a container is created in, whichever runtime made it.
@@ -153,4 +166,15 @@ pub struct RuntimeStatus {
     pub version: String,
     /// Why it cannot run pods, if it cannot.
     pub not_ready: Option<String>,
+    /// What it offers, as Node objects tell it (`status.runtimeHandlers[].features`).
+    pub features: RuntimeFeatures,
+}
+
+/// What a runtime offers on this machine, found by trying.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeFeatures {
+    /// [`PodSandboxConfig::user_namespace`] is honoured.
+    pub user_namespaces: bool,
+    /// [`crate::Mount::recursive_readonly`] is honoured.
+    pub recursive_readonly_mounts: bool,
 }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedMutexGuard, broadcast};
 use wherry_runtime_api::{
     AttachRequest, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, Duplex,
     ExecRequest, ExecSyncResponse, LinuxResources, PodSandbox, PodSandboxConfig, PodSandboxId,
-    Runtime, RuntimeError, RuntimeEvent, RuntimeStatus, StreamSession,
+    Runtime, RuntimeError, RuntimeEvent, RuntimeFeatures, RuntimeStatus, StreamSession,
 };
 
 use crate::{Config, bundle::Paths, cgroup::Cgroups, container::Container, sandbox::Sandbox};
@@ -223,6 +223,7 @@ impl Runtime for OciRuntime {
                 Ok(false) => Some("the kernel has no overlay file system".to_owned()),
                 Err(error) => Some(error.to_string()),
             },
+            features: RuntimeFeatures::default(),
         }
     }
 
@@ -305,6 +306,26 @@ impl Runtime for OciRuntime {
     ) -> Result<(), RuntimeError> {
         self.inner
             .update_container_resources(id, resources.clone())
+            .await
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        id: &PodSandboxId,
+        resources: &LinuxResources,
+    ) -> Result<(), RuntimeError> {
+        let sandbox = self.inner.sandbox(id)?;
+        let resources = resources.clone();
+        self.inner
+            .blocking(move |inner| {
+                let path = &sandbox.file.config.cgroup_parent;
+                inner
+                    .cgroups
+                    .group(path)
+                    .set(&resources)
+                    .map(drop)
+                    .map_err(RuntimeError::io(format!("cgroup {path}")))
+            })
             .await
     }
 

@@ -27,7 +27,7 @@ use wherry_runtime_api::{
     AttachRequest, ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats,
     ContainerStatus, Duplex, ExecRequest, ExecSyncResponse, LinuxResources, NamespaceMode,
     PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState, Runtime, RuntimeError,
-    RuntimeEvent, RuntimeStatus, SandboxNetwork, StreamSession,
+    RuntimeEvent, RuntimeFeatures, RuntimeStatus, SandboxNetwork, StreamSession,
 };
 
 use crate::{
@@ -749,6 +749,7 @@ impl Runtime for WasmRuntime {
         RuntimeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             not_ready: None,
+            features: RuntimeFeatures::default(),
         }
     }
 
@@ -951,6 +952,21 @@ impl Runtime for WasmRuntime {
         record.config.resources = resources.clone();
         self.0.write_record(&record);
         Ok(())
+    }
+
+    /// What is kept: a pod of Wasm containers alone has no cgroup, each container has its own limits.
+    async fn update_pod_sandbox_resources(
+        &self,
+        id: &PodSandboxId,
+        resources: &LinuxResources,
+    ) -> Result<(), RuntimeError> {
+        let mut sandboxes = lock(&self.0.sandboxes);
+        let sandbox = sandboxes
+            .get_mut(id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("sandbox {id}")))?;
+        sandbox.config.resources = resources.clone();
+        write_json(&self.0.sandbox_directory(id).join("sandbox.json"), sandbox)
+            .map_err(RuntimeError::io(format!("sandbox {id}")))
     }
 
     fn subscribe(&self) -> broadcast::Receiver<RuntimeEvent> {

@@ -13,6 +13,7 @@ use super::*;
 
 fn sandbox(attempt: u32) -> Arc<PodSandbox> {
     let config = PodSandboxConfig {
+        user_namespace: None,
         uid: "uid".into(),
         name: "web".into(),
         namespace: "ns".into(),

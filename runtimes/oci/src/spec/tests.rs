@@ -6,6 +6,7 @@ use super::*;
 
 fn sandbox() -> PodSandboxConfig {
     PodSandboxConfig {
+        user_namespace: None,
         uid: "u".into(),
         name: "p".into(),
         namespace: "n".into(),
@@ -25,6 +26,7 @@ fn sandbox() -> PodSandboxConfig {
 
 fn config() -> ContainerConfig {
     ContainerConfig {
+        pid_target: None,
         name: "c".into(),
         attempt: 0,
         image_id: "sha256:0".into(),

@@ -228,6 +228,7 @@ impl Node {
         let logs = self.place.join("log").join(name);
         fs::create_dir_all(&logs).unwrap();
         PodSandboxConfig {
+            user_namespace: None,
             uid: format!("uid-{name}").into(),
             name: name.into(),
             namespace: "default".into(),
@@ -255,6 +256,7 @@ impl Node {
     /// A container that runs a shell script.
     pub(crate) fn script(&self, sandbox: &PodSandbox, name: &str, script: &str) -> ContainerConfig {
         ContainerConfig {
+            pid_target: None,
             name: name.into(),
             attempt: 0,
             image_id: self.image("busybox"),

@@ -214,6 +214,7 @@ impl Node {
 
     pub(crate) fn pod_config(&self, name: &str, namespace: &str) -> PodSandboxConfig {
         PodSandboxConfig {
+            user_namespace: None,
             uid: format!("uid-{name}").into(),
             name: name.into(),
             namespace: namespace.into(),
@@ -264,6 +265,7 @@ impl Node {
         let imported = import.await.unwrap().unwrap();
         let logs = self.directory(&format!("log/{}-{}", name, uuid()));
         ContainerConfig {
+            pid_target: None,
             name: name.into(),
             attempt: 0,
             image_id: imported[0].id.clone(),
