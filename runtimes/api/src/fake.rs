@@ -637,7 +637,7 @@ impl Runtime for FakeRuntime {
             memory_working_set_bytes: 1 << 20,
             memory_rss_bytes: 1 << 20,
             process_count: 1,
-            writable_layer_bytes: 0,
+            ..ContainerStats::default()
         })
     }
 }

@@ -1140,7 +1140,7 @@ impl Runtime for WasmRuntime {
             memory_working_set_bytes: usage.memory_bytes,
             memory_rss_bytes: usage.memory_bytes,
             process_count: usage.instances,
-            writable_layer_bytes: 0,
+            ..ContainerStats::default()
         })
     }
 }
