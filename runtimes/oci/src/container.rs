@@ -18,6 +18,7 @@ use std::{
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{LinuxDevice, Spec};
 use tokio::sync::watch;
+use wherry_cgroup::{DeviceKind, DeviceRule};
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
     ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats, ContainerStatus,
@@ -26,7 +27,6 @@ use wherry_runtime_api::{
 
 use crate::{
     bundle::{self, Bundle, ContainerFile},
-    cgroup::{DeviceKind, DeviceRule},
     client,
     protocol::{ContainerRecord, CreateContainer, Op, Reply},
     runtime::{HANDLER, Inner},

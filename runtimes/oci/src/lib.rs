@@ -32,7 +32,6 @@
 )]
 
 mod bundle;
-mod cgroup;
 mod client;
 mod container;
 mod protocol;

@@ -11,13 +11,14 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedMutexGuard, broadcast};
+use wherry_cgroup::Cgroups;
 use wherry_runtime_api::{
     AttachRequest, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, Duplex,
     ExecRequest, ExecSyncResponse, LinuxResources, PodSandbox, PodSandboxConfig, PodSandboxId,
     Runtime, RuntimeError, RuntimeEvent, RuntimeFeatures, RuntimeStatus, StreamSession,
 };
 
-use crate::{Config, bundle::Paths, cgroup::Cgroups, container::Container, sandbox::Sandbox};
+use crate::{Config, bundle::Paths, container::Container, sandbox::Sandbox};
 
 /// How this runtime is called in a RuntimeClass and before `://` in a container's ID.
 pub(crate) const HANDLER: &str = "oci";

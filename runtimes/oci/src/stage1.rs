@@ -29,11 +29,11 @@ use std::{
 
 use nix::sched::CloneFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use wherry_cgroup::Cgroups;
 use wherry_runtime_api::{NamespaceMode, PodSandboxConfig};
 
 use crate::{
     bundle::{self, SandboxFile},
-    cgroup::Cgroups,
     sys,
 };
 

@@ -25,10 +25,10 @@ use std::{
 
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{Capability, Process, Spec};
+use wherry_cgroup::Cgroups;
 
 use crate::{
     bundle::{self, Bundle},
-    cgroup::Cgroups,
     protocol::{self, FailureKind, Identity, Stage2Message},
     seccomp, sys,
 };

@@ -21,7 +21,9 @@ use oci_spec::runtime::{LinuxDeviceType, Mount, Spec};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::Failure;
-use crate::{bundle::Bundle, cgroup::Cgroups, sys};
+use wherry_cgroup::Cgroups;
+
+use crate::{bundle::Bundle, sys};
 
 /// Links followed for one path, as in the kernel.
 const LINKS_MAX: usize = 40;

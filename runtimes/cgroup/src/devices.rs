@@ -4,21 +4,24 @@ use std::{fs, io, os::fd::AsRawFd, path::Path};
 
 /// Character or block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DeviceKind {
+pub enum DeviceKind {
+    /// Character.
     Char,
+    /// Block.
     Block,
 }
 
 /// Devices that may be used, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceRule {
-    pub(crate) kind: DeviceKind,
-    /// `None` is any.
-    pub(crate) major: Option<u32>,
-    /// `None` is any.
-    pub(crate) minor: Option<u32>,
+pub struct DeviceRule {
+    /// Character or block.
+    pub kind: DeviceKind,
+    /// Major number; `None` is any.
+    pub major: Option<u32>,
+    /// Minor number; `None` is any.
+    pub minor: Option<u32>,
     /// Out of `rwm`.
-    pub(crate) access: String,
+    pub access: String,
 }
 
 impl DeviceRule {
@@ -30,7 +33,7 @@ impl DeviceRule {
     }
 
     /// What every container may use: Docker's list. Nodes of all kinds can be made, not opened.
-    pub(crate) fn defaults() -> Vec<Self> {
+    pub fn defaults() -> Vec<Self> {
         let any = |kind, access: &str| Self {
             kind,
             major: None,

@@ -3,8 +3,27 @@
 //! Files and nothing else. (cgroups-rs does the same and speaks to systemd over D-Bus; zbus and an
 //! async runtime are no company for a supervisor that is to stay under 1.5 MB.)
 //!
+//! Used by every runtime that has something to put into a group:
+//!
+//! ```no_run
+//! # fn example(resources: &wherry_runtime_api::LinuxResources) -> std::io::Result<()> {
+//! let cgroups = wherry_cgroup::Cgroups::detect()?;
+//! let pod = cgroups.group("wherry/kubepods/burstable/pod1234");
+//! pod.create()?;
+//! for warning in pod.set(resources)? {
+//!     println!("{warning}");
+//! }
+//! pod.remove()
+//! # }
+//! ```
+//!
 //! A group is named by its path relative to each hierarchy's root. On v1 only the hierarchies that
 //! hold a limit or a counter are used, because moving a process takes every one of them a turn.
+
+#![allow(
+    unsafe_code,
+    reason = "the bpf system call has no safe interface; see devices.rs"
+)]
 
 mod devices;
 
@@ -17,7 +36,7 @@ use std::{
 
 use wherry_runtime_api::{ContainerStats, LinuxResources};
 
-pub(crate) use devices::{DeviceKind, DeviceRule};
+pub use devices::{DeviceKind, DeviceRule};
 
 /// v1 controllers that are used where they are mounted.
 const V1_CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "devices", "freezer"];
@@ -28,9 +47,12 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The node's hierarchies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cgroups {
+pub enum Cgroups {
     /// One hierarchy with all controllers.
-    V2 { root: PathBuf },
+    V2 {
+        /// Where it is mounted.
+        root: PathBuf,
+    },
     /// A hierarchy per controller.
     V1 {
         /// Controller and where it is mounted.
@@ -42,7 +64,7 @@ pub(crate) enum Cgroups {
 
 impl Cgroups {
     /// Finds out what is mounted.
-    pub(crate) fn detect() -> io::Result<Self> {
+    pub fn detect() -> io::Result<Self> {
         Self::from_mountinfo(&fs::read_to_string("/proc/self/mountinfo")?).ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted")
         })
@@ -92,7 +114,7 @@ impl Cgroups {
     }
 
     /// The group at a path, which need not exist.
-    pub(crate) fn group(&self, path: &str) -> Group<'_> {
+    pub fn group(&self, path: &str) -> Group<'_> {
         Group {
             cgroups: self,
             path: path.trim_matches('/').to_owned(),
@@ -117,7 +139,7 @@ impl Cgroups {
     }
 
     /// The mounted hierarchies by name, for a container's `/sys/fs/cgroup`; `None` on v2.
-    pub(crate) fn v1_controllers(&self) -> Option<&[(&'static str, PathBuf)]> {
+    pub fn v1_controllers(&self) -> Option<&[(&'static str, PathBuf)]> {
         match self {
             Self::V2 { .. } => None,
             Self::V1 { controllers, .. } => Some(controllers),
@@ -127,14 +149,14 @@ impl Cgroups {
 
 /// A group of processes with its limits and counters.
 #[derive(Clone, Debug)]
-pub(crate) struct Group<'a> {
+pub struct Group<'a> {
     cgroups: &'a Cgroups,
     path: String,
 }
 
 impl Group<'_> {
     /// Makes the group and those above it. There already: `Ok`.
-    pub(crate) fn create(&self) -> io::Result<()> {
+    pub fn create(&self) -> io::Result<()> {
         match self.cgroups {
             Cgroups::V1 { .. } => {
                 for root in self.cgroups.roots() {
@@ -154,7 +176,7 @@ impl Group<'_> {
     }
 
     /// Sets limits, and answers what could not be set.
-    pub(crate) fn set(&self, resources: &LinuxResources) -> io::Result<Vec<String>> {
+    pub fn set(&self, resources: &LinuxResources) -> io::Result<Vec<String>> {
         match self.cgroups {
             Cgroups::V1 { .. } => self.set_v1(resources),
             Cgroups::V2 { root } => self.set_v2(&root.join(&self.path), resources),
@@ -236,7 +258,7 @@ impl Group<'_> {
     }
 
     /// Lets the kernel kill all of the group when it has to kill one for want of memory, where it can.
-    pub(crate) fn end_together(&self) -> io::Result<()> {
+    pub fn end_together(&self) -> io::Result<()> {
         let Cgroups::V2 { root } = self.cgroups else {
             return Ok(());
         };
@@ -249,7 +271,7 @@ impl Group<'_> {
     }
 
     /// Restricts the devices that processes of the group can open; `None` allows all.
-    pub(crate) fn set_devices(&self, rules: Option<&[DeviceRule]>) -> io::Result<()> {
+    pub fn set_devices(&self, rules: Option<&[DeviceRule]>) -> io::Result<()> {
         let Some(rules) = rules else { return Ok(()) };
         match self.cgroups {
             Cgroups::V2 { root } => devices::attach(&root.join(&self.path), rules),
@@ -267,7 +289,7 @@ impl Group<'_> {
     }
 
     /// Moves the calling process into the group.
-    pub(crate) fn join(&self) -> io::Result<()> {
+    pub fn join(&self) -> io::Result<()> {
         for root in self.cgroups.roots() {
             write(&root.join(&self.path).join("cgroup.procs"), 0)?;
         }
@@ -275,7 +297,7 @@ impl Group<'_> {
     }
 
     /// Processes in the group and those below it.
-    pub(crate) fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         let mut pids = Vec::new();
         for root in self.cgroups.roots() {
             collect_processes(&root.join(&self.path), &mut pids);
@@ -286,7 +308,7 @@ impl Group<'_> {
     }
 
     /// Sends SIGKILL to everything in the group and below, as it is at this moment.
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         let unified = match self.cgroups {
             Cgroups::V2 { root } => Some(root),
             Cgroups::V1 { unified, .. } => unified.as_ref(),
@@ -306,7 +328,7 @@ impl Group<'_> {
     }
 
     /// Kills what is in the group and removes it with all groups below. Gone already: `Ok`.
-    pub(crate) fn remove(&self) -> io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         let deadline = std::time::Instant::now() + REMOVAL_TIMEOUT;
         let mut pause = Duration::from_millis(1);
         for root in self.cgroups.roots() {
@@ -333,7 +355,7 @@ impl Group<'_> {
     }
 
     /// How many processes of the group the kernel killed for want of memory.
-    pub(crate) fn oom_kills(&self) -> u64 {
+    pub fn oom_kills(&self) -> u64 {
         let file = match self.cgroups {
             Cgroups::V2 { root } => root.join(&self.path).join("memory.events"),
             Cgroups::V1 { .. } => match self.directory("memory") {
@@ -348,7 +370,7 @@ impl Group<'_> {
     }
 
     /// Usage at this moment, without the writable layer.
-    pub(crate) fn stats(&self) -> io::Result<ContainerStats> {
+    pub fn stats(&self) -> io::Result<ContainerStats> {
         let at = SystemTime::now();
         match self.cgroups {
             Cgroups::V2 { root } => {
@@ -364,7 +386,12 @@ impl Group<'_> {
                         .saturating_sub(flat_keyed(&memory, "inactive_file").unwrap_or(0)),
                     memory_rss_bytes: flat_keyed(&memory, "anon").unwrap_or(0),
                     process_count: read_u64(&directory.join("pids.current")).unwrap_or(0),
-                    writable_layer_bytes: 0,
+                    // "max" is no number.
+                    memory_limit_bytes: read_u64(&directory.join("memory.max")).ok(),
+                    page_faults: flat_keyed(&memory, "pgfault"),
+                    major_page_faults: flat_keyed(&memory, "pgmajfault"),
+                    swap_usage_bytes: read_u64(&directory.join("memory.swap.current")).ok(),
+                    ..ContainerStats::default()
                 })
             }
             Cgroups::V1 { .. } => {
@@ -384,7 +411,13 @@ impl Group<'_> {
                         .saturating_sub(flat_keyed(&memory, "total_inactive_file").unwrap_or(0)),
                     memory_rss_bytes: flat_keyed(&memory, "total_rss").unwrap_or(0),
                     process_count: pids.unwrap_or(0),
-                    writable_layer_bytes: 0,
+                    memory_limit_bytes: read_u64(&memory_directory.join("memory.limit_in_bytes"))
+                        .ok()
+                        .filter(|limit| *limit < V1_UNLIMITED_MIN),
+                    page_faults: flat_keyed(&memory, "total_pgfault"),
+                    major_page_faults: flat_keyed(&memory, "total_pgmajfault"),
+                    swap_usage_bytes: flat_keyed(&memory, "total_swap"),
+                    ..ContainerStats::default()
                 })
             }
         }
@@ -396,6 +429,9 @@ impl Group<'_> {
         Some(root.join(&self.path))
     }
 }
+
+/// v1 shows a limit that is not set as the largest number of whole pages.
+const V1_UNLIMITED_MIN: u64 = i64::MAX as u64 - (1 << 20);
 
 /// v2's weight (1 to 10,000) for v1's shares (2 to 262,144), by the formula of runc and the kubelet.
 fn cpu_weight(shares: u64) -> u64 {
