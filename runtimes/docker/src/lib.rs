@@ -1,0 +1,1 @@
+//! The Docker runtime: pods as containers of an engine, over its socket.
