@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use wherry_runtime_api::{
-    conformance::{CASES, Fixture, Program},
+    conformance::{CASES, Fixture, LINUX_CASES, Program, check},
     *,
 };
 
@@ -26,6 +26,23 @@ fn script(program: Program) -> String {
         Program::Wait => "trap '' TERM; echo up; sleep 1000".to_owned(),
         Program::CopyStdin => "exec cat".to_owned(),
         Program::EatMemory => "exec dd if=/dev/zero of=/dev/null bs=400M count=1".to_owned(),
+        Program::Polite { exit_code } => {
+            format!("trap 'exit {exit_code}' TERM USR1; echo up; while :; do sleep 0.02; done")
+        }
+        Program::Context => {
+            "echo cwd=$PWD; for a; do echo \"arg=$a\"; done; env | while read -r l; do echo \"env=$l\"; done"
+                .to_owned()
+        }
+        Program::Unfinished => "printf unfinished".to_owned(),
+        Program::Lines { count } => format!("exec seq 1 {count}"),
+        Program::ReadFile { path } => format!("cat '{path}' || exit 1"),
+        Program::WriteFile { path } => format!("echo written > '{path}' || exit 1"),
+        Program::Spin => "echo up; while :; do :; done".to_owned(),
+        Program::Echo { port } => {
+            format!("nc -lk -p {port} -e cat & sleep 0.05; echo up; wait")
+        }
+        Program::TerminalSize => "while :; do stty size; sleep 0.02; done".to_owned(),
+        Program::Shell(script) => script.to_owned(),
     }
 }
 
@@ -53,11 +70,14 @@ impl Fixture for OciFixture {
         name: &str,
         program: Program,
     ) -> ContainerConfig {
-        self.node().script(sandbox, name, &script(program))
+        let mut config = self.node().script(sandbox, name, &script(program));
+        // What `$0` is; what follows are the script's own arguments.
+        config.command.push("sh".into());
+        config
     }
 
     fn exec_command(&self, program: Program) -> Vec<String> {
-        vec!["/bin/sh".into(), "-c".into(), script(program)]
+        vec!["/bin/sh".into(), "-c".into(), script(program), "sh".into()]
     }
 }
 
@@ -65,9 +85,9 @@ async fn the_conformance_suite_passes(node: Node) {
     let fixture = OciFixture(Mutex::new(node));
     let runtime = tokio::runtime::Handle::current();
     let suite = tokio::task::spawn_blocking(move || {
-        for (name, case) in CASES {
-            println!("     {name}");
-            runtime.block_on(case(&fixture));
+        for (name, case) in CASES.iter().chain(LINUX_CASES) {
+            let outcome = runtime.block_on(check(&fixture, name, *case));
+            println!("     {name}: {outcome:?}");
         }
     });
     suite.await.unwrap();

@@ -42,6 +42,16 @@ fn words(program: Program) -> Vec<String> {
         Program::Wait => vec!["wait".to_owned()],
         Program::CopyStdin => vec!["copy".to_owned()],
         Program::EatMemory => vec!["eat".to_owned()],
+        Program::Polite { exit_code } => vec!["polite".to_owned(), exit_code.to_string()],
+        Program::Context => vec!["context".to_owned()],
+        Program::Unfinished => vec!["unfinished".to_owned()],
+        Program::Lines { count } => vec!["lines".to_owned(), count.to_string()],
+        Program::ReadFile { path } => vec!["read".to_owned(), path.to_owned()],
+        Program::WriteFile { path } => vec!["write".to_owned(), path.to_owned()],
+        Program::Spin => vec!["spin".to_owned()],
+        Program::Echo { port } => vec!["echo".to_owned(), port.to_string()],
+        Program::TerminalSize => vec!["terminal-size".to_owned()],
+        Program::Shell(script) => vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()],
     }
 }
 
