@@ -194,6 +194,28 @@ pub trait ImageService: Send + Sync + 'static {
     /// Every image in the store.
     async fn list_images(&self) -> Result<Vec<Image>, ImageError>;
 
+    /// Shows an image's files at `target`, an empty directory, read-only and not executable, and
+    /// keeps the image from being removed as long as it is mounted there. Repeatable: what is
+    /// mounted there stays. Taken back by [`ImageService::unmount_image`], or by whoever unmounts
+    /// `target`. Only the node's content store can do it.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`] if the image is not here.
+    async fn mount_image(&self, id: &str, target: &std::path::Path) -> Result<(), ImageError> {
+        Err(ImageError::Io {
+            what: format!("mount image {id} at {}", target.display()),
+            source: std::io::ErrorKind::Unsupported.into(),
+        })
+    }
+
+    /// Unmounts what [`ImageService::mount_image`] mounted. Gone already: `Ok`.
+    async fn unmount_image(&self, target: &std::path::Path) -> Result<(), ImageError> {
+        Err(ImageError::Io {
+            what: format!("unmount image at {}", target.display()),
+            source: std::io::ErrorKind::Unsupported.into(),
+        })
+    }
+
     /// Removes an image and what only it needed. Gone already: `Ok`; in use: `InUse`.
     async fn remove_image(&self, id: &str) -> Result<(), ImageError>;
 

@@ -17,6 +17,7 @@
 //! | `blobs/<digest>` | Wasm modules, as they came |
 //! | `partial/<digest>` | what an interrupted download left; the next one goes on there |
 //! | `leases/<holder>` | a symbolic link whose target is the ID of an image in use |
+//! | `mounts/<digest>.json` | where an image is mounted as a volume |
 //! | `tmp/<random>` | work under way; without its `flock` it is rubbish |
 //!
 //! Compressed layers are not kept: nothing reads them again, and small nodes have small disks. A
@@ -31,6 +32,7 @@ mod import;
 mod layer;
 pub mod layout;
 mod manifest;
+mod mount;
 mod pull;
 mod record;
 mod reference;

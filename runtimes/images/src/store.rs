@@ -75,7 +75,9 @@ impl Store {
     /// or whose layers are missing are set aside (`*.broken`) with a warning; the image can be
     /// pulled again.
     pub fn open(root: &Path, config: StoreConfig) -> Result<Self, ImageError> {
-        for directory in ["images", "layers", "blobs", "partial", "leases", "tmp"] {
+        for directory in [
+            "images", "layers", "blobs", "partial", "leases", "mounts", "tmp",
+        ] {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(disk::at(&path))?;
         }
@@ -188,6 +190,18 @@ impl ImageService for Store {
         .await
     }
 
+    async fn mount_image(&self, id: &str, target: &Path) -> Result<(), ImageError> {
+        let (id, target) = (id.to_string(), target.to_owned());
+        self.blocking(move |inner| inner.mount_image(&id, &target))
+            .await
+    }
+
+    async fn unmount_image(&self, target: &Path) -> Result<(), ImageError> {
+        let target = target.to_owned();
+        self.blocking(move |inner| inner.unmount_image(&target))
+            .await
+    }
+
     async fn remove_image(&self, id: &str) -> Result<(), ImageError> {
         let id = id.to_string();
         self.blocking(move |inner| inner.remove(&id)).await
@@ -249,7 +263,7 @@ impl Inner {
     }
 
     /// Held while several files change together, briefly.
-    fn lock_index(&self) -> Result<Lock, ImageError> {
+    pub(crate) fn lock_index(&self) -> Result<Lock, ImageError> {
         Lock::exclusive(&self.root.join("index.lock"))
     }
 
@@ -415,7 +429,8 @@ impl Inner {
             let Some(record) = self.find(id_or_reference)? else {
                 return Ok(());
             };
-            if self.leases()?.iter().any(|(_, id)| *id == record.id) {
+            let is_leased = self.leases()?.iter().any(|(_, id)| *id == record.id);
+            if is_leased || self.is_image_mounted(&record.id)? {
                 return Err(ImageError::InUse(id_or_reference.into()));
             }
             disk::remove_tree(&self.record_path(&record.id)?)?;
