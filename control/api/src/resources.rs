@@ -157,6 +157,7 @@ pub static RESOURCES: &[Resource] = &[
             sub("log", "Pod", &["get"]),
             sub("portforward", "PodPortForwardOptions", STREAM_VERBS),
             sub("proxy", "PodProxyOptions", PROXY_VERBS),
+            sub("resize", "Pod", STATUS_VERBS),
             sub("status", "Pod", STATUS_VERBS),
         ],
         columns: pod::COLUMNS,

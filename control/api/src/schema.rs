@@ -77,8 +77,29 @@ pub(crate) fn definitions(prefix: &'static str) -> Map<String, Value> {
     generator.subschema_for::<meta::ListMeta>();
     generator
         .subschema_for::<meta::WatchEvent<k8s_openapi::apimachinery::pkg::runtime::RawExtension>>();
-    generator.take_definitions(false)
+    let mut definitions = generator.take_definitions(false);
+    for (object, field) in LATER_FIELDS {
+        for (name, definition) in &mut definitions {
+            if name.rsplit('.').next() == Some(object)
+                && let Some(properties) = definition["properties"].as_object_mut()
+            {
+                properties.remove(*field);
+            }
+        }
+    }
+    definitions
 }
+
+/// Fields of later versions than the one that is served. To the server they are unknown, so that a client is told.
+const LATER_FIELDS: &[(&str, &str)] = &[
+    ("Container", "restartPolicyRules"),
+    ("EphemeralContainer", "restartPolicyRules"),
+    ("EnvVarSource", "fileKeyRef"),
+    ("PodSpec", "hostnameOverride"),
+    ("PodSpec", "schedulingGroup"),
+    ("PodSpec", "workloadRef"),
+    ("VolumeProjection", "podCertificate"),
+];
 
 /// Type of a field.
 #[derive(Debug)]
@@ -499,7 +520,7 @@ mod tests {
                     row.strategy.selectable_field(&again, field);
                 }
                 if let Some(old) = &old {
-                    for sub in ["", "status", "finalize", "ephemeralcontainers"] {
+                    for sub in ["", "status", "finalize", "ephemeralcontainers", "resize"] {
                         let mut new = object.clone();
                         row.strategy.prepare_update(sub, &mut new, old);
                         row.validate_update(sub, &new, old);

@@ -42,11 +42,11 @@ pub(crate) async fn serve(
         (&Method::POST, "binding") => binding::bind(call, headers, body).await,
         (&Method::POST, "eviction") => eviction::evict(call, headers, body).await,
         (&Method::POST, "token") => token::request(call, headers, body).await,
-        (&Method::GET, "status" | "ephemeralcontainers" | "scale") => verbs::get::get(call).await,
-        (&Method::PUT, "status" | "finalize" | "ephemeralcontainers") => {
+        (&Method::GET, "status" | "ephemeralcontainers" | "resize" | "scale") => verbs::get::get(call).await,
+        (&Method::PUT, "status" | "finalize" | "ephemeralcontainers" | "resize") => {
             verbs::update::update(call, headers, body).await
         }
-        (&Method::PATCH, "status" | "finalize" | "ephemeralcontainers") => {
+        (&Method::PATCH, "status" | "finalize" | "ephemeralcontainers" | "resize") => {
             verbs::patch::patch(call, headers, body).await
         }
         _ => Err(Status::path_method_not_allowed()),

@@ -8,15 +8,19 @@ use crate::{FieldError, Strategy, meta, table::Column, value};
 mod container;
 mod defaults;
 mod env;
+mod mounts;
 mod print;
 mod probe;
+mod resources;
 mod scheduling;
+mod security;
 mod update;
 mod validate;
 mod volumes;
 
 pub(super) use container::{port_number, port_number_or_name};
 pub use defaults::qos_class;
+pub(super) use resources::overhead;
 pub(super) use scheduling::tolerations;
 pub(super) use validate::ip;
 

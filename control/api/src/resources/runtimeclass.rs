@@ -34,6 +34,9 @@ impl Strategy for RuntimeClass {
                 .into_iter()
                 .map(|text| FieldError::invalid(&path, handler, text)),
         );
+        let path = Path::new("overhead");
+        let amounts = get(get(object, "overhead"), "podFixed");
+        super::pod::overhead(amounts, &path.child("podFixed"), &mut errors);
         let path = Path::new("scheduling");
         let scheduling = get(object, "scheduling");
         if let Some(selector) = scheduling.get("nodeSelector") {

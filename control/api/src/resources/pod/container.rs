@@ -6,16 +6,17 @@ use serde_json::Value;
 
 use super::{
     env::{env, env_from},
-    probe::{handler, probe},
-    validate::{Errors, ID_MAX, one_of, range, rule},
-    volumes,
+    mounts::mounts,
+    probe::{lifecycle, probe},
+    resources, security,
+    validate::{Errors, one_of, range, rule},
+    volumes::Volumes,
 };
 use crate::{
     FieldError,
     field::Path,
     meta,
-    quantity::Quantity,
-    value::{entries, flag, get, integer, is_set, list, text},
+    value::{flag, get, integer, is_set, list, text},
 };
 
 pub(super) fn containers(
@@ -32,7 +33,7 @@ pub(super) fn containers(
     }
     for (i, container) in all.iter().enumerate() {
         let path = at.index(i);
-        container_common(container, volumes, &mut names, &path, errors);
+        container_common(spec, container, volumes, &mut names, &path, errors);
         container_life(spec, container, &path, errors);
         if is_set(container, "restartPolicy") {
             let detail = "may not be set for non-init containers";
@@ -42,7 +43,7 @@ pub(super) fn containers(
     let init = path.child("initContainers");
     for (i, container) in list(spec, "initContainers").iter().enumerate() {
         let path = init.index(i);
-        container_common(container, volumes, &mut names, &path, errors);
+        container_common(spec, container, volumes, &mut names, &path, errors);
         let policy = text(container, "restartPolicy");
         if !policy.is_empty() && policy != "Always" {
             errors.push(FieldError::not_supported(
@@ -67,14 +68,16 @@ pub(super) fn containers(
             }
         }
     }
-    host_ports(spec, path, errors);
+    host_ports(list(spec, "containers"), 0, &at, errors);
+    for (i, container) in list(spec, "initContainers").iter().enumerate() {
+        // They run one after the other, so each is looked at by itself.
+        host_ports(std::slice::from_ref(container), i, &init, errors);
+    }
 }
-
-/// What the volumes of a pod are called.
-pub(super) type Volumes<'a> = BTreeSet<&'a str>;
 
 /// Names seen so far are in `names`, which are shared by all containers of a pod.
 fn container_common<'a>(
+    spec: &Value,
     container: &'a Value,
     volumes: &Volumes<'_>,
     names: &mut BTreeSet<&'a str>,
@@ -113,13 +116,16 @@ fn container_common<'a>(
         &path.child("imagePullPolicy"),
         errors,
     );
-    resources(
+    resources::container(
+        spec,
         get(container, "resources"),
         &path.child("resources"),
         errors,
     );
-    container_security(
+    resources::resize_policy(spec, container, &path.child("resizePolicy"), errors);
+    security::container(
         get(container, "securityContext"),
+        security::is_host_users(spec),
         &path.child("securityContext"),
         errors,
     );
@@ -129,30 +135,8 @@ fn container_common<'a>(
 }
 
 fn container_life(spec: &Value, container: &Value, path: &Path<'_>, errors: &mut Errors) {
-    if let Some(lifecycle) = container.get("lifecycle") {
-        let at = path.child("lifecycle");
-        for field in ["postStart", "preStop"] {
-            if let Some(action) = lifecycle.get(field) {
-                let at = at.child(field);
-                handler(
-                    action,
-                    &["exec", "httpGet", "tcpSocket", "sleep"],
-                    &at,
-                    errors,
-                );
-                if let Some(sleep) = action.get("sleep") {
-                    let at = at.child("sleep");
-                    let grace = integer(spec, "terminationGracePeriodSeconds").unwrap_or_default();
-                    let seconds = integer(sleep, "seconds").unwrap_or_default();
-                    if seconds < 0 || seconds > grace {
-                        let detail = format!(
-                            "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
-                        );
-                        errors.push(FieldError::invalid(&at, seconds, detail));
-                    }
-                }
-            }
-        }
+    if let Some(hooks) = container.get("lifecycle") {
+        lifecycle(spec, hooks, &path.child("lifecycle"), errors);
     }
     for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(checked) = container.get(field) else {
@@ -247,6 +231,9 @@ fn ports(ports: &[Value], path: &Path<'_>, errors: &mut Errors) {
         if host_port != 0 {
             port_number(host_port, &at.child("hostPort"), errors);
         }
+        if !text(port, "hostIP").is_empty() {
+            super::ip(text(port, "hostIP"), &at.child("hostIP"), errors);
+        }
         one_of(
             text(port, "protocol"),
             &["SCTP", "TCP", "UDP"],
@@ -278,11 +265,11 @@ pub(super) fn host_network(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-fn host_ports(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+/// `first`: where the first of the containers stands in its list.
+fn host_ports(containers: &[Value], first: usize, path: &Path<'_>, errors: &mut Errors) {
     let mut seen = BTreeSet::new();
-    let containers = path.child("containers");
-    for (i, container) in list(spec, "containers").iter().enumerate() {
-        let ports = containers.index(i);
+    for (i, container) in containers.iter().enumerate() {
+        let ports = path.index(first + i);
         let ports = ports.child("ports");
         for (j, port) in list(container, "ports").iter().enumerate() {
             let number = integer(port, "hostPort").unwrap_or_default();
@@ -304,262 +291,12 @@ fn host_ports(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-fn mounts(container: &Value, volumes: &Volumes<'_>, path: &Path<'_>, errors: &mut Errors) {
-    let list_path = path.child("volumeMounts");
-    let devices = list(container, "volumeDevices");
-    let mut paths = BTreeSet::new();
-    for (i, mount) in list(container, "volumeMounts").iter().enumerate() {
-        let at = list_path.index(i);
-        let name = text(mount, "name");
-        if name.is_empty() {
-            errors.push(FieldError::required(&at.child("name"), ""));
-        }
-        if !volumes.contains(name) {
-            errors.push(FieldError::not_found(&at.child("name"), name));
-        }
-        let mount_path = text(mount, "mountPath");
-        if mount_path.is_empty() {
-            errors.push(FieldError::required(&at.child("mountPath"), ""));
-        }
-        if !paths.insert(mount_path) {
-            errors.push(FieldError::invalid(
-                &at.child("mountPath"),
-                mount_path,
-                "must be unique",
-            ));
-        }
-        if devices.iter().any(|device| text(device, "name") == name) {
-            errors.push(FieldError::invalid(
-                &at.child("name"),
-                name,
-                "must not already exist in volumeDevices",
-            ));
-        }
-        if devices
-            .iter()
-            .any(|device| text(device, "devicePath") == mount_path)
-        {
-            let detail = "must not already exist as a path in volumeDevices";
-            errors.push(FieldError::invalid(
-                &at.child("mountPath"),
-                mount_path,
-                detail,
-            ));
-        }
-        for field in ["subPath", "subPathExpr"] {
-            let sub_path = text(mount, field);
-            if !sub_path.is_empty() {
-                // Kubernetes leaves out the index here, and below for propagation.
-                volumes::descending_path(sub_path, &list_path.child(field), errors);
-            }
-        }
-        if is_set(mount, "subPath") && is_set(mount, "subPathExpr") {
-            let detail = "subPathExpr and subPath are mutually exclusive";
-            errors.push(FieldError::invalid(
-                &at.child("subPathExpr"),
-                text(mount, "subPathExpr"),
-                detail,
-            ));
-        }
-        propagation(container, mount, &list_path, errors);
-    }
-    let at = path.child("volumeDevices");
-    for (i, device) in devices.iter().enumerate() {
-        let at = at.index(i);
-        let name = text(device, "name");
-        if name.is_empty() {
-            errors.push(FieldError::required(&at.child("name"), ""));
-        } else if !volumes.contains(name) {
-            errors.push(FieldError::not_found(&at.child("name"), name));
-        }
-        if text(device, "devicePath").is_empty() {
-            errors.push(FieldError::required(&at.child("devicePath"), ""));
-        }
-    }
-}
-
-fn propagation(container: &Value, mount: &Value, path: &Path<'_>, errors: &mut Errors) {
-    if let Some(mode) = mount.get("mountPropagation").and_then(Value::as_str) {
-        let at = path.child("mountPropagation");
-        one_of(
-            mode,
-            &["Bidirectional", "HostToContainer", "None"],
-            &at,
-            errors,
-        );
-        if mode == "Bidirectional" && !flag(get(container, "securityContext"), "privileged") {
-            let detail =
-                "Bidirectional mount propagation is available only to privileged containers";
-            errors.push(FieldError::forbidden(&at, detail));
-        }
-    }
-    if let Some(mode) = mount.get("recursiveReadOnly").and_then(Value::as_str) {
-        let at = path.child("recursiveReadOnly");
-        match mode {
-            "Disabled" => {}
-            "Enabled" | "IfPossible" => {
-                if !flag(mount, "readOnly") {
-                    errors.push(FieldError::forbidden(
-                        &at,
-                        "may only be specified when readOnly is true",
-                    ));
-                }
-            }
-            mode => {
-                errors.push(FieldError::not_supported(
-                    &at,
-                    mode,
-                    &["Disabled", "Enabled", "IfPossible"],
-                ));
-            }
-        }
-    }
-}
-
-fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
-}
-
-fn resource_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
-    rule(meta::qualified_name(name), path, name, errors);
-    let is_standard =
-        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-    if !name.contains('/') && !is_standard {
-        errors.push(FieldError::invalid(
-            path,
-            name,
-            "must be a standard resource for containers",
-        ));
-    }
-}
-
-pub(super) fn resource_amount(name: &str, amount: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let shown = amount.as_str().unwrap_or_default();
-    let Ok(amount) = Quantity::parse(shown) else {
-        return;
-    };
-    if amount.is_negative() {
-        errors.push(FieldError::invalid(
-            path,
-            shown,
-            "must be greater than or equal to 0",
-        ));
-    }
-    if is_extended(name) && !amount.is_integer() {
-        errors.push(FieldError::invalid(path, shown, "must be an integer"));
-    }
-}
-
-fn resources(resources: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let (limits_path, requests_path) = (path.child("limits"), path.child("requests"));
-    for (name, amount) in entries(resources, "limits") {
-        resource_name(name, &limits_path.key(name), errors);
-        resource_amount(name, amount, &limits_path.key(name), errors);
-    }
-    for (name, amount) in entries(resources, "requests") {
-        resource_name(name, &requests_path.key(name), errors);
-        resource_amount(name, amount, &requests_path.key(name), errors);
-        let shown = amount.as_str().unwrap_or_default();
-        let is_overcommitable = !is_extended(name) && !name.starts_with("hugepages-");
-        let Some(limit) = get(resources, "limits").get(name).and_then(Value::as_str) else {
-            if !is_overcommitable {
-                let detail = "Limit must be set for non overcommitable resources";
-                errors.push(FieldError::required(&limits_path, detail));
-            }
-            continue;
-        };
-        let (Ok(amount), Ok(limit_amount)) = (Quantity::parse(shown), Quantity::parse(limit))
-        else {
-            continue;
-        };
-        if !is_overcommitable && amount != limit_amount {
-            let detail = format!("must be equal to {name} limit of {limit}");
-            errors.push(FieldError::invalid(&requests_path, shown, detail));
-        } else if amount > limit_amount {
-            let detail = format!("must be less than or equal to {name} limit of {limit}");
-            errors.push(FieldError::invalid(&requests_path, shown, detail));
-        }
-    }
-}
-
-pub(super) fn user_ids(context: &Value, path: &Path<'_>, errors: &mut Errors) {
-    for field in ["runAsUser", "runAsGroup", "fsGroup"] {
-        if let Some(id) = integer(context, field) {
-            range(id, 0, ID_MAX, &path.child(field), errors);
-        }
-    }
-}
-
-pub(super) fn seccomp(context: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let Some(profile) = context.get("seccompProfile") else {
-        return;
-    };
-    let at = path.child("seccompProfile");
-    let type_ = text(profile, "type");
-    let localhost = text(profile, "localhostProfile");
-    match type_ {
-        "Localhost" if localhost.is_empty() => {
-            let detail = "must be set when seccomp type is Localhost ";
-            errors.push(FieldError::required(&at.child("localhostProfile"), detail));
-        }
-        "Localhost" => volumes::descending_path(localhost, &at.child("localhostProfile"), errors),
-        "" => {
-            errors.push(FieldError::required(
-                &at.child("type"),
-                "type is required when seccompProfile is set",
-            ));
-        }
-        "RuntimeDefault" | "Unconfined" => {}
-        type_ => {
-            let supported = ["Localhost", "RuntimeDefault", "Unconfined"];
-            errors.push(FieldError::not_supported(
-                &at.child("type"),
-                type_,
-                &supported,
-            ));
-        }
-    }
-    if type_ != "Localhost" && profile.get("localhostProfile").is_some() {
-        let detail = "can only be set when seccomp type is Localhost";
-        errors.push(FieldError::invalid(
-            &at.child("localhostProfile"),
-            localhost,
-            detail,
-        ));
-    }
-}
-
-fn container_security(context: &Value, path: &Path<'_>, errors: &mut Errors) {
-    user_ids(context, path, errors);
-    seccomp(context, path, errors);
-    if let Some(mount) = context.get("procMount").and_then(Value::as_str) {
-        one_of(
-            mount,
-            &["Default", "Unmasked"],
-            &path.child("procMount"),
-            errors,
-        );
-    }
-    if context
-        .get("allowPrivilegeEscalation")
-        .and_then(Value::as_bool)
-        == Some(false)
-    {
-        if flag(context, "privileged") {
-            let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errors.push(FieldError::invalid(path, context.clone(), detail));
-        }
-        if list(get(context, "capabilities"), "add")
-            .iter()
-            .any(|name| name == "CAP_SYS_ADMIN" || name == "SYS_ADMIN")
-        {
-            let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.push(FieldError::invalid(path, context.clone(), detail));
-        }
-    }
-}
-
-pub(super) fn ephemeral_containers(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(super) fn ephemeral_containers(
+    spec: &Value,
+    volumes: &Volumes<'_>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     const FORBIDDEN: &[&str] = &[
         "ports",
         "livenessProbe",
@@ -569,10 +306,6 @@ pub(super) fn ephemeral_containers(spec: &Value, path: &Path<'_>, errors: &mut E
         "restartPolicy",
         "resizePolicy",
     ];
-    let volumes: Volumes<'_> = list(spec, "volumes")
-        .iter()
-        .map(|volume| text(volume, "name"))
-        .collect();
     let mut names: BTreeSet<&str> = list(spec, "containers")
         .iter()
         .chain(list(spec, "initContainers"))
@@ -582,7 +315,7 @@ pub(super) fn ephemeral_containers(spec: &Value, path: &Path<'_>, errors: &mut E
     let at = path.child("ephemeralContainers");
     for (i, container) in list(spec, "ephemeralContainers").iter().enumerate() {
         let path = at.index(i);
-        container_common(container, &volumes, &mut names, &path, errors);
+        container_common(spec, container, volumes, &mut names, &path, errors);
         let mounts = path.child("volumeMounts");
         for (j, mount) in list(container, "volumeMounts").iter().enumerate() {
             for field in ["subPath", "subPathExpr"]

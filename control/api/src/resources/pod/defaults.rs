@@ -22,6 +22,7 @@ pub(super) fn default_pod_spec(spec: &mut Value) {
             }
         }
     }
+    default_pod_requests(spec);
     for volume in list_mut(spec, "volumes") {
         default_volume(volume);
     }
@@ -62,11 +63,7 @@ fn default_container(container: &mut Value, is_host_network: bool) {
             port["hostPort"] = number.into();
         }
     }
-    let policy = if image_tag(text(container, "image")) == Some("latest") {
-        "Always"
-    } else {
-        "IfNotPresent"
-    };
+    let policy = pull_policy(text(container, "image"));
     default(container, "imagePullPolicy", policy);
     default(container, "terminationMessagePath", "/dev/termination-log");
     default(container, "terminationMessagePolicy", "File");
@@ -152,6 +149,31 @@ fn default_requests(container: &mut Value) {
     }
 }
 
+/// A pod limited as a whole asks for what its containers ask for, and for the limit where none of them asks.
+fn default_pod_requests(spec: &mut Value) {
+    let Some(limits) = get(spec, "resources")
+        .get("limits")
+        .and_then(Value::as_object)
+        .cloned()
+    else {
+        return;
+    };
+    let asked: Vec<(String, String)> = super::resources::aggregate_requests(spec)
+        .into_iter()
+        .map(|(name, amount)| (name.to_owned(), amount.to_string()))
+        .collect();
+    let Some(resources) = spec.get_mut("resources").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let requests = resources.entry("requests").or_insert_with(empty);
+    for (name, amount) in asked.iter().filter(|(name, _)| limits.contains_key(name)) {
+        default_absent(requests, name, amount.as_str());
+    }
+    for (name, limit) in limits {
+        default_absent(requests, &name, limit);
+    }
+}
+
 fn default_volume(volume: &mut Value) {
     // A volume with a name and nothing else is an empty directory.
     if volume
@@ -182,6 +204,10 @@ fn default_volume(volume: &mut Value) {
                 }
             }
             "hostPath" => default_absent(source, "type", ""),
+            "image" => {
+                let policy = pull_policy(text(source, "reference"));
+                default(source, "pullPolicy", policy);
+            }
             "iscsi" => default(source, "iscsiInterface", "default"),
             "rbd" => {
                 default(source, "pool", "rbd");
@@ -213,6 +239,15 @@ fn default_downward_items(source: &mut Value) {
         if let Some(resource) = item.get_mut("resourceFieldRef") {
             default_absent(resource, "divisor", "0");
         }
+    }
+}
+
+/// `Always` for what may change under its name.
+fn pull_policy(image: &str) -> &'static str {
+    if image_tag(image) == Some("latest") {
+        "Always"
+    } else {
+        "IfNotPresent"
     }
 }
 
@@ -283,11 +318,17 @@ pub fn qos_class(spec: &Value) -> &'static str {
             .and_then(|text| Quantity::parse(text).ok())
             .filter(|quantity| *quantity > Quantity::ZERO)
     };
-    for container in list(spec, "containers")
+    let has_pod_level = super::resources::has_pod_level(spec);
+    let of_containers = list(spec, "containers")
         .iter()
-        .chain(list(spec, "initContainers"))
+        .chain(list(spec, "initContainers"));
+    // What is said of the pod as a whole decides alone.
+    let of_pod = has_pod_level.then_some(spec);
+    for holder in of_pod
+        .into_iter()
+        .chain(of_containers.filter(|_| !has_pod_level))
     {
-        let resources = get(container, "resources");
+        let resources = get(holder, "resources");
         let (requests, limits) = (get(resources, "requests"), get(resources, "limits"));
         for name in COMPUTE {
             let (request, limit) = (amount(requests, name), amount(limits, name));

@@ -54,9 +54,6 @@ pub(super) fn env(vars: &[Value], path: &Path<'_>, errors: &mut Errors) {
                 key_ref(reference, &at.child(field), errors);
             }
         }
-        if from.get("fileKeyRef").is_some() {
-            count += 1;
-        }
         let trouble = match count {
             0 => {
                 "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use crate::{Resource, decode};
 
+mod contract;
+
 fn pods() -> &'static Resource {
     crate::find("", "v1", "pods").expect("pods")
 }
@@ -313,7 +315,7 @@ fn what_is_wrong_with_a_pod_is_told_in_the_words_of_kubernetes() {
         (
             one(json!({"shareProcessNamespace": true, "hostPID": true})),
             vec![
-                "spec.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be \
+                "spec.securityContext.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be \
                  enabled"
                     .to_owned(),
             ],

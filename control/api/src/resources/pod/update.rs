@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::validate::{Errors, rule};
+use super::{
+    resources,
+    validate::{Errors, rule},
+};
 use crate::{
     FieldError,
     field::Path,
@@ -39,6 +42,15 @@ pub(super) fn prepare(subresource: &str, new: &mut Value, old: &Value) {
                 }
             }
         }
+        "resize" => {
+            keep(new, old, "status");
+            let wanted = get(new, "spec").clone();
+            keep(new, old, "spec");
+            if let Some(spec) = new.get_mut("spec") {
+                resized(spec, &wanted);
+                super::defaults::default_pod_spec(spec);
+            }
+        }
         _ => {
             keep(new, old, "status");
             if let Some(spec) = new.get_mut("spec") {
@@ -60,12 +72,117 @@ pub(super) fn prepare(subresource: &str, new: &mut Value, old: &Value) {
     }
 }
 
+/// Takes resources and what becomes of a container they change from `wanted`, and no more. Lists with other containers
+/// than the pod's are taken whole, so that they are refused.
+fn resized(spec: &mut Value, wanted: &Value) {
+    if let Some(resources) = wanted.get("resources") {
+        spec["resources"] = resources.clone();
+    }
+    for field in RESIZED_LISTS {
+        let (old, new) = (list(spec, field), list(wanted, field));
+        let is_same = |(old, new)| text(old, "name") == text(new, "name");
+        if old.len() != new.len() || !old.iter().zip(new).all(is_same) {
+            keep(spec, wanted, field);
+            continue;
+        }
+        for (container, new) in crate::value::list_mut(spec, field).iter_mut().zip(new) {
+            keep(container, new, "resources");
+            keep(container, new, "resizePolicy");
+        }
+    }
+}
+
+const RESIZED_LISTS: [&str; 2] = ["containers", "initContainers"];
+
+/// As `ValidatePodResize`.
+fn resize(new_pod: &Value, old_pod: &Value, errors: &mut Errors) {
+    let refused = |detail| vec![FieldError::forbidden(&Path::new(""), detail)];
+    let (new, old) = (get(new_pod, "spec"), get(old_pod, "spec"));
+    if resources::has_pod_level(old) || resources::has_pod_level(new) {
+        *errors = refused("pods with pod-level resources cannot be resized");
+        return;
+    }
+    if super::is_mirror(old_pod) {
+        *errors = refused("static pods cannot be resized");
+        return;
+    }
+    if text(get(old, "os"), "name") == "windows" {
+        *errors = refused("windows pods cannot be resized");
+        return;
+    }
+    errors.extend(super::validate::whole(new_pod));
+    let path = Path::new("spec");
+    let class = super::qos_class(new);
+    if class != super::qos_class(old) {
+        let detail = "Pod QOS Class may not change as a result of resizing";
+        errors.push(FieldError::invalid(&path, class, detail));
+    }
+    let before = errors.len();
+    for field in RESIZED_LISTS {
+        let at = path.child(field);
+        let (new, old) = (list(new, field), list(old, field));
+        if new.len() != old.len() {
+            let detail = format!("{field} may not be added or removed on resize");
+            errors.push(FieldError::forbidden(&at, detail));
+            continue;
+        }
+        for (i, (new, old)) in new.iter().zip(old).enumerate() {
+            if text(new, "name") != text(old, "name") {
+                let at = at.index(i);
+                let detail = format!("{field} may not be renamed or reordered on resize");
+                errors.push(FieldError::forbidden(&at.child("name"), detail));
+            }
+        }
+    }
+    if errors.len() > before {
+        return;
+    }
+    let mut munged = new.clone();
+    for field in RESIZED_LISTS {
+        let at = path.child(field);
+        let containers = list(new, field).iter().zip(list(old, field)).enumerate();
+        for (i, (new, old)) in containers {
+            // An init container that has to end has nothing left to be resized.
+            if field == "initContainers" && text(old, "restartPolicy") != "Always" {
+                continue;
+            }
+            resources::resize(new, old, &at.index(i), errors);
+            let munged = &mut munged[field][i];
+            keep(munged, old, "resizePolicy");
+            for amounts in ["requests", "limits"] {
+                let before = get(get(old, "resources"), amounts);
+                let Some(resources) = munged.get_mut("resources") else {
+                    continue;
+                };
+                for name in ["cpu", "memory"] {
+                    match resources.get_mut(amounts) {
+                        Some(now) => keep(now, before, name),
+                        None => continue,
+                    }
+                }
+                if get(resources, amounts)
+                    .as_object()
+                    .is_some_and(serde_json::Map::is_empty)
+                    && before.is_null()
+                {
+                    remove(resources, amounts);
+                }
+            }
+        }
+    }
+    if munged != *old {
+        let detail = "only cpu and memory resources are mutable";
+        errors.push(FieldError::forbidden(&path, detail));
+    }
+}
+
 pub(super) fn validate(subresource: &str, new: &Value, old: &Value) -> Errors {
     let mut errors = Vec::new();
     mirror(new, old, &mut errors);
     match subresource {
         "status" => status(new, old, &mut errors),
         "ephemeralcontainers" => ephemeral(new, old, &mut errors),
+        "resize" => resize(new, old, &mut errors),
         "" => spec(new, old, &mut errors),
         _ => {}
     }
@@ -89,6 +206,7 @@ fn mirror(new: &Value, old: &Value, errors: &mut Errors) {
 }
 
 fn status(new: &Value, old: &Value, errors: &mut Errors) {
+    conditions_and_states(new, old, errors);
     let path = Path::new("status");
     let nominated = text(get(new, "status"), "nominatedNodeName");
     if !nominated.is_empty() && nominated != text(get(old, "status"), "nominatedNodeName") {
@@ -98,6 +216,88 @@ fn status(new: &Value, old: &Value, errors: &mut Errors) {
             nominated,
             errors,
         );
+    }
+}
+
+/// What the status may not say: an end that is taken back, or addresses that are none.
+fn conditions_and_states(new: &Value, old: &Value, errors: &mut Errors) {
+    let metadata = Path::new("metadata");
+    let at = metadata.child("conditions");
+    let (now, before) = (get(new, "status"), get(old, "status"));
+    for (i, condition) in list(now, "conditions").iter().enumerate() {
+        let type_ = text(condition, "type");
+        rule(
+            meta::qualified_name(type_),
+            &at.index(i).child("Type"),
+            type_,
+            errors,
+        );
+    }
+    let path = Path::new("status");
+    let class = text(now, "qosClass");
+    if class != text(before, "qosClass") {
+        errors.push(FieldError::invalid(
+            &path.child("qosClass"),
+            class,
+            "field is immutable",
+        ));
+    }
+    let spec = get(old, "spec");
+    for field in [
+        "containerStatuses",
+        "initContainerStatuses",
+        "ephemeralContainerStatuses",
+    ] {
+        // Ephemeral containers never start again.
+        let policy = if field.starts_with("ephemeral") {
+            "Never"
+        } else {
+            text(spec, "restartPolicy")
+        };
+        if policy == "Always" {
+            continue;
+        }
+        let at = path.child(field);
+        for (i, old) in list(before, field).iter().enumerate() {
+            let name = text(old, "name");
+            let terminated = get(get(old, "state"), "terminated");
+            let failed = integer(terminated, "exitCode").unwrap_or_default() != 0;
+            let is_sidecar = field.starts_with("init")
+                && list(spec, "initContainers").iter().any(|container| {
+                    text(container, "name") == name && text(container, "restartPolicy") == "Always"
+                });
+            if terminated.is_null() || (failed && policy == "OnFailure") || is_sidecar {
+                continue;
+            }
+            let is_back = list(now, field).iter().any(|status| {
+                text(status, "name") == name && get(get(status, "state"), "terminated").is_null()
+            });
+            if is_back {
+                let at = at.index(i);
+                let detail = "may not be transitioned to non-terminated state";
+                errors.push(FieldError::forbidden(&at.child("state"), detail));
+            }
+        }
+    }
+    let at = path.child("podIPs");
+    for (i, ip) in list(now, "podIPs").iter().enumerate() {
+        super::ip(text(ip, "ip"), &at.index(i), errors);
+    }
+    let at = path.child("hostIPs");
+    let host_ips = list(now, "hostIPs");
+    if let Some(first) = host_ips.first()
+        && text(first, "ip") != text(now, "hostIP")
+    {
+        let detail = "must be equal to `hostIP`";
+        let at = at.index(0);
+        errors.push(FieldError::invalid(
+            &at.child("ip"),
+            text(first, "ip"),
+            detail,
+        ));
+    }
+    for (i, ip) in host_ips.iter().enumerate() {
+        super::ip(text(ip, "ip"), &at.index(i), errors);
     }
 }
 
@@ -129,11 +329,14 @@ fn spec(new: &Value, old: &Value, errors: &mut Errors) {
     if !errors.is_empty() {
         return;
     }
-    let (munged, old) = (munge(new, old), munge(old, old));
+    let (mut munged, old) = (munge(new, old), munge(old, old));
+    if !list(&old, "schedulingGates").is_empty() {
+        directives(&mut munged, &old, &path, errors);
+    }
     if munged != old {
         let detail = format!(
             "pod updates may not change fields other than {MAY_CHANGE}\n{}",
-            diff(&old, &munged)
+            diff("core.PodSpec", &old, &munged)
         );
         errors.push(FieldError::forbidden(&path, detail));
     }
@@ -199,6 +402,70 @@ fn gates(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// A pod that waits behind gates may be told more narrowly where to run. Puts what was right back to what it was.
+fn directives(new: &mut Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let (now, before) = (get(new, "nodeSelector"), get(old, "nodeSelector"));
+    if now != before {
+        let mut kept = before.as_object().into_iter().flatten();
+        if !kept.all(|(label, value)| now.get(label) == Some(value)) {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            let at = path.child("nodeSelector");
+            errors.push(FieldError::invalid(&at, now.clone(), detail));
+        }
+        keep(new, old, "nodeSelector");
+    }
+    let (now, before) = (
+        get(get(new, "affinity"), "nodeAffinity").clone(),
+        get(get(old, "affinity"), "nodeAffinity"),
+    );
+    if now == *before {
+        return;
+    }
+    let at = path.child("affinity");
+    node_affinity(&now, before, &at.child("nodeAffinity"), errors);
+    if new.get("affinity").is_none() {
+        new["affinity"] = json!({});
+    }
+    if let Some(affinity) = new.get_mut("affinity") {
+        keep(affinity, get(old, "affinity"), "nodeAffinity");
+    }
+    let is_empty = get(new, "affinity")
+        .as_object()
+        .is_some_and(serde_json::Map::is_empty);
+    if is_empty && old.get("affinity").is_none() {
+        remove(new, "affinity");
+    }
+}
+
+/// Terms are alternatives, so another one would widen; further expressions in one narrow.
+fn node_affinity(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let field = "requiredDuringSchedulingIgnoredDuringExecution";
+    let at = path.child(field);
+    let terms = |affinity| list(get(affinity, field), "nodeSelectorTerms").to_vec();
+    let (new, old) = (terms(new), terms(old));
+    if old.is_empty() {
+        return;
+    }
+    let at = at.child("nodeSelectorTerms");
+    if new.len() != old.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.push(FieldError::invalid(&at, new, detail));
+        return;
+    }
+    for (i, (new, old)) in new.iter().zip(&old).enumerate() {
+        let is_kept = |field| {
+            let (new, old) = (list(new, field), list(old, field));
+            new.get(..old.len()) == Some(old)
+        };
+        let is_empty =
+            list(old, "matchExpressions").is_empty() && list(old, "matchFields").is_empty();
+        if new != old && (is_empty || !is_kept("matchExpressions") || !is_kept("matchFields")) {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            errors.push(FieldError::invalid(&at.index(i), new.clone(), detail));
+        }
+    }
+}
+
 /// A spec with what may change as it was.
 fn munge(spec: &Value, old: &Value) -> Value {
     let mut spec = spec.clone();
@@ -221,8 +488,8 @@ fn munge(spec: &Value, old: &Value) -> Value {
 }
 
 /// The values that differ, old and new, each by its path.
-fn diff(old: &Value, new: &Value) -> String {
-    let mut text = String::from("  core.PodSpec{\n");
+fn diff(type_: &str, old: &Value, new: &Value) -> String {
+    let mut text = format!("  {type_}{{\n");
     differences(Some(old), Some(new), &Path::ROOT, &mut text);
     text.push_str("  }\n");
     text
@@ -254,6 +521,11 @@ fn differences(old: Option<&Value>, new: Option<&Value>, path: &Path<'_>, text: 
 
 fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
+    if super::is_mirror(old) {
+        let detail = "static pods do not support ephemeral containers";
+        *errors = vec![FieldError::forbidden(&Path::new(""), detail)];
+        return;
+    }
     let at = path.child("ephemeralContainers");
     let (old_list, new_list) = (
         list(get(old, "spec"), "ephemeralContainers"),
@@ -270,14 +542,15 @@ fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
                 errors.push(FieldError::forbidden(&at, detail));
             }
             Some(other) if other != container => {
-                let detail = format!(
+                let mut detail = format!(
                     "existing ephemeral containers {} may not be changed\n",
                     crate::field::quote(name)
                 );
+                detail.push_str(&diff("core.EphemeralContainer", container, other));
                 errors.push(FieldError::forbidden(&at, detail));
             }
             Some(_) => {}
         }
     }
-    super::container::ephemeral_containers(get(new, "spec"), &path, errors);
+    errors.extend(super::validate::whole(new));
 }

@@ -5,17 +5,16 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde_json::Value;
 
 use super::{
-    container::{
-        containers, ephemeral_containers, host_network, resource_amount, seccomp, user_ids,
-    },
+    container::{containers, ephemeral_containers, host_network},
+    resources,
     scheduling::{affinity, tolerations, topology},
-    volumes,
+    security, volumes,
 };
 use crate::{
     FieldError,
     field::Path,
     meta,
-    value::{entries, flag, get, integer, is_set, list, text},
+    value::{get, integer, is_set, list, text},
 };
 
 /// Ids of users and groups, and deadlines, end here.
@@ -27,10 +26,9 @@ const SEARCH_CHARS_MAX: usize = 2048;
 pub(super) type Errors = Vec<FieldError>;
 
 pub(super) fn create(pod: &Value) -> Errors {
-    let mut errors = Vec::new();
+    let mut errors = whole(pod);
     let path = Path::new("spec");
     let spec = get(pod, "spec");
-    pod_spec(spec, &path, &mut errors);
     if !list(spec, "ephemeralContainers").is_empty() {
         errors.push(FieldError::forbidden(
             &path.child("ephemeralContainers"),
@@ -47,6 +45,19 @@ pub(super) fn create(pod: &Value) -> Errors {
     if super::is_mirror(pod) {
         mirror(pod, spec, &path, &mut errors);
     }
+    security::annotations(pod, spec, &path, &mut errors);
+    errors
+}
+
+/// What is wrong with the spec of a pod, whichever way it came to be.
+pub(super) fn whole(pod: &Value) -> Errors {
+    let mut errors = Vec::new();
+    pod_spec(
+        meta::name(pod),
+        get(pod, "spec"),
+        &Path::new("spec"),
+        &mut errors,
+    );
     errors
 }
 
@@ -124,10 +135,12 @@ pub(super) fn not_negative(object: &Value, field: &str, path: &Path<'_>, errors:
     }
 }
 
-fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let volumes = volumes::validate(list(spec, "volumes"), &path.child("volumes"), errors);
+fn pod_spec(name: &str, spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let volumes = volumes::validate(name, list(spec, "volumes"), &path.child("volumes"), errors);
+    resources::pod_claims(spec, &path.child("resourceClaims"), errors);
     containers(spec, &volumes, path, errors);
-    ephemeral_containers(spec, path, errors);
+    ephemeral_containers(spec, &volumes, path, errors);
+    resources::pod(spec, &path.child("resources"), errors);
     host_network(spec, path, errors);
     one_of(
         text(spec, "restartPolicy"),
@@ -139,7 +152,7 @@ fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(selector) = spec.get("nodeSelector") {
         errors.extend(meta::validate_labels(selector, &path.child("nodeSelector")));
     }
-    security_context(spec, path, errors);
+    security::pod(spec, path, errors);
     affinity(get(spec, "affinity"), &path.child("affinity"), errors);
     for field in [
         "serviceAccountName",
@@ -202,10 +215,7 @@ fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         &path.child("topologySpreadConstraints"),
         errors,
     );
-    for (name, amount) in entries(spec, "overhead") {
-        let overhead = path.child("overhead");
-        resource_amount(name, amount, &overhead.key(name), errors);
-    }
+    resources::overhead(get(spec, "overhead"), &path.child("overhead"), errors);
     if let Some(policy) = spec.get("preemptionPolicy").and_then(Value::as_str) {
         one_of(
             policy,
@@ -214,71 +224,8 @@ fn pod_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             errors,
         );
     }
-    if spec.get("os").is_some() {
-        let os = path.child("os");
-        one_of(
-            text(get(spec, "os"), "name"),
-            &["linux", "windows"],
-            &os.child("name"),
-            errors,
-        );
-    }
-}
-
-fn security_context(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let context = get(spec, "securityContext");
-    let at = path.child("securityContext");
-    user_ids(context, &at, errors);
-    let groups = at.child("supplementalGroups");
-    for (i, group) in list(context, "supplementalGroups").iter().enumerate() {
-        range(
-            group.as_i64().unwrap_or(-1),
-            0,
-            ID_MAX,
-            &groups.index(i),
-            errors,
-        );
-    }
-    if let Some(policy) = context.get("fsGroupChangePolicy").and_then(Value::as_str) {
-        one_of(
-            policy,
-            &["Always", "OnRootMismatch"],
-            &at.child("fsGroupChangePolicy"),
-            errors,
-        );
-    }
-    seccomp(context, &at, errors);
-    let sysctls = at.child("sysctls");
-    let mut names = BTreeSet::new();
-    for (i, sysctl) in list(context, "sysctls").iter().enumerate() {
-        let name = text(sysctl, "name");
-        let at = sysctls.index(i);
-        let at = at.child("name");
-        let is_part = |part: &str| {
-            let ends = part.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && part.ends_with(|c: char| c.is_ascii_alphanumeric());
-            ends && part.bytes().all(|byte| {
-                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte)
-            })
-        };
-        if name.is_empty() {
-            errors.push(FieldError::required(&at, ""));
-        } else if name.len() > 253 || !name.split(['.', '/']).all(is_part) {
-            let detail = "must have at most 253 characters and match regex \
-                          ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
-            errors.push(FieldError::invalid(&at, name, detail));
-        } else if !names.insert(name.replace('/', ".")) {
-            errors.push(FieldError::duplicate(&at, name));
-        }
-    }
-    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
-        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
-        errors.push(FieldError::invalid(
-            &path.child("shareProcessNamespace"),
-            true,
-            detail,
-        ));
-    }
+    security::host_users(spec, path, errors);
+    security::os(spec, path, errors);
 }
 
 fn dns(spec: &Value, path: &Path<'_>, errors: &mut Errors) {

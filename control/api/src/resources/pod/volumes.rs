@@ -1,20 +1,20 @@
 //! What is wrong with a pod's volumes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::{
-    container::Volumes,
     env::{field_ref, resource_field_ref},
-    validate::{Errors, rule},
+    scheduling::label_selector,
+    validate::{Errors, range, rule},
 };
 use crate::{
     FieldError,
     field::Path,
     meta,
     quantity::Quantity,
-    value::{get, integer, list, text},
+    value::{flag, get, integer, list, text},
 };
 
 const MODE_MAX: i64 = 0o777;
@@ -30,17 +30,21 @@ const DOWNWARD_FIELDS: &[&str] = &[
     "metadata.uid",
 ];
 
-/// Checks the volumes, and gives back their names.
+/// The volumes of a pod, by name.
+pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
+
+/// Checks the volumes of the pod called `pod`, and gives them back by name.
 pub(super) fn validate<'a>(
+    pod: &str,
     volumes: &'a [Value],
     path: &Path<'_>,
     errors: &mut Errors,
 ) -> Volumes<'a> {
-    let mut names = BTreeSet::new();
+    let mut names = Volumes::new();
     for (i, volume) in volumes.iter().enumerate() {
         let at = path.index(i);
         let before = errors.len();
-        source(volume, &at, errors);
+        source(pod, volume, &at, errors);
         let name = text(volume, "name");
         let at = at.child("name");
         if name.is_empty() {
@@ -48,12 +52,12 @@ pub(super) fn validate<'a>(
         } else {
             rule(meta::dns1123_label(name), &at, name, errors);
         }
-        if names.contains(name) {
+        if names.contains_key(name) {
             errors.push(FieldError::duplicate(&at, name));
         }
         // A volume that is wrong is no volume to mount, as in Kubernetes.
         if errors.len() == before {
-            names.insert(name);
+            names.insert(name, volume);
         }
     }
     names
@@ -99,7 +103,7 @@ const ORDER: &[&str] = &[
     "image",
 ];
 
-fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn source(pod: &str, volume: &Value, path: &Path<'_>, errors: &mut Errors) {
     let mut count = 0;
     let mut sources: Vec<(&String, &Value)> = volume
         .as_object()
@@ -143,7 +147,7 @@ fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
                 required(source, "server", &at, errors);
                 required(source, "path", &at, errors);
                 let file = text(source, "path");
-                if !file.is_empty() && !file.starts_with('/') {
+                if !file.starts_with('/') {
                     errors.push(FieldError::invalid(
                         &at.child("path"),
                         file,
@@ -159,12 +163,11 @@ fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
                 }
             }
             "persistentVolumeClaim" => required(source, "claimName", &at, errors),
-            "csi" => required(source, "driver", &at, errors),
-            "flexVolume" => required(source, "driver", &at, errors),
-            "iscsi" => {
-                required(source, "targetPortal", &at, errors);
-                required(source, "iqn", &at, errors);
-            }
+            "csi" => csi(source, &at, errors),
+            "ephemeral" => ephemeral(pod, volume, source, path, errors),
+            "flexVolume" => flex(source, &at, errors),
+            "iscsi" => iscsi(volume, source, path, errors),
+            "fc" => fibre_channel(source, &at, errors),
             "glusterfs" => {
                 required(source, "endpoints", &at, errors);
                 required(source, "path", &at, errors);
@@ -178,12 +181,233 @@ fn source(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
             "cephfs" if list(source, "monitors").is_empty() => {
                 errors.push(FieldError::required(&at.child("monitors"), ""));
             }
-            "image" => required(source, "reference", &at, errors),
-            _ => {}
+            "image" => {
+                required(source, "reference", &at, errors);
+                let policy = text(source, "pullPolicy");
+                let supported = ["Always", "IfNotPresent", "Never"];
+                if policy.is_empty() {
+                    errors.push(FieldError::required(&at.child("pullPolicy"), ""));
+                } else if !supported.contains(&policy) {
+                    let at = at.child("pullPolicy");
+                    errors.push(FieldError::not_supported(&at, policy, &supported));
+                }
+            }
+            kind => {
+                for (_, field) in OF_CLOUDS.iter().filter(|(name, _)| *name == kind) {
+                    required(source, field, &at, errors);
+                }
+            }
         }
     }
     if count == 0 {
         errors.push(FieldError::required(path, "must specify a volume type"));
+    }
+}
+
+/// Fields that volumes of clouds cannot be without.
+const OF_CLOUDS: &[(&str, &str)] = &[
+    ("gcePersistentDisk", "pdName"),
+    ("awsElasticBlockStore", "volumeID"),
+    ("cinder", "volumeID"),
+    ("azureFile", "secretName"),
+    ("azureFile", "shareName"),
+    ("azureDisk", "diskName"),
+    ("azureDisk", "diskURI"),
+    ("vsphereVolume", "volumePath"),
+    ("photonPersistentDisk", "pdID"),
+    ("portworxVolume", "volumeID"),
+    ("quobyte", "registry"),
+    ("quobyte", "volume"),
+    ("storageos", "volumeName"),
+    ("scaleIO", "gateway"),
+    ("scaleIO", "system"),
+    ("scaleIO", "volumeName"),
+];
+
+/// As `ValidateCSIDriverName`.
+fn driver_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
+    const DRIVER_BYTES_MAX: usize = 63;
+    if name.is_empty() {
+        errors.push(FieldError::required(path, ""));
+        return;
+    }
+    if name.len() > DRIVER_BYTES_MAX {
+        errors.push(FieldError::too_long(path, DRIVER_BYTES_MAX));
+    }
+    rule(
+        meta::dns1123_subdomain(&name.to_ascii_lowercase()),
+        path,
+        name,
+        errors,
+    );
+}
+
+fn csi(source: &Value, path: &Path<'_>, errors: &mut Errors) {
+    driver_name(text(source, "driver"), &path.child("driver"), errors);
+    if let Some(reference) = source.get("nodePublishSecretRef") {
+        let at = path.child("nodePublishSecretRef");
+        required(reference, "name", &at, errors);
+    }
+}
+
+fn ephemeral(pod: &str, volume: &Value, source: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("ephemeral");
+    let at = at.child("volumeClaimTemplate");
+    let Some(template) = source.get("volumeClaimTemplate") else {
+        errors.push(FieldError::required(&at, ""));
+        return;
+    };
+    let metadata = at.child("metadata");
+    let allowed = ["annotations", "labels"];
+    for (field, _) in crate::value::entries(template, "metadata") {
+        if !allowed.contains(&field.as_str()) {
+            let detail = "cannot be set for an ephemeral volume";
+            errors.push(FieldError::forbidden(&metadata.child(field), detail));
+        }
+    }
+    let spec = get(template, "spec");
+    let at = at.child("spec");
+    if list(spec, "accessModes").is_empty() {
+        let detail = "at least 1 access mode is required";
+        errors.push(FieldError::required(&at.child("accessModes"), detail));
+    }
+    let modes = at.child("accessModes");
+    for mode in list(spec, "accessModes") {
+        let supported = [
+            "ReadOnlyMany",
+            "ReadWriteMany",
+            "ReadWriteOnce",
+            "ReadWriteOncePod",
+        ];
+        let mode = mode.as_str().unwrap_or_default();
+        if !supported.contains(&mode) {
+            errors.push(FieldError::not_supported(&modes, mode, &supported));
+        }
+    }
+    let wanted = at.child("resources");
+    let requests = get(get(spec, "resources"), "requests");
+    match requests.get("storage").and_then(Value::as_str) {
+        None => errors.push(FieldError::required(&wanted.key("storage"), "")),
+        Some(amount) if Quantity::parse(amount).is_ok_and(|a| a <= Quantity::ZERO) => {
+            let at = wanted.key("storage");
+            errors.push(FieldError::invalid(
+                &at,
+                amount,
+                "must be greater than zero",
+            ));
+        }
+        Some(_) => {}
+    }
+    let name = text(volume, "name");
+    if !pod.is_empty() && !name.is_empty() {
+        let claim = format!("{pod}-{name}");
+        for detail in meta::dns1123_subdomain(&claim) {
+            let detail = format!("PVC name {}: {detail}", crate::field::quote(&claim));
+            errors.push(FieldError::invalid(&path.child("name"), name, detail));
+        }
+    }
+}
+
+fn flex(source: &Value, path: &Path<'_>, errors: &mut Errors) {
+    required(source, "driver", path, errors);
+    let at = path.child("options");
+    for (key, _) in crate::value::entries(source, "options") {
+        let namespace = key
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        let is_reserved = ["kubernetes.io", "k8s.io"].iter().any(|reserved| {
+            namespace
+                .strip_suffix(reserved)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        });
+        if is_reserved {
+            let detail = "kubernetes.io and k8s.io namespaces are reserved";
+            errors.push(FieldError::invalid(&at.key(key), key.as_str(), detail));
+        }
+    }
+}
+
+/// What keeps a text from being the name of an iSCSI node.
+fn iscsi_name(name: &str) -> Option<&'static str> {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_right = if let Some(rest) = name.strip_prefix("iqn") {
+        // iqn.2016-04.com.example[:anything without blanks]
+        let mut parts = rest.splitn(3, '.');
+        let (dot, date) = (parts.next(), parts.next().unwrap_or_default());
+        let host = parts.next().unwrap_or_default();
+        let is_date = date.len() == 7
+            && date.as_bytes()[4] == b'-'
+            && date.bytes().filter(u8::is_ascii_digit).count() == 6;
+        let host = host.split(':').next().unwrap_or_default();
+        dot == Some("") && is_date && !host.is_empty() && !name.contains(char::is_whitespace)
+    } else if let Some(rest) = name.strip_prefix("eui") {
+        rest.strip_prefix('.')
+            .is_some_and(|id| id.len() == 16 && is_hex(id))
+    } else if let Some(rest) = name.strip_prefix("naa") {
+        rest.strip_prefix('.')
+            .is_some_and(|id| matches!(id.len(), 16 | 32) && is_hex(id))
+    } else {
+        return Some("must be valid format starting with iqn, eui, or naa");
+    };
+    (!is_right).then_some("must be valid format")
+}
+
+fn iscsi(volume: &Value, source: &Value, path: &Path<'_>, errors: &mut Errors) {
+    const NAME_BYTES_MAX: usize = 64;
+    let at = path.child("iscsi");
+    required(source, "targetPortal", &at, errors);
+    let iqn = text(source, "iqn");
+    if iqn.is_empty() {
+        errors.push(FieldError::required(&at.child("iqn"), ""));
+    } else if let Some(detail) = iscsi_name(iqn) {
+        errors.push(FieldError::invalid(&at.child("iqn"), iqn, detail));
+    }
+    let lun = integer(source, "lun").unwrap_or_default();
+    range(lun, 0, 255, &at.child("lun"), errors);
+    let uses_chap = flag(source, "chapAuthDiscovery") || flag(source, "chapAuthSession");
+    if uses_chap && source.get("secretRef").is_none() {
+        errors.push(FieldError::required(&at.child("secretRef"), ""));
+    }
+    let Some(initiator) = source.get("initiatorName").and_then(Value::as_str) else {
+        return;
+    };
+    if let Some(detail) = iscsi_name(initiator) {
+        errors.push(FieldError::invalid(
+            &at.child("initiatorname"),
+            initiator,
+            detail,
+        ));
+    }
+    let name = text(volume, "name");
+    if name.len() + 1 + text(source, "targetPortal").len() > NAME_BYTES_MAX {
+        let detail = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
+                      iscsi.initiatorName is specified.";
+        errors.push(FieldError::invalid(&path.child("name"), name, detail));
+    }
+}
+
+fn fibre_channel(source: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let (names, ids) = (list(source, "targetWWNs"), list(source, "wwids"));
+    let at = path.child("targetWWNs");
+    if names.is_empty() && ids.is_empty() {
+        let detail = "must specify either targetWWNs or wwids, but not both";
+        errors.push(FieldError::required(&at, detail));
+    }
+    if !names.is_empty() && !ids.is_empty() {
+        let detail = "targetWWNs and wwids can not be specified simultaneously";
+        errors.push(FieldError::invalid(&at, names.to_vec(), detail));
+    }
+    if !names.is_empty() {
+        let at = path.child("lun");
+        match integer(source, "lun") {
+            None => {
+                let detail = "lun is required if targetWWNs is specified";
+                errors.push(FieldError::required(&at, detail));
+            }
+            Some(lun) => range(lun, 0, 255, &at, errors),
+        }
     }
 }
 
@@ -274,46 +498,96 @@ fn downward(source: &Value, path: &Path<'_>, errors: &mut Errors) {
 }
 
 fn projected(source: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let at = path.child("sources");
+    const KINDS: &[&str] = &[
+        "secret",
+        "configMap",
+        "downwardAPI",
+        "serviceAccountToken",
+        "clusterTrustBundle",
+    ];
+    let sources = path.child("sources");
     let mut paths = BTreeSet::new();
     for (i, part) in list(source, "sources").iter().enumerate() {
-        let at = at.index(i);
-        let mut count = 0;
-        for (kind, part) in part.as_object().into_iter().flatten() {
+        let at = sources.index(i);
+        let given: Vec<(&&str, &Value)> = KINDS
+            .iter()
+            .filter_map(|kind| Some((kind, part.get(kind)?)))
+            .collect();
+        for (kind, part) in &given {
             let at = at.child(kind);
-            count += 1;
-            if count > 1 {
-                errors.push(FieldError::forbidden(
-                    &at,
-                    "may not specify more than 1 volume type",
-                ));
-            }
-            match kind.as_str() {
+            match **kind {
                 "secret" | "configMap" => {
                     required(part, "name", &at, errors);
                     items(part, &at, errors);
                 }
                 "downwardAPI" => downward(part, &at, errors),
-                "serviceAccountToken" => token(part, &at, errors),
-                _ => {}
+                "serviceAccountToken" => token(part, &at, path, errors),
+                _ => trust_bundle(part, &at, errors),
             }
-            let own = if kind == "serviceAccountToken" {
-                std::slice::from_ref(part)
+            let has_one_path = matches!(**kind, "serviceAccountToken" | "clusterTrustBundle");
+            let own = if has_one_path {
+                std::slice::from_ref(*part)
             } else {
                 list(part, "items")
             };
             for item in own {
                 let file = text(item, "path");
                 if !file.is_empty() && !paths.insert(file) {
-                    let detail = format!("conflicting duplicate paths: {file}");
-                    errors.push(FieldError::invalid(&at, get(part, "name").clone(), detail));
+                    let shown = match **kind {
+                        "secret" | "configMap" => text(part, "name"),
+                        _ => file,
+                    };
+                    let detail = "conflicting duplicate paths";
+                    errors.push(FieldError::invalid(path, shown, detail));
                 }
             }
+        }
+        if given.len() > 1 {
+            let detail = "may not specify more than 1 volume type per source";
+            errors.push(FieldError::forbidden(&at, detail));
         }
     }
 }
 
-fn token(token: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn trust_bundle(bundle: &Value, path: &Path<'_>, errors: &mut Errors) {
+    match (bundle.get("name"), bundle.get("signerName")) {
+        (Some(_), Some(_)) => {
+            let detail = "only one of name and signerName may be used";
+            errors.push(FieldError::invalid(path, bundle.clone(), detail));
+        }
+        (Some(name), None) => {
+            let at = path.child("name");
+            if name.as_str().unwrap_or_default().is_empty() {
+                errors.push(FieldError::required(&at, "must be a valid object name"));
+            }
+            if let Some(selector) = bundle.get("labelSelector") {
+                let detail = "labelSelector must be unset if name is specified";
+                let at = path.child("labelSelector");
+                errors.push(FieldError::invalid(&at, selector.clone(), detail));
+            }
+        }
+        (None, Some(signer)) => {
+            if signer.as_str().unwrap_or_default().is_empty() {
+                let at = path.child("signerName");
+                errors.push(FieldError::required(&at, "must be a valid signer name"));
+            }
+            let at = path.child("labelSelector");
+            label_selector(get(bundle, "labelSelector"), &at, errors);
+        }
+        (None, None) => {
+            let detail = "either name or signerName must be specified";
+            errors.push(FieldError::required(path, detail));
+        }
+    }
+    let file = text(bundle, "path");
+    if file.is_empty() {
+        errors.push(FieldError::required(&path.child("path"), ""));
+    }
+    local_path(file, &path.child("path"), errors);
+}
+
+/// `volume` is where the volume stands: Kubernetes names its `path` for that of the token.
+fn token(token: &Value, path: &Path<'_>, volume: &Path<'_>, errors: &mut Errors) {
     let seconds = integer(token, "expirationSeconds").unwrap_or_default();
     let at = path.child("expirationSeconds");
     if seconds < TOKEN_SECONDS_MIN {
@@ -332,14 +606,19 @@ fn token(token: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
     let file = text(token, "path");
     if file.is_empty() {
-        errors.push(FieldError::required(&path.child("path"), ""));
+        errors.push(FieldError::required(&volume.child("path"), ""));
     } else {
-        local_path(file, &path.child("path"), errors);
+        local_path(file, &volume.child("path"), errors);
     }
 }
 
+/// Whether a path goes up somewhere.
+pub(super) fn has_backsteps(file: &str) -> bool {
+    file.split('/').any(|part| part == "..")
+}
+
 fn no_backsteps(file: &str, path: &Path<'_>, errors: &mut Errors) {
-    if file.split('/').any(|part| part == "..") {
+    if has_backsteps(file) {
         errors.push(FieldError::invalid(path, file, "must not contain '..'"));
     }
 }
