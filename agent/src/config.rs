@@ -64,6 +64,13 @@ pub struct Config {
     pub seccomp_root: PathBuf,
     /// Rotation of container logs.
     pub log_rotation: LogRotation,
+    /// Credentials for registries that every pod's pulls may use, in the form of docker's
+    /// `config.json`; `<root>/config.json` if not given. Need not be there.
+    pub image_credential_file: Option<PathBuf>,
+    /// Images pulled at a time; `None` leaves it to the services, which bound layers. Kubernetes
+    /// pulls one at a time unless told otherwise, because of engines long gone; here a slow
+    /// registry does not hold up pods that have nothing to do with it.
+    pub max_parallel_image_pulls: Option<usize>,
     /// Pauses and bounds.
     pub tuning: Tuning,
     /// The wall clock.
@@ -97,6 +104,9 @@ pub struct Tuning {
     pub image_gc_low_percent: u8,
     /// Images younger than this are not collected.
     pub image_gc_age_min: Duration,
+    /// Images unused for longer than this are collected however much room there is; zero is no
+    /// bound, as in Kubernetes.
+    pub image_gc_age_max: Duration,
 }
 
 impl Default for Tuning {
@@ -114,6 +124,7 @@ impl Default for Tuning {
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
             image_gc_age_min: Duration::from_secs(120),
+            image_gc_age_max: Duration::ZERO,
         }
     }
 }
@@ -152,6 +163,8 @@ impl Config {
             node_labels: BTreeMap::new(),
             max_pods: 110,
             log_rotation: LogRotation::default(),
+            image_credential_file: None,
+            max_parallel_image_pulls: None,
             tuning: Tuning::default(),
             clock: Arc::new(SystemTime::now),
         }

@@ -114,13 +114,7 @@ impl Agent {
             };
             Arc::new(VolumeManager::new(volumes, Arc::clone(&objects) as _))
         });
-        let images = ImageManager::new(
-            Arc::clone(&config.images),
-            Arc::clone(&objects),
-            recorder.clone(),
-            Arc::clone(&config.clock),
-            config.tuning.backoff,
-        );
+        let images = ImageManager::new(&config, Arc::clone(&objects), recorder.clone());
         let context = Arc::new(Context {
             publisher: Publisher::new(config.kube.clone()),
             directory: Directory::default(),
@@ -270,7 +264,7 @@ impl server::Kubelet for Context {
     }
 
     async fn image_fs(&self) -> Option<FsUsage> {
-        self.config.images.fs_info().await.ok()
+        self.images.fs_info().await.ok()
     }
 
     fn metrics(&self) -> String {

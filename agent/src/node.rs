@@ -331,7 +331,7 @@ impl NodeKeeper {
         let mut info = context.machine.info.clone();
         info.container_runtime_version
             .clone_from(&self.runtime_version);
-        let list = config.images.list_images().await.unwrap_or_default();
+        let list = context.images.list().await;
         NodeStatus {
             capacity: Some(context.machine.capacity(config.max_pods)),
             allocatable: Some(context.machine.allocatable(config.max_pods)),

@@ -33,8 +33,11 @@ struct DockerConfigJson {
 /// Credentials with the pattern of images they are for (`*.example.com:5000/team`).
 pub(crate) type Keyring = Vec<(String, RegistryAuth)>;
 
-/// Credentials of a pull secret, of either type. A secret that makes no sense has none.
-pub(crate) fn parse(secret: &Secret) -> Keyring {
+/// Credentials of a pull secret, of either type.
+///
+/// # Errors
+/// The secret is of neither type, or makes no sense.
+pub(crate) fn parse(secret: &Secret) -> Result<Keyring, String> {
     let data = |key: &str| {
         secret
             .data
@@ -42,14 +45,25 @@ pub(crate) fn parse(secret: &Secret) -> Keyring {
             .and_then(|data| data.get(key))
             .map(|value| value.0.as_slice())
     };
-    let entries = match (data(".dockerconfigjson"), data(".dockercfg")) {
-        (Some(json), _) => serde_json::from_slice::<DockerConfigJson>(json)
-            .map(|config| config.auths)
-            .ok(),
-        (None, Some(json)) => serde_json::from_slice(json).ok(),
-        (None, None) => None,
-    };
-    let entries: BTreeMap<String, Entry> = entries.unwrap_or_default();
+    match (data(".dockerconfigjson"), data(".dockercfg")) {
+        (Some(json), _) => parse_config(json).map_err(|e| format!(".dockerconfigjson: {e}")),
+        (None, Some(json)) => serde_json::from_slice(json)
+            .map(to_keyring)
+            .map_err(|e| format!(".dockercfg: {e}")),
+        (None, None) => Err("it has neither .dockerconfigjson nor .dockercfg".into()),
+    }
+}
+
+/// Credentials in the form of docker's `config.json`. Credential helpers are no part of it.
+///
+/// # Errors
+/// It is not JSON of that form.
+pub(crate) fn parse_config(json: &[u8]) -> Result<Keyring, String> {
+    let config: DockerConfigJson = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    Ok(to_keyring(config.auths))
+}
+
+fn to_keyring(entries: BTreeMap<String, Entry>) -> Keyring {
     entries
         .into_iter()
         .filter_map(|(pattern, entry)| Some((strip(&pattern).into(), to_auth(entry)?)))
@@ -201,9 +215,13 @@ mod tests {
             username: "ann".into(),
             password: "secret".into(),
         };
-        assert_eq!(parse(&new), [("quay.io".to_owned(), expected.clone())]);
-        assert_eq!(parse(&old), [("quay.io".to_owned(), expected)]);
-        assert!(parse(&secret(".dockercfg", "not json")).is_empty());
+        let ring = vec![("quay.io".to_owned(), expected)];
+        assert_eq!(parse(&new).as_ref(), Ok(&ring));
+        assert_eq!(parse(&old), Ok(ring));
+        let why = parse(&secret(".dockercfg", "not json")).expect_err("no JSON");
+        assert!(why.starts_with(".dockercfg: "), "{why}");
+        let why = parse(&secret("token", "x")).expect_err("no pull secret");
+        assert_eq!(why, "it has neither .dockerconfigjson nor .dockercfg");
     }
 
     #[test]

@@ -124,9 +124,15 @@ impl Starter {
                 Arc::clone(&self.pod),
                 start.name.clone(),
             );
+            let fixed = self.fixed_handler.clone();
             let pull = async move {
                 match super::container(&pod, &name) {
-                    Some(container) => Some(context.images.ensure(&pod, container).await),
+                    Some(container) => Some(
+                        context
+                            .images
+                            .ensure(&pod, container, fixed.as_deref())
+                            .await,
+                    ),
                     None => None,
                 }
             };

@@ -26,5 +26,6 @@ pub mod downward;
 pub mod payload;
 
 pub use error::{SetUpError, VolumeError};
-pub use manager::{PodContext, VolumeConfig, VolumeManager};
+pub use manager::{PodContext, VolumeConfig, VolumeManager, image_volume_dir};
+pub use mounts::is_mount_point;
 pub use source::{ObjectSource, TokenParams};

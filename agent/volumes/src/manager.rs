@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use crate::{
     ObjectSource, SetUpError, TokenParams, VolumeError, atomic, downward, host_path, mounts,
     payload::{self, File, Payload},
-    plan::{Content, Plan, Projection, plan},
+    plan::{self, Content, Plan, Projection, plan},
     token::{self, Validity},
 };
 
@@ -108,7 +108,7 @@ impl VolumeManager {
                     }
                     Err(error) => return Err(named(error)),
                 },
-                Plan::EmptyDir(_) | Plan::HostPath { .. } => None,
+                Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Image => None,
             };
             work.push(Work {
                 name: volume.name.clone(),
@@ -247,19 +247,13 @@ impl VolumeManager {
 
 impl Inner {
     fn volumes_dir(&self, uid: &str) -> io::Result<PathBuf> {
-        if matches!(uid, "" | "." | "..") || uid.contains(['/', '\0']) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{uid:?} cannot be a pod's uid"),
-            ));
-        }
-        Ok(self.config.pods_dir.join(uid).join("volumes"))
+        volumes_dir(&self.config.pods_dir, uid)
     }
 
     fn dir(&self, uid: &str, volume: &Volume, plan: &Plan) -> Result<PathBuf, SetUpError> {
         match plan {
             Plan::HostPath { path, .. } => Ok(path.clone()),
-            Plan::EmptyDir(_) | Plan::Content(_) => {
+            Plan::EmptyDir(_) | Plan::Content(_) | Plan::Image => {
                 let dir = self.volumes_dir(uid).map_err(SetUpError::io("volumes"))?;
                 Ok(dir
                     .join(plan.plugin_dir().unwrap_or_default())
@@ -407,6 +401,8 @@ impl Work {
         let result = match &self.plan {
             Plan::EmptyDir(empty_dir) => empty_dir.set_up(&self.dir),
             Plan::HostPath { path, type_ } => host_path::set_up(path, type_),
+            Plan::Image => fs::create_dir_all(&self.dir)
+                .map_err(SetUpError::io(self.dir.display().to_string())),
             Plan::Content(content) => self.show(content).map(drop),
         };
         result.map_err(|cause| cause.in_volume(&self.name))
@@ -418,7 +414,7 @@ impl Work {
             Plan::Content(content) if atomic::is_written(&self.dir) => self
                 .show(content)
                 .map_err(|cause| cause.in_volume(&self.name)),
-            Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Content(_) => Ok(false),
+            Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Content(_) | Plan::Image => Ok(false),
         }
     }
 
@@ -433,6 +429,30 @@ impl Work {
         }
         atomic::write(&self.dir, payload, content.fs_group).map_err(io())
     }
+}
+
+fn volumes_dir(pods_dir: &Path, uid: &str) -> io::Result<PathBuf> {
+    if matches!(uid, "" | "." | "..") || uid.contains(['/', '\0']) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{uid:?} cannot be a pod's uid"),
+        ));
+    }
+    Ok(pods_dir.join(uid).join("volumes"))
+}
+
+/// Where an image volume is mounted. [`VolumeManager::mount`] makes the directory and answers it;
+/// whoever has the images mounts there, and [`VolumeManager::unmount`] takes it down.
+///
+/// # Errors
+/// The pod's uid or the volume's name cannot be part of a path.
+pub fn image_volume_dir(pods_dir: &Path, uid: &str, volume: &str) -> Result<PathBuf, VolumeError> {
+    let check = || {
+        plan::check_name(volume)?;
+        let dir = volumes_dir(pods_dir, uid).map_err(SetUpError::io("volumes"))?;
+        Ok(dir.join(plan::IMAGE_PLUGIN_DIR).join(volume))
+    };
+    check().map_err(|cause: SetUpError| cause.in_volume(volume))
 }
 
 fn uid(pod: &Pod) -> &str {

@@ -32,7 +32,7 @@ const ATTEMPTS_MAX: usize = 1024;
 ///
 /// # Errors
 /// `path` cannot be looked at; the kernel is older than 5.8.
-pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     is_mount_point_at(CWD, &CString::new(path.as_os_str().as_bytes())?)
 }
 

@@ -13,6 +13,8 @@ use wherry_api::quantity;
 
 use crate::{SetUpError, empty_dir::EmptyDir, payload};
 
+/// The kubelet's directory for image volumes.
+pub(crate) const IMAGE_PLUGIN_DIR: &str = "kubernetes.io~image";
 /// Lifetime of a token for which the volume names none, in seconds.
 const TOKEN_SECONDS_DEFAULT: i64 = 3600;
 
@@ -20,8 +22,13 @@ const TOKEN_SECONDS_DEFAULT: i64 = 3600;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Plan {
     EmptyDir(EmptyDir),
-    HostPath { path: PathBuf, type_: String },
+    HostPath {
+        path: PathBuf,
+        type_: String,
+    },
     Content(Content),
+    /// A place for whoever has the images to mount one at.
+    Image,
 }
 
 /// A volume that shows objects of the API.
@@ -68,8 +75,22 @@ impl Plan {
             Self::EmptyDir(_) => Some("kubernetes.io~empty-dir"),
             Self::HostPath { .. } => None,
             Self::Content(content) => Some(content.plugin_dir),
+            Self::Image => Some(IMAGE_PLUGIN_DIR),
         }
     }
+}
+
+/// Whether a volume's name can be a directory's.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn check_name(name: &str) -> Result<(), SetUpError> {
+    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+        return Err(SetUpError::Invalid(format!(
+            "{name:?} cannot be the name of a volume"
+        )));
+    }
+    Ok(())
 }
 
 /// Reads one volume of a pod.
@@ -81,14 +102,7 @@ pub(crate) fn plan(
     volume: &Volume,
     allocatable: &BTreeMap<String, Quantity>,
 ) -> Result<Plan, SetUpError> {
-    let is_file_name =
-        !matches!(volume.name.as_str(), "" | "." | "..") && !volume.name.contains(['/', '\0']);
-    if !is_file_name {
-        return Err(SetUpError::Invalid(format!(
-            "{:?} cannot be the name of a volume",
-            volume.name
-        )));
-    }
+    check_name(&volume.name)?;
     let fs_group = fs_group(pod);
     let content = |plugin_dir, in_memory, default_mode, projection| {
         let projections = vec![projection];
@@ -154,6 +168,9 @@ pub(crate) fn plan(
             source.default_mode,
             projection,
         ));
+    }
+    if volume.image.is_some() {
+        return Ok(Plan::Image);
     }
     if let Some(source) = &volume.projected {
         return projected(pod, source, fs_group).map(Plan::Content);
@@ -331,7 +348,6 @@ fn unsupported_source(volume: &Volume) -> &'static str {
         (volume.gce_persistent_disk.is_some(), "gcePersistentDisk"),
         (volume.git_repo.is_some(), "gitRepo"),
         (volume.glusterfs.is_some(), "glusterfs"),
-        (volume.image.is_some(), "image"),
         (volume.iscsi.is_some(), "iscsi"),
         (volume.nfs.is_some(), "nfs"),
         (

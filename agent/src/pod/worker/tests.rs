@@ -452,8 +452,8 @@ async fn an_image_that_cannot_be_pulled_is_told_and_tried_again() {
     let pod = pod("p", two("Always"));
     agent.set(&pod).await;
     let waits =
-        |s: &Value| s["containerStatuses"][0]["state"]["waiting"]["reason"] == "ErrImagePull";
-    let status = agent.until(&pod, "ErrImagePull", waits).await;
+        |s: &Value| s["containerStatuses"][0]["state"]["waiting"]["reason"] == "RegistryUnavailable";
+    let status = agent.until(&pod, "RegistryUnavailable", waits).await;
     let message = status["containerStatuses"][0]["state"]["waiting"]["message"]
         .as_str()
         .expect("a message");
