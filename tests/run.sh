@@ -10,7 +10,7 @@ cd "$here"
 
 need_rust
 need_packages build-essential pkg-config iproute2 nftables busybox-static curl openssl docker-registry apache2-utils \
-  user-mode-linux
+  user-mode-linux etcd-server etcd-client
 need_kubectl
 only_one tests
 

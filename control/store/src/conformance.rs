@@ -8,20 +8,37 @@
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use tokio::sync::mpsc::Receiver;
 
-use crate::{Durability::Durable, Event, Store, StoreError, WatchMessage};
+use crate::{
+    Durability::{Durable, Lazy},
+    Event, Store, StoreError, WatchMessage,
+    history::{Answer, Recorder, check},
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A check. Needs a store that nobody else writes to.
+pub type Case = fn(Box<dyn Store>) -> BoxFuture<'static, ()>;
+
+/// Every check.
+pub const CASES: &[Case] = &[
+    |store| Box::pin(writes_are_ordered_and_checked(store)),
+    |store| Box::pin(a_list_pages_through_a_moment(store)),
+    |store| Box::pin(a_watch_delivers_each_write_once_in_order(store)),
+    |store| Box::pin(compaction_is_said_and_not_guessed(store)),
+    |store| Box::pin(concurrent_compare_and_swap_loses_nothing(store)),
+    |store| Box::pin(a_slow_watcher_is_told(store)),
+    |store| Box::pin(lazy_writes_are_ordered_among_the_others(store)),
+    |store| Box::pin(what_clients_are_told_is_what_happened(store)),
+];
+
 /// Runs every check, each on a store of its own.
 pub async fn suite<S: Store, F: Future<Output = S>>(mut make: impl FnMut() -> F) {
-    writes_are_ordered_and_checked(make().await).await;
-    a_list_pages_through_a_moment(make().await).await;
-    a_watch_delivers_each_write_once_in_order(make().await).await;
-    compaction_is_said_and_not_guessed(make().await).await;
-    concurrent_compare_and_swap_loses_nothing(make().await).await;
-    a_slow_watcher_is_told(make().await).await;
+    for case in CASES {
+        case(Box::new(make().await)).await;
+    }
 }
 
 fn text(value: &str) -> Bytes {
@@ -44,7 +61,7 @@ async fn next_events(watch: &mut Receiver<WatchMessage>, count: usize) -> Vec<Ev
     events
 }
 
-async fn writes_are_ordered_and_checked(store: impl Store) {
+async fn writes_are_ordered_and_checked(store: Box<dyn Store>) {
     let start = store.current_revision().await.unwrap();
     let a = store
         .create("/registry/x/a", text("1"), Durable)
@@ -94,7 +111,7 @@ async fn writes_are_ordered_and_checked(store: impl Store) {
     assert_eq!(store.current_revision().await.unwrap(), start + 3);
 }
 
-async fn a_list_pages_through_a_moment(store: impl Store) {
+async fn a_list_pages_through_a_moment(store: Box<dyn Store>) {
     for n in 0..5 {
         store
             .create(&format!("/registry/x/{n}"), text("old"), Durable)
@@ -158,7 +175,7 @@ fn keys(items: &[crate::KeyValue]) -> Vec<&str> {
     items.iter().map(|kv| &*kv.key).collect()
 }
 
-async fn a_watch_delivers_each_write_once_in_order(store: impl Store) {
+async fn a_watch_delivers_each_write_once_in_order(store: Box<dyn Store>) {
     let before = store
         .create("/registry/x/a", text("1"), Durable)
         .await
@@ -219,7 +236,7 @@ async fn a_watch_delivers_each_write_once_in_order(store: impl Store) {
     progress.await.unwrap();
 }
 
-async fn compaction_is_said_and_not_guessed(store: impl Store) {
+async fn compaction_is_said_and_not_guessed(store: Box<dyn Store>) {
     let a = store
         .create("/registry/x/a", text("1"), Durable)
         .await
@@ -252,7 +269,7 @@ async fn compaction_is_said_and_not_guessed(store: impl Store) {
     assert_eq!(next_events(&mut watch, 1).await[0].kv, c);
 }
 
-async fn concurrent_compare_and_swap_loses_nothing(store: impl Store) {
+async fn concurrent_compare_and_swap_loses_nothing(store: Box<dyn Store>) {
     const CLIENTS: usize = 8;
     const INCREMENTS: usize = 25;
     store
@@ -284,32 +301,56 @@ async fn concurrent_compare_and_swap_loses_nothing(store: impl Store) {
     assert_eq!(counter.value, (CLIENTS * INCREMENTS).to_string().as_bytes());
 }
 
-async fn a_slow_watcher_is_told(store: impl Store) {
+async fn a_slow_watcher_is_told(store: Box<dyn Store>) {
     // Far more messages than any back-end may queue for one reader; lazy, for they cost no disk.
-    const WRITES: usize = 20_000;
-    let mut slow = store.watch("/registry/x/", 0).await.unwrap();
-    let mut kv = store
-        .create("/registry/x/a", text(""), crate::Durability::Lazy)
-        .await
-        .unwrap();
-    for _ in 0..WRITES {
+    const WRITES_MAX: usize = 20_000;
+    let slow = store.watch("/registry/x/", 0).await.unwrap();
+    let mut kv = store.create("/registry/x/a", text(""), Lazy).await.unwrap();
+    let mut writes = 0;
+    while !slow.is_closed() {
+        assert!(
+            writes < WRITES_MAX,
+            "the queue of a slow watcher has no bound"
+        );
+        writes += 1;
         kv = store
-            .update(
-                "/registry/x/a",
-                text(""),
-                kv.mod_revision,
-                crate::Durability::Lazy,
-            )
+            .update("/registry/x/a", text(""), kv.mod_revision, Lazy)
             .await
             .unwrap();
     }
-    let mut seen = 0;
-    loop {
-        match slow.recv().await {
-            Some(WatchMessage::Events(events)) => seen += events.len(),
-            Some(WatchMessage::Progress(_)) => {}
-            Some(WatchMessage::Lost) | None => break,
-        }
+}
+
+async fn lazy_writes_are_ordered_among_the_others(store: Box<dyn Store>) {
+    let start = store.current_revision().await.unwrap();
+    let mut watch = store.watch("/registry/", start).await.unwrap();
+    let mut told = Vec::new();
+    for (n, durability) in [Durable, Lazy, Lazy, Durable, Lazy].into_iter().enumerate() {
+        let key = format!("/registry/leases/{n}");
+        let kv = store.create(&key, text("1"), durability).await.unwrap();
+        told.push((kv.mod_revision, key.clone()));
+        assert_eq!(store.get(&key).await.unwrap().0, Some(kv));
     }
-    assert!(seen < WRITES, "the queue of a slow watcher has no bound");
+    let revisions: Vec<_> = told.iter().map(|(revision, _)| *revision).collect();
+    assert_eq!(revisions, (start + 1..=start + 5).collect::<Vec<_>>());
+    let seen: Vec<_> = next_events(&mut watch, 5)
+        .await
+        .into_iter()
+        .map(|event| (event.revision, event.kv.key.to_string()))
+        .collect();
+    assert_eq!(seen, told);
+}
+
+async fn what_clients_are_told_is_what_happened(store: Box<dyn Store>) {
+    let start = store.current_revision().await.unwrap();
+    let mut watch = store.watch("/registry/x/", start).await.unwrap();
+    let recorder = Recorder::default();
+    let clients = (0..8).map(|client| recorder.client(&*store, "/registry/x/", client, 40));
+    futures::future::join_all(clients).await;
+    let calls = recorder.calls();
+    let written = calls
+        .iter()
+        .filter(|call| matches!(call.answer, Answer::Written(_)))
+        .count();
+    let events = next_events(&mut watch, written).await;
+    assert_eq!(check(&calls, &events), Ok(()));
 }

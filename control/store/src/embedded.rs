@@ -33,7 +33,8 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use crate::{
-    Durability, KeyValue, List, Revision, Store, StoreError, WatchMessage,
+    Durability, KeyValue, Revision, StoreError,
+    backend::Backend,
     state::{Batch, State, Write},
 };
 
@@ -153,25 +154,6 @@ impl EmbeddedStore {
             queue: Some(queue),
             writer: Some(writer),
         })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    async fn write(&self, write: Write, durability: Durability) -> Result<KeyValue, StoreError> {
-        let closed = || StoreError::Failed("the writer has stopped".to_owned());
-        let (answer, answered) = oneshot::channel();
-        let queue = self.queue.as_ref().ok_or_else(closed)?;
-        queue
-            .send(Request {
-                write,
-                durability,
-                answer,
-            })
-            .await
-            .map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
     }
 }
 
@@ -514,86 +496,24 @@ fn send(answers: Vec<Answer>) {
 }
 
 #[async_trait]
-impl Store for EmbeddedStore {
-    async fn create(
-        &self,
-        key: &str,
-        value: Bytes,
-        durability: Durability,
-    ) -> Result<KeyValue, StoreError> {
-        self.write(
-            Write::Create {
-                key: key.into(),
-                value,
-            },
-            durability,
-        )
-        .await
+impl Backend for EmbeddedStore {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
-    async fn get(&self, key: &str) -> Result<(Option<KeyValue>, Revision), StoreError> {
-        let state = self.state();
-        Ok((state.get(key), state.revision))
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        at: Revision,
-    ) -> Result<List, StoreError> {
-        self.state().list(prefix, after, limit, at)
-    }
-
-    async fn count(&self, prefix: &str) -> Result<(u64, Revision), StoreError> {
-        let state = self.state();
-        Ok((state.count(prefix), state.revision))
-    }
-
-    async fn update(
-        &self,
-        key: &str,
-        value: Bytes,
-        expected: Revision,
-        durability: Durability,
-    ) -> Result<KeyValue, StoreError> {
-        self.write(
-            Write::Update {
-                key: key.into(),
-                value,
-                expected,
-            },
-            durability,
-        )
-        .await
-    }
-
-    async fn delete(&self, key: &str, expected: Revision) -> Result<KeyValue, StoreError> {
-        self.write(
-            Write::Delete {
-                key: key.into(),
-                expected,
-            },
-            Durability::Durable,
-        )
-        .await
-    }
-
-    async fn watch(
-        &self,
-        prefix: &str,
-        revision: Revision,
-    ) -> Result<mpsc::Receiver<WatchMessage>, StoreError> {
-        self.state().watch(prefix, revision)
-    }
-
-    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
-        self.state().compact(revision)
-    }
-
-    async fn current_revision(&self) -> Result<Revision, StoreError> {
-        Ok(self.state().revision)
+    async fn write(&self, write: Write, durability: Durability) -> Result<KeyValue, StoreError> {
+        let closed = || StoreError::Failed("the writer has stopped".to_owned());
+        let (answer, answered) = oneshot::channel();
+        let queue = self.queue.as_ref().ok_or_else(closed)?;
+        queue
+            .send(Request {
+                write,
+                durability,
+                answer,
+            })
+            .await
+            .map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
     }
 }
 

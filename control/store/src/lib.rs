@@ -6,9 +6,13 @@
 //!
 //! Absent on purpose: objects, selectors, defaulting, anything of Kubernetes. The server knows those.
 
+mod backend;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod embedded;
+mod etcd;
+#[cfg(any(test, feature = "testing"))]
+pub mod history;
 mod memory;
 mod state;
 
@@ -20,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 pub use embedded::{EmbeddedStore, OpenError};
+pub use etcd::{EtcdConfig, EtcdError, EtcdStore};
 pub use memory::MemoryStore;
 
 /// Orders all writes. 0 is "before everything"; the first write gets 1.

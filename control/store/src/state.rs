@@ -41,6 +41,22 @@ pub(crate) enum Write {
     },
 }
 
+impl Write {
+    /// What is written.
+    pub(crate) fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Create { key, .. } | Self::Update { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+}
+
+/// A write that was made elsewhere.
+pub(crate) struct Followed {
+    /// The key as it is now; of a deletion only the key and the revision count.
+    pub(crate) kv: KeyValue,
+    pub(crate) deleted: bool,
+}
+
 /// Writes that are decided but not yet visible, on top of a [`State`].
 #[derive(Default)]
 pub(crate) struct Batch {
@@ -160,6 +176,46 @@ impl State {
                 self.map.insert(event.kv.key.clone(), event.kv.clone());
             }
         }
+        self.publish(events);
+    }
+
+    /// Takes over writes made elsewhere, in their order, up to a revision.
+    pub(crate) fn follow(&mut self, writes: Vec<Followed>, revision: Revision) {
+        let mut events = Vec::with_capacity(writes.len());
+        for Followed { mut kv, deleted } in writes {
+            let previous = if deleted {
+                self.map.remove(&kv.key)
+            } else {
+                self.map.insert(kv.key.clone(), kv.clone())
+            };
+            if let (true, Some(previous)) = (deleted, &previous) {
+                kv.value = previous.value.clone();
+                kv.create_revision = previous.create_revision;
+            }
+            events.push(Event {
+                revision: kv.mod_revision,
+                kv,
+                previous,
+                deleted,
+            });
+        }
+        self.revision = revision;
+        self.publish(events);
+    }
+
+    /// Begins anew with what is true now, where what happened in between is not known: all watches end.
+    pub(crate) fn replace(&mut self, map: BTreeMap<Arc<str>, KeyValue>, revision: Revision) {
+        self.close();
+        *self = Self::new(map, revision);
+    }
+
+    /// The oldest revision that can be asked for.
+    pub(crate) fn oldest(&self) -> Revision {
+        self.oldest
+    }
+
+    /// Tells watchers and remembers.
+    fn publish(&mut self, events: Vec<Event>) {
         self.watchers.retain_mut(|watcher| watcher.deliver(&events));
         for event in events {
             self.history_bytes += event_bytes(&event);
