@@ -184,3 +184,70 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_is_left_behind() {
     drop(store);
     umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
 }
+
+/// Clients of the process that is killed.
+const CLIENTS: u64 = 4;
+const STORE_VARIABLE: &str = "WHERRY_TEST_STORE";
+
+/// Run by the test after this one, in a process of its own: writes until it is killed, and prints what was
+/// acknowledged.
+#[tokio::test]
+#[ignore = "the process that no_acknowledged_write_is_lost_when_the_process_is_killed kills"]
+async fn writer_until_killed() {
+    let path = std::env::var_os(STORE_VARIABLE).unwrap();
+    let store = EmbeddedStore::open(Path::new(&path)).unwrap();
+    let write = async |client: u64| {
+        let prefix = format!("/{client}/");
+        for n in store.count(&prefix).await.unwrap().0.. {
+            let key = format!("{prefix}{n}");
+            let kv = store.create(&key, "1".into(), Durable).await.unwrap();
+            println!("wrote {key} {}", kv.mod_revision);
+        }
+    };
+    futures::future::join_all((0..CLIENTS).map(write)).await;
+}
+
+#[tokio::test]
+async fn no_acknowledged_write_is_lost_when_the_process_is_killed() {
+    use std::io::{BufRead, BufReader};
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = BTreeMap::new();
+    for round in 0..12 {
+        let mut writer = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["embedded::tests::writer_until_killed", "--exact"])
+            .args(["--ignored", "--nocapture"])
+            .env(STORE_VARIABLE, file(&dir))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
+        let mut note = |line: &str| {
+            let (key, revision) = line.strip_prefix("wrote ")?.split_once(' ')?;
+            acknowledged.insert(key.to_owned(), revision.parse::<u64>().ok()?);
+            Some(())
+        };
+        let mut left = 10 + 17 * round;
+        while left > 0 {
+            left -= usize::from(note(&lines.next().unwrap().unwrap()).is_some());
+        }
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        for line in lines.map_while(Result::ok) {
+            note(&line);
+        }
+        let store = EmbeddedStore::open(&file(&dir)).unwrap();
+        let kept = store.list("/", None, 0, 0).await.unwrap().items;
+        let revisions: BTreeMap<_, _> = kept
+            .iter()
+            .map(|kv| (kv.key.to_string(), kv.mod_revision))
+            .collect();
+        for (key, revision) in &acknowledged {
+            assert_eq!(revisions.get(key), Some(revision), "{key}");
+        }
+        let unique: std::collections::BTreeSet<_> = revisions.values().collect();
+        assert_eq!(unique.len(), revisions.len(), "a revision was given twice");
+        // What was under way may have happened: one write of each client in each round.
+        assert!(revisions.len() <= acknowledged.len() + (round + 1) * CLIENTS as usize);
+    }
+}
