@@ -29,6 +29,7 @@ mod aot;
 mod cgroup;
 mod child;
 mod client;
+mod identity;
 mod mounts;
 pub mod protocol;
 mod record;
@@ -47,7 +48,7 @@ pub use spec::exec_args;
 /// Makes `wasm-worker` hold a user namespace instead of containers.
 pub const USER_NAMESPACE_ARGUMENT: &str = "user-namespace";
 
-/// Annotation of a container: the port on which its HTTP component is served.
+/// Annotation of a container: the port on which its HTTP component is served, or several with commas.
 pub const HTTP_PORT_ANNOTATION: &str = "wherry.dev/http-port";
 
 /// What the runtime needs to know.

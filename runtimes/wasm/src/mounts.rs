@@ -2,27 +2,29 @@
 //!
 //! A worker is an unprivileged process that sees no files but those behind descriptors it is handed.
 //! What it is handed is therefore not the host's directory but a detached copy of its mount: `..`
-//! leads nowhere, read-only is the kernel's business, and, where the file system allows it, user IDs
-//! are mapped so that the worker's user stands for root. So a component finds and makes files as a
-//! container running as root does, and no file has to be opened up for the worker's user.
+//! leads nowhere, read-only is the kernel's business (for everything below a mount, too), and, where
+//! the file system allows it, user IDs are mapped so that the worker's user stands for the
+//! container's (`identity.rs`). So no file has to be opened up for the worker's user.
 //!
 //! All mounts of a container hang in one tree at their container paths, below an empty read-only
-//! root which is the guest's `/`. Kernels before 6.15 cannot build such a tree; there the guest gets
-//! each directory by itself, and mounts of single files are left out with a warning.
+//! root which is the guest's `/`. Since kernel 6.15 such a tree can be built without mounting it
+//! anywhere; before, it is built in a mount namespace that lasts for a moment.
 
 use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, statat},
     io::Errno,
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-        fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+        OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change,
+        move_mount, open_tree,
     },
 };
 use wherry_runtime_api::{Mount, RuntimeError};
@@ -37,12 +39,23 @@ pub(crate) struct Preopens {
     pub(crate) warnings: Vec<String>,
 }
 
+/// A mount, and the user namespace through which it is seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) mount: &'a Mount,
+    pub(crate) user_namespace: Option<Arc<OwnedFd>>,
+}
+
+/// A detached copy of a mount, and where it belongs below the guest's root.
+struct Branch {
+    copy: OwnedFd,
+    target: PathBuf,
+    is_directory: bool,
+}
+
 /// Makes the directories for a container's mounts.
-pub(crate) fn preopens(
-    mounts: &[Mount],
-    user_namespace: Option<BorrowedFd<'_>>,
-) -> Result<Preopens, RuntimeError> {
-    for mount in mounts {
+pub(crate) fn preopens(sources: &[Source<'_>]) -> Result<Preopens, RuntimeError> {
+    for Source { mount, .. } in sources {
         if relative(&mount.container_path).is_none() {
             let path = mount.container_path.display();
             return Err(RuntimeError::InvalidArgument(format!(
@@ -50,15 +63,30 @@ pub(crate) fn preopens(
             )));
         }
     }
-    if mounts.is_empty() {
+    if sources.is_empty() {
         return Ok(Preopens::default());
     }
-    match tree(mounts, user_namespace) {
-        Ok(tree) => Ok(tree),
+    let mut warnings = Vec::new();
+    let branches = branches(sources, &mut warnings).and_then(|branches| {
+        // The first is cheap and needs kernel 6.15; the second copies the node's mount table.
+        match assemble_detached(&branches) {
+            Err((None, _)) => assemble_in_namespace(branches),
+            other => other,
+        }
+    });
+    match branches {
+        Ok(root) => Ok(Preopens {
+            names: vec![Preopen {
+                guest_path: "/".into(),
+                readonly: false,
+            }],
+            directories: vec![root],
+            warnings,
+        }),
         // The tree cannot be built on this kernel, or not by us.
         Err((None, error)) => {
             tracing::debug!(%error, "No mount tree; giving directories one by one");
-            Ok(one_by_one(mounts, user_namespace))
+            Ok(one_by_one(sources))
         }
         Err((Some(path), error)) => {
             Err(RuntimeError::io(format!("mount {}", path.display()))(error))
@@ -66,9 +94,29 @@ pub(crate) fn preopens(
     }
 }
 
+/// What failed and at which mount; without one, nothing of the kind works here.
 type TreeError = (Option<PathBuf>, io::Error);
 
-fn tree(mounts: &[Mount], user_namespace: Option<BorrowedFd<'_>>) -> Result<Preopens, TreeError> {
+fn branches(sources: &[Source<'_>], warnings: &mut Vec<String>) -> Result<Vec<Branch>, TreeError> {
+    let mut branch = |source: &Source<'_>| {
+        let copy = copy(source, warnings)?;
+        let is_directory = File::from(copy.try_clone()?).metadata()?.is_dir();
+        Ok(Branch {
+            copy,
+            target: relative(&source.mount.container_path).unwrap_or_default(),
+            is_directory,
+        })
+    };
+    let mut branches = Vec::with_capacity(sources.len());
+    for source in sources {
+        let failed = |error| (Some(source.mount.container_path.clone()), error);
+        branches.push(branch(source).map_err(failed)?);
+    }
+    Ok(branches)
+}
+
+/// An empty file system that is mounted nowhere.
+fn empty_root() -> Result<OwnedFd, TreeError> {
     let unavailable = |errno: Errno| (None, io::Error::from(errno));
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(unavailable)?;
     fsconfig_set_string(context.as_fd(), "mode", "0755").map_err(unavailable)?;
@@ -76,61 +124,98 @@ fn tree(mounts: &[Mount], user_namespace: Option<BorrowedFd<'_>>) -> Result<Preo
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root =
-        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(unavailable)?;
-    let mut warnings = Vec::new();
-    let mut first = true;
-    for mount in mounts {
-        let failed = |error: io::Error| (Some(mount.container_path.clone()), error);
-        let source = copy(mount, user_namespace, &mut warnings).map_err(failed)?;
-        let is_directory = File::from(source.try_clone().map_err(failed)?)
-            .metadata()
-            .map_err(failed)?
-            .is_dir();
-        let target = relative(&mount.container_path).unwrap_or_default();
-        make_target(root.as_fd(), &target, is_directory).map_err(failed)?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(unavailable)
+}
+
+/// Hangs the branches on a root, in order: a later one may lie below an earlier one.
+fn hang(root: &OwnedFd, branches: &[Branch]) -> Result<(), TreeError> {
+    for (n, branch) in branches.iter().enumerate() {
+        let failed = |error: io::Error| (Some(Path::new("/").join(&branch.target)), error);
+        make_target(root.as_fd(), &branch.target, branch.is_directory).map_err(failed)?;
         let moved = move_mount(
-            source.as_fd(),
+            branch.copy.as_fd(),
             "",
             root.as_fd(),
-            &target,
+            &branch.target,
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         );
         match moved {
             Ok(()) => {}
-            Err(errno) if first => return Err(unavailable(errno)),
+            Err(errno) if n == 0 => return Err((None, errno.into())),
             Err(errno) => return Err(failed(errno.into())),
         }
-        first = false;
     }
-    set_attributes(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, None)
-        .map_err(|error| (None, error))?;
-    Ok(Preopens {
-        names: vec![Preopen {
-            guest_path: "/".into(),
-            readonly: false,
-        }],
-        directories: vec![root],
-        warnings,
-    })
+    Ok(())
 }
 
-fn one_by_one(mounts: &[Mount], user_namespace: Option<BorrowedFd<'_>>) -> Preopens {
+fn read_only(root: OwnedFd) -> Result<OwnedFd, TreeError> {
+    set_attributes(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, None)
+        .map_err(|error| (None, error))?;
+    Ok(root)
+}
+
+fn assemble_detached(branches: &[Branch]) -> Result<OwnedFd, TreeError> {
+    let root = empty_root()?;
+    hang(&root, branches)?;
+    read_only(root)
+}
+
+/// The same for kernels that mount nothing on what is itself mounted nowhere: in a mount namespace
+/// that lasts as long as a thread, from which a detached copy of the whole is taken.
+fn assemble_in_namespace(branches: Vec<Branch>) -> Result<OwnedFd, TreeError> {
+    let assemble = move || -> Result<OwnedFd, TreeError> {
+        let unavailable = |errno: Errno| (None, io::Error::from(errno));
+        enter_mount_namespace().map_err(|error| (None, error))?;
+        // Nothing that is mounted here is to appear on the node.
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).map_err(unavailable)?;
+        let root = empty_root()?;
+        let onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(root.as_fd(), "", rustix::fs::CWD, "/", onto).map_err(unavailable)?;
+        hang(&root, &branches)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH
+            | OpenTreeFlags::AT_RECURSIVE;
+        read_only(open_tree(root.as_fd(), "", flags).map_err(unavailable)?)
+    };
+    let thread = std::thread::Builder::new()
+        .name("mounts".into())
+        .spawn(assemble)
+        .map_err(|error| (None, error))?;
+    let died = |_| (None, io::Error::other("the thread that mounts died"));
+    thread.join().map_err(died)?
+}
+
+#[expect(
+    unsafe_code,
+    reason = "unshare of one thread has no safe wrapper in rustix"
+)]
+fn enter_mount_namespace() -> io::Result<()> {
+    // SAFETY: takes no pointer. The calling thread alone gets a working directory and a mount table
+    // of its own, and it does nothing else before it ends.
+    match unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Without a tree: each directory by itself, and no single files.
+fn one_by_one(sources: &[Source<'_>]) -> Preopens {
     let mut preopens = Preopens::default();
-    for mount in mounts {
+    for source in sources {
+        let mount = source.mount;
         let path = mount.container_path.display();
         if !mount.host_path.is_dir() {
-            preopens
-                .warnings
-                .push(format!("mount {path}: single files need kernel 6.15"));
+            preopens.warnings.push(format!(
+                "mount {path}: this kernel has no detached mounts, and single files need them"
+            ));
             continue;
         }
-        let mut warnings = Vec::new();
-        let directory = copy(mount, user_namespace, &mut warnings).or_else(|_| {
+        let directory = copy(source, &mut preopens.warnings).or_else(|_| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(&mount.host_path, flags, Mode::empty())
         });
-        preopens.warnings.append(&mut warnings);
         match directory {
             Ok(directory) => {
                 preopens.names.push(Preopen {
@@ -155,11 +240,11 @@ pub(crate) fn copy_of_code(directory: &Path) -> io::Result<OwnedFd> {
 }
 
 /// A detached copy of the mount below a host path.
-fn copy(
-    mount: &Mount,
-    user_namespace: Option<BorrowedFd<'_>>,
-    warnings: &mut Vec<String>,
-) -> io::Result<OwnedFd> {
+fn copy(source: &Source<'_>, warnings: &mut Vec<String>) -> io::Result<OwnedFd> {
+    let Source {
+        mount,
+        user_namespace,
+    } = source;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let open = |flags| open_tree(rustix::fs::CWD, &mount.host_path, flags);
     let source = open(flags | OpenTreeFlags::AT_RECURSIVE)?;
@@ -173,7 +258,7 @@ fn copy(
             source.as_fd(),
             true,
             libc::MOUNT_ATTR_IDMAP,
-            Some(user_namespace),
+            Some(user_namespace.as_fd()),
         )
     {
         tracing::debug!(path = %mount.host_path.display(), %error, "File system without mapped user IDs");
@@ -294,6 +379,52 @@ mod tests {
         }
     }
 
+    fn sources(mounts: &[Mount]) -> Vec<Source<'_>> {
+        let source = |mount| Source {
+            mount,
+            user_namespace: None,
+        };
+        mounts.iter().map(source).collect()
+    }
+
+    #[test]
+    fn an_older_kernels_way_builds_the_same_tree_and_mounts_nothing_on_the_node() {
+        let host = tempfile::tempdir().unwrap();
+        std::fs::create_dir(host.path().join("data")).unwrap();
+        std::fs::write(host.path().join("last-words"), "").unwrap();
+        let mounts = [
+            mount("/data", &host.path().join("data"), false),
+            mount(
+                "/data/below/last-words",
+                &host.path().join("last-words"),
+                false,
+            ),
+        ];
+        let table = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let before = table();
+        let branches = branches(&sources(&mounts), &mut Vec::new()).unwrap();
+        let root = assemble_in_namespace(branches).unwrap();
+        let open = |path: &str, flags| openat(&root, path, flags, Mode::from(0o644));
+        let mut words = File::from(open("data/below/last-words", OFlags::WRONLY).unwrap());
+        std::io::Write::write_all(&mut words, b"bye").unwrap();
+        assert_eq!(
+            std::fs::read(host.path().join("last-words")).unwrap(),
+            b"bye"
+        );
+        open("data/new", OFlags::CREATE | OFlags::WRONLY).unwrap();
+        assert!(host.path().join("data/new").exists());
+        let flags = OFlags::CREATE | OFlags::WRONLY;
+        assert_eq!(open("new", flags).unwrap_err(), Errno::ROFS);
+        assert!(
+            open("../../data/new", OFlags::RDONLY).is_ok(),
+            "the root's parent is the root"
+        );
+        assert!(
+            !table().contains(&*host.path().to_string_lossy()),
+            "{before}"
+        );
+    }
+
     #[test]
     fn files_and_directories_hang_in_one_tree_and_the_way_up_leads_nowhere() {
         let host = tempfile::tempdir().unwrap();
@@ -303,7 +434,7 @@ mod tests {
             mount("/data", &host.path().join("data"), false),
             mount("/etc/hosts", &host.path().join("hosts"), true),
         ];
-        let preopens = preopens(&mounts, None).unwrap();
+        let preopens = preopens(&sources(&mounts)).unwrap();
         assert_eq!(
             preopens.names,
             [Preopen {
@@ -332,7 +463,7 @@ mod tests {
     fn paths_that_could_lead_out_are_refused() {
         for path in ["data", "/", "/a/../../b", ""] {
             assert!(
-                preopens(&[mount(path, Path::new("/tmp"), false)], None).is_err(),
+                preopens(&sources(&[mount(path, Path::new("/tmp"), false)])).is_err(),
                 "{path}"
             );
         }
@@ -353,7 +484,7 @@ mod tests {
             mount("/outer", &host.path().join("outer"), false),
             mount("/outer/x/inner", &host.path().join("inner"), false),
         ];
-        let preopens = preopens(&mounts, None).unwrap();
+        let preopens = preopens(&sources(&mounts)).unwrap();
         let inner = statat(&preopens.directories[0], "outer/x/inner", AtFlags::empty()).unwrap();
         assert_eq!(
             inner.st_ino,

@@ -133,8 +133,11 @@ pub struct ContainerSpec {
     pub preopens: Vec<Preopen>,
     /// Which addresses its sockets may use.
     pub network: NetworkPolicy,
-    /// Port on which an HTTP component is served.
+    /// The first of `http_ports`, for workers that know only one.
     pub http_port: u16,
+    /// Ports on which an HTTP component is served; empty from an older agent.
+    #[serde(default)]
+    pub http_ports: Vec<u16>,
     /// Limits.
     pub limits: Limits,
     /// Whether stdin stays open for attach.

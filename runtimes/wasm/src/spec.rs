@@ -10,7 +10,8 @@ use std::{
 
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
-    ContainerConfig, LinuxResources, PodSandbox, RuntimeError, SandboxNetwork,
+    AppArmorProfile, ContainerConfig, LinuxResources, Mount, MountPropagation, PodSandbox,
+    PodSandboxConfig, RuntimeError, SandboxNetwork, SeccompProfile,
 };
 
 use crate::{
@@ -23,53 +24,117 @@ use crate::{
 const CPU_PERIOD_US: u64 = 100_000;
 /// Where an HTTP component is served if nothing says otherwise.
 const HTTP_PORT_DEFAULT: u16 = 8080;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
 /// Resolver configuration and hosts files past this are not read.
 const RESOLVER_BYTES_MAX: u64 = 64 * 1024;
 
-/// What cannot be honoured, and what contradicts itself.
+/// What a pod of Wasm containers alone cannot have.
+pub(crate) fn check_sandbox(config: &PodSandboxConfig) -> Result<(), RuntimeError> {
+    match config.sysctls.first() {
+        Some((name, _)) => Err(RuntimeError::Unsupported(format!(
+            "sysctl {name}: a pod of Wasm containers alone has no namespace to set it in"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// What cannot be honoured, and what contradicts itself. The table is in the crate's documentation.
 pub(crate) fn check(config: &ContainerConfig) -> Result<(), RuntimeError> {
+    let unsupported = |what: String| Err(RuntimeError::Unsupported(what));
     if let Some(device) = config.devices.first() {
         let path = device.container_path.display();
-        return Err(RuntimeError::Unsupported(format!(
-            "device {path}: WASI has no devices"
-        )));
+        return unsupported(format!("device {path}: WASI has no devices"));
     }
-    http_port(config).map(|_| ())
+    let travels = |mount: &&Mount| mount.propagation != MountPropagation::None;
+    if let Some(mount) = config.mounts.iter().find(travels) {
+        let path = mount.container_path.display();
+        return unsupported(format!(
+            "mount {path}: a component has its mounts from its start on; none can travel to it or from it"
+        ));
+    }
+    if let SeccompProfile::Localhost(profile) = &config.security.seccomp {
+        let profile = profile.display();
+        return unsupported(format!(
+            "seccomp profile {profile}: a Wasm component makes no system calls that it could filter"
+        ));
+    }
+    if let Some(AppArmorProfile::Localhost(profile)) = &config.security.apparmor {
+        return unsupported(format!(
+            "AppArmor profile {profile}: a Wasm component is no process that it could confine"
+        ));
+    }
+    if let Some((size, _)) = config
+        .resources
+        .hugepage_bytes_max
+        .iter()
+        .find(|(_, bytes)| *bytes > 0)
+    {
+        return unsupported(format!(
+            "hugepages-{size}: a component's memory is not made of huge pages"
+        ));
+    }
+    http_ports(config).map(|_| ())
 }
 
 /// What has no meaning for a component and does no harm.
 pub(crate) fn ignored(config: &ContainerConfig) -> Vec<String> {
     let security = &config.security;
     let mut warnings = Vec::new();
-    if security.privileged || !security.capabilities_add.is_empty() {
-        warnings.push(
-            "privileges and capabilities mean nothing to a Wasm component: it has no system calls"
-                .into(),
-        );
-    }
+    let mut warn = |is_asked: bool, why: &str| {
+        if is_asked {
+            warnings.push(why.to_owned());
+        }
+    };
+    warn(
+        security.privileged || !security.capabilities_add.is_empty(),
+        "privileges and capabilities mean nothing to a Wasm component: it has no system calls",
+    );
+    warn(
+        config.pid_target.is_some(),
+        "targetContainerName means nothing to a Wasm component: it has no processes to see",
+    );
+    warn(
+        config
+            .stop_signal
+            .is_some_and(|signal| signal != SIGTERM && signal != SIGKILL),
+        "stopSignal means nothing to a Wasm component: WASI has no signals",
+    );
     warnings
 }
 
-pub(crate) fn http_port(config: &ContainerConfig) -> Result<u16, RuntimeError> {
+/// The ports on which an HTTP component is served; never none.
+pub(crate) fn http_ports(config: &ContainerConfig) -> Result<Vec<u16>, RuntimeError> {
     let annotation = config
         .annotations
         .iter()
         .find(|(key, _)| key == HTTP_PORT_ANNOTATION);
     let variable = config.env.iter().rev().find(|(key, _)| key == "PORT");
     match (annotation, variable) {
-        (Some((key, value)), _) => match value.parse() {
-            Ok(port) if port > 0 => Ok(port),
-            _ => Err(RuntimeError::InvalidArgument(format!(
-                "annotation {key}: {value:?} is not a port"
-            ))),
-        },
+        (Some((key, value)), _) => {
+            let mut ports = Vec::new();
+            for port in value.split(',') {
+                match port.trim().parse() {
+                    Ok(port) if port > 0 && !ports.contains(&port) => ports.push(port),
+                    Ok(port) if port > 0 => {}
+                    _ => {
+                        return Err(RuntimeError::InvalidArgument(format!(
+                            "annotation {key}: {port:?} is not a port"
+                        )));
+                    }
+                }
+            }
+            Ok(ports)
+        }
         // The variable may mean something else to a component that serves no HTTP.
-        (None, Some((_, value))) => Ok(value
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .unwrap_or(HTTP_PORT_DEFAULT)),
-        (None, None) => Ok(HTTP_PORT_DEFAULT),
+        (None, Some((_, value))) => Ok(vec![
+            value
+                .parse()
+                .ok()
+                .filter(|port| *port > 0)
+                .unwrap_or(HTTP_PORT_DEFAULT),
+        ]),
+        (None, None) => Ok(vec![HTTP_PORT_DEFAULT]),
     }
 }
 
@@ -173,9 +238,14 @@ pub(crate) fn new_worker<'a>(sandbox: &'a PodSandbox, config: &ContainerConfig) 
         WorkerKey::Pod { .. } => mounted("/etc/hosts"),
         WorkerKey::Tenant { .. } => None,
     };
+    let cgroup_parent = match key {
+        WorkerKey::Pod { .. } => Some(sandbox.config.cgroup_parent.as_str()),
+        WorkerKey::Tenant { .. } => None,
+    };
     NewWorker {
         key,
         network_namespace,
+        cgroup_parent,
         resolv_conf: given
             .or_else(|| read_limited(Path::new("/etc/resolv.conf")).ok())
             .unwrap_or_default(),

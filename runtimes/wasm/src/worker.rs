@@ -61,6 +61,21 @@ pub(crate) enum WorkerKey {
 #[derive(Serialize, Deserialize)]
 struct WorkerFile {
     key: WorkerKey,
+    /// The cgroup its own is in, where that is not the runtime's.
+    #[serde(default)]
+    cgroup_parent: Option<String>,
+}
+
+impl WorkerFile {
+    /// Of a worker that was made no further than its directory.
+    fn nobodys() -> Self {
+        Self {
+            key: WorkerKey::Pod {
+                sandbox: String::new(),
+            },
+            cgroup_parent: None,
+        }
+    }
 }
 
 /// A worker.
@@ -69,6 +84,7 @@ pub(crate) struct Worker {
     pub(crate) key: WorkerKey,
     pub(crate) directory: PathBuf,
     exits: PathBuf,
+    cgroup_parent: String,
     /// Container records that name it.
     pub(crate) assigned: AtomicUsize,
     client: Mutex<Option<Arc<Client>>>,
@@ -78,13 +94,16 @@ pub(crate) struct Worker {
 pub(crate) struct NewWorker<'a> {
     pub(crate) key: WorkerKey,
     pub(crate) network_namespace: Option<&'a Path>,
+    /// The pod's cgroup, for a worker that holds one pod's containers.
+    pub(crate) cgroup_parent: Option<&'a str>,
     pub(crate) resolv_conf: Vec<u8>,
     pub(crate) hosts: Vec<u8>,
 }
 
 impl Worker {
-    fn new(config: &Config, id: &str, key: WorkerKey) -> Self {
+    fn new(config: &Config, id: &str, key: WorkerKey, cgroup_parent: Option<&str>) -> Self {
         Self {
+            cgroup_parent: cgroup_parent.unwrap_or(&config.cgroup_root).to_owned(),
             id: id.to_owned(),
             key,
             directory: workers_directory(config).join(id),
@@ -122,15 +141,25 @@ impl Worker {
         flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
     }
 
+    /// Has the kernel weigh it as its containers together (cgroup v1's `cpu.shares`).
+    pub(crate) fn weigh(&self, cpu_shares: u64) {
+        cgroup::weigh(&self.cgroup_parent, &self.id, cpu_shares);
+    }
+
+    /// Whether the kernel killed it for want of memory: its own limit, its pod's or the node's.
+    pub(crate) fn was_oom_killed(&self) -> bool {
+        cgroup::oom_kills(&self.cgroup_parent, &self.id) > 0
+    }
+
     /// Exits it recorded and nobody acknowledged.
     pub(crate) fn exits(&self) -> Vec<ExitRecord> {
         read_exits(&self.exits)
     }
 
     /// Removes what a dead worker leaves.
-    pub(crate) async fn clear_away(&self, config: &Config) -> io::Result<()> {
+    pub(crate) async fn clear_away(&self) -> io::Result<()> {
         let mut tries = CGROUP_TRIES_MAX;
-        while !cgroup::remove(&config.cgroup_root, &self.id) && tries > 0 {
+        while !cgroup::remove(&self.cgroup_parent, &self.id) && tries > 0 {
             tokio::time::sleep(CGROUP_PAUSE).await;
             tries -= 1;
         }
@@ -147,10 +176,10 @@ impl Worker {
         new: NewWorker<'_>,
     ) -> Result<Arc<Self>, RuntimeError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let worker = Arc::new(Self::new(config, &id, new.key.clone()));
+        let worker = Arc::new(Self::new(config, &id, new.key.clone(), new.cgroup_parent));
         let started = worker.start_process(config, &new).await;
         if started.is_err() {
-            let _ = worker.clear_away(config).await;
+            let _ = worker.clear_away().await;
         }
         started.map(|()| worker)
     }
@@ -169,6 +198,7 @@ impl Worker {
             &self.directory.join("worker.json"),
             &WorkerFile {
                 key: new.key.clone(),
+                cgroup_parent: new.cgroup_parent.map(str::to_owned),
             },
         )
         .map_err(failed("file"))?;
@@ -200,7 +230,7 @@ impl Worker {
             Some(path) => Some(File::open(path).map_err(failed("network namespace"))?),
             None => None,
         };
-        let cgroup_procs = cgroup::make(&config.cgroup_root, &self.id);
+        let cgroup_procs = cgroup::make(&self.cgroup_parent, &self.id);
         let bootstrap = Bootstrap {
             protocol: PROTOCOL_VERSION,
             worker: self.id.clone(),
@@ -257,14 +287,9 @@ impl Worker {
             };
             let file = std::fs::read(entry.path().join("worker.json"))
                 .and_then(|bytes| Ok(serde_json::from_slice::<WorkerFile>(&bytes)?));
-            let key = match file {
-                Ok(file) => file.key,
-                // Made no further than its directory.
-                Err(_) => WorkerKey::Pod {
-                    sandbox: String::new(),
-                },
-            };
-            workers.push(Arc::new(Self::new(config, &id, key)));
+            let file = file.unwrap_or_else(|_| WorkerFile::nobodys());
+            let parent = file.cgroup_parent.as_deref();
+            workers.push(Arc::new(Self::new(config, &id, file.key, parent)));
         }
         // After a reboot only the exits are left.
         for entry in std::fs::read_dir(exits_directory(config))? {
@@ -272,13 +297,8 @@ impl Worker {
                 continue;
             };
             if !workers.iter().any(|worker| worker.id == id) {
-                workers.push(Arc::new(Self::new(
-                    config,
-                    &id,
-                    WorkerKey::Pod {
-                        sandbox: String::new(),
-                    },
-                )));
+                let key = WorkerFile::nobodys().key;
+                workers.push(Arc::new(Self::new(config, &id, key, None)));
             }
         }
         Ok(workers)
@@ -324,15 +344,21 @@ fn read_exits(path: &Path) -> Vec<ExitRecord> {
 pub(crate) fn lost_with_its_worker(
     id: &ContainerId,
     started_at: Option<std::time::SystemTime>,
+    oom_killed: bool,
 ) -> wherry_runtime_api::ContainerExit {
-    tracing::warn!(container = %id, "Wasm worker is gone without a record of the container's exit");
+    tracing::warn!(container = %id, oom_killed, "Wasm worker is gone without a record of the container's exit");
+    let message = if oom_killed {
+        "the kernel killed the wasm worker that held the container: a cgroup around it is out of memory"
+    } else {
+        "the wasm worker that held the container is gone"
+    };
     wherry_runtime_api::ContainerExit {
         started_at,
         finished_at: std::time::SystemTime::now(),
         exit_code: 137,
         signal: Some(9),
-        oom_killed: false,
-        message: Some("the wasm worker that held the container is gone".into()),
+        oom_killed,
+        message: Some(message.into()),
     }
 }
 
@@ -344,7 +370,7 @@ mod tests {
     fn half_a_line_of_the_exit_file_does_not_cost_the_others() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("exits");
-        let exit = lost_with_its_worker(&ContainerId::new("a"), None);
+        let exit = lost_with_its_worker(&ContainerId::new("a"), None, false);
         let line = serde_json::to_string(&ExitRecord {
             id: "a".into(),
             exit,

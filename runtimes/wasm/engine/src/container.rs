@@ -40,7 +40,7 @@ use wherry_wasm::protocol::{
 };
 
 use crate::{
-    engine::{Loaded, in_directory},
+    engine::{Loaded, Run, in_directory},
     http,
     limits::{Limiter, Memory},
     log::{LogFile, Stream},
@@ -236,14 +236,16 @@ impl Container {
         self: &Arc<Self>,
         worker: &Arc<Worker>,
     ) -> Result<SystemTime, WorkerError> {
-        let listener = match &*self.loaded {
-            loaded if loaded.is_http() && matches!(*lock(&self.phase), Phase::Created) => Some(
-                http::listen(&self.network, self.spec.http_port)
-                    .await
-                    .map_err(|message| {
-                        WorkerError::new(WorkerErrorKind::FailedPrecondition, message)
-                    })?,
-            ),
+        let listeners = match &*self.loaded {
+            loaded if loaded.is_http() && matches!(*lock(&self.phase), Phase::Created) => {
+                let ports = match &self.spec.http_ports[..] {
+                    [] => std::slice::from_ref(&self.spec.http_port),
+                    ports => ports,
+                };
+                let failed =
+                    |message| WorkerError::new(WorkerErrorKind::FailedPrecondition, message);
+                Some(http::listen(&self.network, ports).map_err(failed)?)
+            }
             _ => None,
         };
         let (sender, receiver) = output::channel();
@@ -267,7 +269,7 @@ impl Container {
         ));
         let (this, worker) = (self.clone(), worker.clone());
         tokio::spawn(async move {
-            let ended = this.run(&worker, listener).await;
+            let ended = this.run(&worker, listeners).await;
             this.finish(&worker, ended, Some(pump)).await;
         });
         Ok(started_at)
@@ -276,10 +278,10 @@ impl Container {
     async fn run(
         self: &Arc<Self>,
         worker: &Arc<Worker>,
-        listener: Option<tokio::net::TcpListener>,
+        listeners: Option<Vec<tokio::net::TcpListener>>,
     ) -> End {
-        if let Some(listener) = listener {
-            return http::serve(self.clone(), worker.clone(), listener).await;
+        if let Some(listeners) = listeners {
+            return http::serve(self.clone(), worker.clone(), listeners).await;
         }
         let Some(output) = self.output() else {
             return End::Killed;
@@ -410,13 +412,29 @@ impl Container {
                     .await?;
                 Ok(0)
             }
-            Loaded::Command(pre) => {
+            Loaded::Command(pre)
+            | Loaded::Http {
+                run: Some(Run::P2(pre)),
+                ..
+            }
+            | Loaded::HttpP3 {
+                run: Some(Run::P2(pre)),
+                ..
+            } => {
                 let mut store = component_store(pre.engine(), wasi.build(), network, limiter);
                 let command = pre.instantiate_async(&mut store).await?;
                 let answer = command.wasi_cli_run().call_run(&mut store).await?;
                 Ok(i32::from(answer.is_err()))
             }
-            Loaded::CommandP3(pre) => {
+            Loaded::CommandP3(pre)
+            | Loaded::Http {
+                run: Some(Run::P3(pre)),
+                ..
+            }
+            | Loaded::HttpP3 {
+                run: Some(Run::P3(pre)),
+                ..
+            } => {
                 let mut store = component_store(pre.engine(), wasi.build(), network, limiter);
                 let command = pre.instantiate_async(&mut store).await?;
                 let answer = store
@@ -426,7 +444,7 @@ impl Container {
                     .await??;
                 Ok(i32::from(answer.is_err()))
             }
-            Loaded::Http(_) | Loaded::HttpP3(_) => {
+            Loaded::Http { run: None, .. } | Loaded::HttpP3 { run: None, .. } => {
                 wasmtime::bail!("component exports no `wasi:cli/run`")
             }
         }

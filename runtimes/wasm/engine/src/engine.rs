@@ -8,7 +8,7 @@ use std::{
 
 use wasmtime::{
     Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
-    component::{Component, Linker, types::ComponentItem},
+    component::{Component, InstancePre, Linker, types::ComponentItem},
 };
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
@@ -132,8 +132,28 @@ pub(crate) enum Loaded {
     Module(wasmtime::InstancePre<ModuleState>),
     Command(CommandPre<State>),
     CommandP3(wasmtime_wasi::p3::bindings::CommandPre<State>),
-    Http(ProxyPre<State>),
-    HttpP3(ServicePre<State>),
+    Http {
+        serve: ProxyPre<State>,
+        run: Option<Run>,
+    },
+    HttpP3 {
+        serve: ServicePre<State>,
+        run: Option<Run>,
+    },
+}
+
+/// What an HTTP component can be told to do besides: what exec runs.
+pub(crate) enum Run {
+    P2(CommandPre<State>),
+    P3(wasmtime_wasi::p3::bindings::CommandPre<State>),
+}
+
+impl Run {
+    fn find(pre: &InstancePre<State>) -> Option<Self> {
+        let p3 = wasmtime_wasi::p3::bindings::CommandPre::new(pre.clone()).map(Self::P3);
+        p3.or_else(|_| CommandPre::new(pre.clone()).map(Self::P2))
+            .ok()
+    }
 }
 
 impl Loaded {
@@ -147,15 +167,29 @@ impl Loaded {
             ModuleKind::CommandP3 => {
                 Self::CommandP3(wasmtime_wasi::p3::bindings::CommandPre::new(pre)?)
             }
-            ModuleKind::Http => Self::Http(ProxyPre::new(pre)?),
-            ModuleKind::HttpP3 => Self::HttpP3(ServicePre::new(pre)?),
+            ModuleKind::Http => Self::Http {
+                run: Run::find(&pre),
+                serve: ProxyPre::new(pre)?,
+            },
+            ModuleKind::HttpP3 => Self::HttpP3 {
+                run: Run::find(&pre),
+                serve: ServicePre::new(pre)?,
+            },
             ModuleKind::Command | ModuleKind::Module => Self::Command(CommandPre::new(pre)?),
         })
     }
 
     /// Whether it is served instead of run.
     pub(crate) fn is_http(&self) -> bool {
-        matches!(self, Self::Http(_) | Self::HttpP3(_))
+        matches!(self, Self::Http { .. } | Self::HttpP3 { .. })
+    }
+
+    /// Whether an exec has something to run.
+    pub(crate) fn can_run(&self) -> bool {
+        !matches!(
+            self,
+            Self::Http { run: None, .. } | Self::HttpP3 { run: None, .. }
+        )
     }
 }
 

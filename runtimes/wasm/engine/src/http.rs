@@ -46,23 +46,46 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 /// After a failed accept (no descriptors left): how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens the container's port on the pod's address.
-pub(crate) async fn listen(network: &Network, port: u16) -> Result<TcpListener, String> {
-    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let ip = match network {
-        Network::Open => any,
-        Network::Confined { v4, v6 } => match (v4, v6) {
-            (Some(ip), _) => IpAddr::V4(*ip),
-            (None, Some(ip)) => IpAddr::V6(*ip),
-            (None, None) => return Err("listen: the pod has no address".into()),
-        },
-    };
-    let address = SocketAddr::new(ip, port);
+/// Opens the container's ports on each of the pod's addresses.
+pub(crate) fn listen(network: &Network, ports: &[u16]) -> Result<Vec<TcpListener>, String> {
+    let mut listeners = Vec::new();
+    for port in ports {
+        match network {
+            Network::Open => listeners.push(listen_anywhere(*port)?),
+            Network::Confined { v4: None, v6: None } => {
+                return Err("listen: the pod has no address".into());
+            }
+            Network::Confined { v4, v6 } => {
+                let (v4, v6) = (v4.map(IpAddr::V4), v6.map(IpAddr::V6));
+                for ip in v4.into_iter().chain(v6) {
+                    listeners.push(listen_on(SocketAddr::new(ip, *port), false)?);
+                }
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+/// Both families by one socket, or IPv4 where that is all there is.
+fn listen_anywhere(port: u16) -> Result<TcpListener, String> {
+    let any = SocketAddr::from(([0u16; 8], port));
+    match listen_on(any, true) {
+        Err(_) if TcpSocket::new_v6().is_err() => listen_on(
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+            false,
+        ),
+        other => other,
+    }
+}
+
+fn listen_on(address: SocketAddr, both_families: bool) -> Result<TcpListener, String> {
     let open = || -> std::io::Result<TcpListener> {
-        let socket = if ip.is_ipv4() {
+        let socket = if address.is_ipv4() {
             TcpSocket::new_v4()?
         } else {
-            TcpSocket::new_v6()?
+            let socket = TcpSocket::new_v6()?;
+            rustix::net::sockopt::set_ipv6_v6only(&socket, !both_families)?;
+            socket
         };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
@@ -71,11 +94,18 @@ pub(crate) async fn listen(network: &Network, port: u16) -> Result<TcpListener, 
     open().map_err(|error| format!("listen {address}: {error}"))
 }
 
+/// A connection to whichever listener has one first.
+async fn accept(listeners: &[TcpListener]) -> std::io::Result<TcpStream> {
+    let accepts = listeners.iter().map(|listener| Box::pin(listener.accept()));
+    let (accepted, _, _) = futures::future::select_all(accepts).await;
+    accepted.map(|(stream, _)| stream)
+}
+
 /// Serves requests until the container is stopped or ended.
 pub(crate) async fn serve(
     container: Arc<Container>,
     worker: Arc<Worker>,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
 ) -> End {
     let mut connections = JoinSet::new();
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -84,14 +114,14 @@ pub(crate) async fn serve(
         let accept = async {
             // The semaphore is never closed.
             let permit = permits.clone().acquire_owned().await.ok();
-            (listener.accept().await, permit)
+            (accept(&listeners).await, permit)
         };
         tokio::select! {
             biased;
             () = container.end.cancelled() => return End::Killed,
             () = container.drain.cancelled() => break,
             (accepted, permit) = accept => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let connection = serve_connection(container.clone(), worker.clone(), stream);
                     connections.spawn(async move {
                         connection.await;
@@ -102,7 +132,7 @@ pub(crate) async fn serve(
             },
         }
     }
-    drop(listener);
+    drop(listeners);
     tokio::select! {
         () = container.end.cancelled() => End::Killed,
         () = async { while connections.join_next().await.is_some() {} } => End::Exit(0),
@@ -199,7 +229,7 @@ async fn handle(
     let limiter = Limiter::new(container.memory.clone());
     let store = |engine| component_store(engine, wasi, container.network.clone(), limiter);
     match &*container.loaded {
-        Loaded::Http(pre) => {
+        Loaded::Http { serve: pre, .. } => {
             let mut store = store(pre.engine());
             let request = store
                 .data_mut()
@@ -212,7 +242,7 @@ async fn handle(
                 .call_handle(&mut store, request, response)
                 .await
         }
-        Loaded::HttpP3(pre) => {
+        Loaded::HttpP3 { serve: pre, .. } => {
             let mut store = store(pre.engine());
             let (request, _sent) =
                 wasmtime_wasi_http::p3::Request::from_http(store.data_mut().http().hooks, request);

@@ -225,9 +225,9 @@ impl Worker {
                             message,
                         ))
                     }
-                    (Ok(container), _, _) if container.loaded.is_http() => {
+                    (Ok(container), _, _) if !container.loaded.can_run() => {
                         let message = format!(
-                            "container {id}: component exports no `wasi:cli/run` to execute"
+                            "container {id}: the component serves HTTP and exports no `wasi:cli/run` that an exec could run"
                         );
                         Err(WorkerError::new(WorkerErrorKind::Unsupported, message))
                     }

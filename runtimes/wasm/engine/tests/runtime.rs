@@ -7,6 +7,8 @@
 
 #[path = "runtime/conformance.rs"]
 mod conformance;
+#[path = "runtime/contract.rs"]
+mod contract;
 #[path = "runtime/harness.rs"]
 mod harness;
 
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         tenants_do_not_share_a_worker_and_a_full_one_gets_a_second,
         an_agent_killed_anywhere_leaks_nothing,
     );
+    trials.extend(contract::trials());
     trials.extend(conformance::trials());
     main_of_tests(trials)
 }

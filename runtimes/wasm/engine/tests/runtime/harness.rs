@@ -50,6 +50,7 @@ pub(crate) fn main_of_tests(tests: Vec<Trial>) -> ExitCode {
     for n in 1..=250 {
         ip(&["address", "add", &format!("10.99.0.{n}/32"), "dev", "lo"]);
     }
+    ip(&["address", "add", "fd99::1/128", "dev", "lo", "nodad"]);
     // Each test has threads of its own.
     arguments.test_threads.get_or_insert(4);
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -222,7 +223,7 @@ impl Node {
             hostname: None,
             log_directory: self.directory("log"),
             namespaces: NamespaceOptions::default(),
-            cgroup_parent: self.cgroup_root(),
+            cgroup_parent: format!("{}/{name}", self.cgroup_root()),
             resources: LinuxResources::default(),
             sysctls: vec![],
             seccomp: SeccompProfile::default(),
@@ -244,6 +245,27 @@ impl Node {
     /// A container of a component of tests/guests.
     pub(crate) fn container(&self, name: &str) -> ContainerConfig {
         futures::executor::block_on(self.container_of(name, &guest(name, "wasm32-wasip2")))
+    }
+
+    /// A container of the toolbox: a script, as busybox would run it.
+    pub(crate) fn shell(&self, script: &str) -> ContainerConfig {
+        let command = ["sh", "-c", script].map(str::to_owned);
+        ContainerConfig {
+            command: command.into(),
+            ..self.container("toolbox")
+        }
+    }
+
+    /// Runs a script beside the app: exit code, then stdout with stderr after it.
+    pub(crate) async fn exec(&self, id: &ContainerId, script: &str) -> (i32, String) {
+        let command = ["sh", "-c", script].map(str::to_owned);
+        let answer = self
+            .runtime
+            .exec_sync(id, &command, PATIENCE)
+            .await
+            .unwrap();
+        let said = [answer.stdout, answer.stderr].concat();
+        (answer.exit_code, String::from_utf8(said).unwrap())
     }
 
     /// A container of the same as a core module.
@@ -376,20 +398,10 @@ impl Drop for Node {
         while !self.worker_processes().is_empty() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mounts = ["", "cpu", "cpuacct", "memory", "pids"]
-            .map(|name| Path::new("/sys/fs/cgroup").join(name));
-        for top in mounts.map(|mount| mount.join(self.cgroup_root())) {
-            while top.exists() && start.elapsed() < PATIENCE {
-                for worker in std::fs::read_dir(top.join("wasm"))
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                {
-                    let _ = std::fs::remove_dir(worker.path());
-                }
-                let _ = std::fs::remove_dir(top.join("wasm"));
-                let _ = std::fs::remove_dir(&top);
-            }
+        if let Ok(cgroups) = wherry_cgroup::Cgroups::detect() {
+            let removed = cgroups.group(&self.cgroup_root()).remove();
+            // A test that failed has something else to say.
+            assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
         }
         // Tasks of the agent that was taken away may be at work for a moment yet.
         while std::fs::remove_dir_all(self.root()).is_err() && self.root().exists() {
