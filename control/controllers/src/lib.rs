@@ -11,12 +11,14 @@
 //!  node_lifecycle ─── conditions and taints of nodes nobody hears from
 //!  gc ─────────────── objects whose owners have gone
 //!  scheduler ──────── a node for each pod
+//!  leader ─────────── which of several control planes runs all of these
 //! ```
 
 mod events;
 #[cfg(test)]
 mod fake;
 mod gc;
+mod leader;
 mod namespace;
 mod node_lifecycle;
 mod retry;
@@ -30,6 +32,8 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
+
+pub use leader::Candidate;
 
 /// What the controllers are told.
 #[derive(Clone, Debug)]

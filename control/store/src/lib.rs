@@ -14,6 +14,7 @@ mod etcd;
 #[cfg(any(test, feature = "testing"))]
 pub mod history;
 mod memory;
+pub mod snapshot;
 mod state;
 
 use std::sync::Arc;
