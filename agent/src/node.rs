@@ -4,19 +4,20 @@
 //! the node lives is the lease's to say. Nothing here touches the disk.
 
 pub(crate) mod machine;
+mod status;
 
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
-            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
             NodeSpec, NodeStatus,
         },
     },
@@ -31,12 +32,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use wherry_runtime_api::Image;
 
-use crate::{context::Context, events::Kind, pod::time};
+use self::status::{Health, conditions, essence, handlers, images};
+use crate::{context::Context, events::Kind};
 
-/// Images listed in the status (`--node-status-max-images`).
-const IMAGES_MAX: usize = 50;
 /// Longest wait for one call to the API server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// First and longest pause between tries to register.
@@ -44,132 +43,6 @@ const REGISTER_RETRY_MIN: Duration = Duration::from_millis(100);
 const REGISTER_RETRY_MAX: Duration = Duration::from_secs(7);
 /// Where leases of nodes are.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-
-/// What the conditions are made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Health {
-    /// Why the node is not ready, if it is not.
-    pub(crate) not_ready: Option<String>,
-    /// Memory is short.
-    pub(crate) memory_pressure: bool,
-    /// Disk is short.
-    pub(crate) disk_pressure: bool,
-    /// Process IDs are short.
-    pub(crate) pid_pressure: bool,
-}
-
-impl Health {
-    /// By the kubelet's hard eviction defaults. Pure.
-    pub(crate) fn judge(left: machine::Left, not_ready: Option<String>) -> Self {
-        Self {
-            not_ready,
-            memory_pressure: left.memory_bytes < machine::EVICTION_MEMORY_BYTES,
-            disk_pressure: left.disk_bytes < left.disk_bytes_max / 10
-                || (left.inodes_max > 0 && left.inodes < left.inodes_max / 20),
-            pid_pressure: left.pids_max > 0 && left.pids < left.pids_max / 20,
-        }
-    }
-}
-
-/// Conditions with the kubelet's reasons. `before` keeps the times of those that did not change. Pure.
-pub(crate) fn conditions(
-    health: &Health,
-    before: &[NodeCondition],
-    now: SystemTime,
-) -> Vec<NodeCondition> {
-    let pressure = |kind: &str, holds: bool, yes: (&str, &str), no: (&str, &str)| {
-        let (reason, message) = if holds { yes } else { no };
-        (
-            kind.to_owned(),
-            holds,
-            reason.to_owned(),
-            message.to_owned(),
-        )
-    };
-    let mut list = vec![
-        pressure(
-            "MemoryPressure",
-            health.memory_pressure,
-            (
-                "KubeletHasInsufficientMemory",
-                "kubelet has insufficient memory available",
-            ),
-            (
-                "KubeletHasSufficientMemory",
-                "kubelet has sufficient memory available",
-            ),
-        ),
-        pressure(
-            "DiskPressure",
-            health.disk_pressure,
-            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
-            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ),
-        pressure(
-            "PIDPressure",
-            health.pid_pressure,
-            (
-                "KubeletHasInsufficientPID",
-                "kubelet has insufficient PID available",
-            ),
-            (
-                "KubeletHasSufficientPID",
-                "kubelet has sufficient PID available",
-            ),
-        ),
-    ];
-    list.push(match &health.not_ready {
-        None => (
-            "Ready".into(),
-            true,
-            "KubeletReady".into(),
-            "kubelet is posting ready status".into(),
-        ),
-        Some(why) => ("Ready".into(), false, "KubeletNotReady".into(), why.clone()),
-    });
-    list.into_iter()
-        .map(|(type_, holds, reason, message)| {
-            let status = if holds { "True" } else { "False" };
-            let same = before
-                .iter()
-                .find(|c| c.type_ == type_ && c.status == status);
-            NodeCondition {
-                last_heartbeat_time: Some(time(now)),
-                last_transition_time: same
-                    .and_then(|c| c.last_transition_time.clone())
-                    .or_else(|| Some(time(now))),
-                type_,
-                status: status.into(),
-                reason: Some(reason),
-                message: Some(message),
-            }
-        })
-        .collect()
-}
-
-/// The images in a node's status, largest first. Pure.
-pub(crate) fn images(list: &[Image]) -> Vec<ContainerImage> {
-    let mut list: Vec<_> = list.iter().collect();
-    list.sort_by(|a, b| {
-        b.size_bytes
-            .cmp(&a.size_bytes)
-            .then_with(|| a.id.cmp(&b.id))
-    });
-    list.into_iter()
-        .take(IMAGES_MAX)
-        .map(|image| ContainerImage {
-            names: Some(
-                image
-                    .repo_digests
-                    .iter()
-                    .chain(&image.repo_tags)
-                    .cloned()
-                    .collect(),
-            ),
-            size_bytes: i64::try_from(image.size_bytes).ok(),
-        })
-        .collect()
-}
 
 fn labels(context: &Context) -> BTreeMap<String, String> {
     let config = &context.config;
@@ -315,10 +188,19 @@ impl NodeKeeper {
         let context = &self.context;
         let config = &context.config;
         let mut not_ready = Vec::new();
+        let mut offers = Vec::new();
         for runtime in &config.runtimes {
             let state = timeout(config.tuning.runtime_timeout, runtime.status()).await;
-            let trouble =
-                state.map_or_else(|_| Some("no answer".to_owned()), |state| state.not_ready);
+            let trouble = match state {
+                Ok(state) => {
+                    offers.push((runtime.handler(), state.features));
+                    state.not_ready
+                }
+                Err(_) => {
+                    offers.push((runtime.handler(), Default::default()));
+                    Some("no answer".to_owned())
+                }
+            };
             not_ready.extend(trouble.map(|why| {
                 format!(
                     "container runtime {} is not ready: {why}",
@@ -326,15 +208,15 @@ impl NodeKeeper {
                 )
             }));
         }
-        let left = machine::left(&config.root).unwrap_or_default();
-        let health = Health::judge(left, (!not_ready.is_empty()).then(|| not_ready.join("; ")));
+        let pressure = context.pressure.conditions();
+        let health = Health::new(&pressure, (!not_ready.is_empty()).then(|| not_ready.join("; ")));
         let mut info = context.machine.info.clone();
         info.container_runtime_version
             .clone_from(&self.runtime_version);
         let list = context.images.list().await;
         NodeStatus {
             capacity: Some(context.machine.capacity(config.max_pods)),
-            allocatable: Some(context.machine.allocatable(config.max_pods)),
+            allocatable: Some(context.allocatable()),
             conditions: Some(conditions(&health, before, context.now())),
             addresses: Some(addresses(context)),
             daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -344,6 +226,10 @@ impl NodeKeeper {
             }),
             node_info: Some(info),
             images: Some(images(&list)),
+            runtime_handlers: Some(handlers(&offers)),
+            features: Some(NodeFeatures {
+                supplemental_groups_policy: Some(false),
+            }),
             ..NodeStatus::default()
         }
     }
@@ -494,105 +380,5 @@ impl NodeKeeper {
             }
             Err(error) => Err(error),
         }
-    }
-}
-
-/// A status without its heartbeats: what makes a report worth its write.
-fn essence(status: &NodeStatus) -> Value {
-    let mut status = status.clone();
-    for condition in status.conditions.iter_mut().flatten() {
-        condition.last_heartbeat_time = None;
-    }
-    serde_json::to_value(status).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLENTY: machine::Left = machine::Left {
-        memory_bytes: 1 << 30,
-        disk_bytes: 50,
-        disk_bytes_max: 100,
-        inodes: 50,
-        inodes_max: 100,
-        pids: 100,
-        pids_max: 100,
-    };
-
-    #[test]
-    fn pressure_begins_where_the_kubelets_does() {
-        let table = [
-            (PLENTY, (false, false, false)),
-            (
-                machine::Left {
-                    memory_bytes: (100 << 20) - 1,
-                    ..PLENTY
-                },
-                (true, false, false),
-            ),
-            (
-                machine::Left {
-                    disk_bytes: 9,
-                    ..PLENTY
-                },
-                (false, true, false),
-            ),
-            (
-                machine::Left {
-                    inodes: 4,
-                    ..PLENTY
-                },
-                (false, true, false),
-            ),
-            (
-                machine::Left {
-                    inodes: 0,
-                    inodes_max: 0,
-                    ..PLENTY
-                },
-                (false, false, false),
-            ),
-            (machine::Left { pids: 4, ..PLENTY }, (false, false, true)),
-        ];
-        for (left, expected) in table {
-            let health = Health::judge(left, None);
-            assert_eq!(
-                (
-                    health.memory_pressure,
-                    health.disk_pressure,
-                    health.pid_pressure
-                ),
-                expected
-            );
-        }
-    }
-
-    #[test]
-    fn a_condition_that_stays_keeps_the_time_it_began() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let well = Health::judge(PLENTY, None);
-        let first = conditions(&well, &[], at(1));
-        let ill = Health::judge(PLENTY, Some("runtime is down".into()));
-        let second = conditions(&ill, &first, at(2));
-        let of = |list: &[NodeCondition], kind: &str| {
-            list.iter()
-                .find(|c| c.type_ == kind)
-                .cloned()
-                .expect("there")
-        };
-        assert_eq!(
-            of(&second, "DiskPressure").last_transition_time,
-            Some(time(at(1)))
-        );
-        assert_eq!(of(&second, "Ready").last_transition_time, Some(time(at(2))));
-        assert_eq!(
-            of(&second, "Ready").reason.as_deref(),
-            Some("KubeletNotReady")
-        );
-        assert_eq!(
-            of(&first, "Ready").message.as_deref(),
-            Some("kubelet is posting ready status")
-        );
     }
 }

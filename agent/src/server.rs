@@ -13,13 +13,14 @@
 
 mod auth;
 mod container;
+mod context;
 mod error;
 mod listener;
 mod logs;
 mod metrics;
 mod pods;
 mod router;
-mod stats;
+pub(crate) mod stats;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use wherry_runtime_api::{FsUsage, Runtime};
+
+use crate::eviction::storage::{FileSystem, PodDisk};
 
 pub use error::ServerError;
 pub use listener::Server;
@@ -63,6 +66,26 @@ pub trait Kubelet: Send + Sync + 'static {
 
     /// Usage of the image store, for `stats/summary`.
     async fn image_fs(&self) -> Option<FsUsage>;
+
+    /// The file system that pods write to.
+    fn node_fs(&self) -> Option<FileSystem> {
+        None
+    }
+
+    /// What a pod takes of disks, measured within the last minute.
+    async fn pod_disk(&self, _pod: &Pod) -> Option<Arc<PodDisk>> {
+        None
+    }
+
+    /// How the agent was configured, for `/configz`: fields of Kubernetes' KubeletConfiguration.
+    fn configuration(&self) -> serde_json::Value {
+        serde_json::json!({})
+    }
+
+    /// How probes went, in Prometheus' text format.
+    fn probe_metrics(&self) -> String {
+        String::new()
+    }
 
     /// The agent's own metrics, in Prometheus' text format.
     fn metrics(&self) -> String;

@@ -9,6 +9,8 @@ use std::{collections::HashSet, sync::Arc};
 use k8s_openapi::api::core::v1::Pod;
 use wherry_runtime_api::PodUid;
 
+use crate::eviction::Eviction;
+
 /// Where a pod comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Source {
@@ -41,6 +43,8 @@ pub(crate) enum PodUpdate {
     All(Source, HashSet<PodUid>),
     /// The API's image of a static pod, by that pod's uid; `None` if it is gone.
     Mirror(PodUid, Option<Arc<Pod>>),
+    /// The node cannot keep it.
+    Evict(PodUid, Eviction),
 }
 
 /// News that waits to be read. Sources wait when the manager is behind.

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 use k8s_openapi::{api::core::v1::NodeSystemInfo, apimachinery::pkg::api::resource::Quantity};
 use nix::sys::{statvfs::statvfs, utsname::uname};
 
+use crate::{config::Config, eviction::threshold::Signal, pod::quantity};
+
 /// What the machine has.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Machine {
@@ -18,25 +20,6 @@ pub(crate) struct Machine {
     pub(crate) hugepages: Vec<(String, u64)>,
     /// For `status.nodeInfo`; versions of runtimes are filled in later.
     pub(crate) info: NodeSystemInfo,
-}
-
-/// What is left of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Left {
-    /// Memory that can be had without hurting anybody, bytes.
-    pub(crate) memory_bytes: u64,
-    /// Free on the file system under the root, bytes.
-    pub(crate) disk_bytes: u64,
-    /// Its size, bytes.
-    pub(crate) disk_bytes_max: u64,
-    /// Free inodes there.
-    pub(crate) inodes: u64,
-    /// Its inodes.
-    pub(crate) inodes_max: u64,
-    /// Process IDs not in use.
-    pub(crate) pids: u64,
-    /// Process IDs there are.
-    pub(crate) pids_max: u64,
 }
 
 impl Machine {
@@ -75,26 +58,45 @@ impl Machine {
         list
     }
 
-    /// For `status.allocatable`: what eviction keeps free is not given away (the kubelet's hard
-    /// defaults: 100 Mi of memory, a tenth of the disk), nor are huge pages given twice.
-    pub(crate) fn allocatable(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
+    /// For `status.allocatable`: what is reserved and what eviction keeps free is not given away, nor
+    /// are huge pages given twice.
+    pub(crate) fn allocatable(&self, config: &Config) -> BTreeMap<String, Quantity> {
+        let mut list = self.capacity(config.max_pods);
+        let reserved = |resource: &str| -> u64 {
+            [&config.system_reserved, &config.kube_reserved]
+                .iter()
+                .filter_map(|reserved| quantity::millis(reserved.get(resource)?))
+                .map(|millis| u64::try_from(millis).unwrap_or(0))
+                .sum()
+        };
+        let kept = |signal: Signal, capacity: u64| {
+            let hard = config.eviction.hard.iter();
+            hard.filter(|threshold| threshold.signal == signal)
+                .map(|threshold| threshold.quantity(capacity))
+                .max()
+                .unwrap_or(0)
+        };
         let hugepages: u64 = self.hugepages.iter().map(|(_, bytes)| bytes).sum();
         let memory = self
             .memory_bytes
-            .saturating_sub(EVICTION_MEMORY_BYTES)
+            .saturating_sub(reserved("memory") / 1000)
+            .saturating_sub(kept(Signal::MemoryAvailable, self.memory_bytes))
             .saturating_sub(hugepages);
-        let mut list = self.capacity(max_pods);
-        list.insert("memory".into(), Quantity(format!("{}Ki", memory / 1024)));
-        list.insert(
-            "ephemeral-storage".into(),
-            Quantity((self.disk_bytes / 10 * 9).to_string()),
-        );
+        let disk = self
+            .disk_bytes
+            .saturating_sub(reserved("ephemeral-storage") / 1000)
+            .saturating_sub(kept(Signal::NodeFsAvailable, self.disk_bytes));
+        let cpu = self.cpu_millis.saturating_sub(reserved("cpu"));
+        for (resource, amount) in [
+            ("cpu", cores(cpu)),
+            ("memory", format!("{}Ki", memory / 1024)),
+            ("ephemeral-storage", disk.to_string()),
+        ] {
+            list.insert(resource.into(), Quantity(amount));
+        }
         list
     }
 }
-
-/// Memory that the kubelet keeps free by default (`memory.available<100Mi`).
-pub(crate) const EVICTION_MEMORY_BYTES: u64 = 100 << 20;
 
 fn cores(millis: u64) -> String {
     if millis.is_multiple_of(1000) {
@@ -172,33 +174,21 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-/// Reads what is left now.
-pub(crate) fn left(root: &Path) -> io::Result<Left> {
-    let memory = fs::read_to_string("/proc/meminfo")?;
-    let disk = statvfs(root)?;
-    let load = fs::read_to_string("/proc/loadavg")?;
-    let threads = load
-        .split_whitespace()
-        .nth(3)
-        .and_then(|pair| pair.split_once('/')?.1.parse::<u64>().ok());
-    let pids_max: u64 = fs::read_to_string("/proc/sys/kernel/pid_max")?
-        .trim()
-        .parse()
-        .unwrap_or(0);
-    Ok(Left {
-        memory_bytes: meminfo(&memory, "MemAvailable").unwrap_or(0),
-        disk_bytes: disk.blocks_available() * disk.fragment_size(),
-        disk_bytes_max: disk.blocks() * disk.fragment_size(),
-        inodes: disk.files_available(),
-        inodes_max: disk.files(),
-        pids: pids_max.saturating_sub(threads.unwrap_or(0)),
-        pids_max,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    fn config() -> Config {
+        Config::new(
+            "node",
+            "/",
+            Vec::new(),
+            wherry_runtime_api::fake::FakeImages::new(&[]),
+            Arc::new(crate::testing::FakeNetwork::default()),
+        )
+    }
 
     #[test]
     fn this_machine_has_something_to_give_and_gives_less_than_it_has() {
@@ -207,10 +197,38 @@ mod tests {
         assert_eq!(machine.capacity(110)["pods"], Quantity("110".into()));
         assert_ne!(
             machine.capacity(110)["memory"],
-            machine.allocatable(110)["memory"]
+            machine.allocatable(&config())["memory"]
         );
-        let left = left(Path::new("/")).expect("a Linux machine");
-        assert!(left.memory_bytes <= machine.memory_bytes && left.pids > 0);
+    }
+
+    #[test]
+    fn what_is_reserved_and_what_eviction_keeps_free_is_not_given_away() {
+        let machine = Machine {
+            cpu_millis: 2000,
+            memory_bytes: 4 << 30,
+            disk_bytes: 100_000,
+            hugepages: vec![("2Mi".into(), 1 << 30)],
+            info: NodeSystemInfo::default(),
+        };
+        let mut config = config();
+        let list = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).into())))
+                .collect()
+        };
+        config.system_reserved = list(&[("cpu", "300m"), ("memory", "1Gi")]);
+        config.kube_reserved = list(&[("cpu", "200m"), ("ephemeral-storage", "1k")]);
+        let given = machine.allocatable(&config);
+        let expected = list(&[
+            ("cpu", "1500m"),
+            // 4 Gi less 1 Gi reserved, 1 Gi of huge pages and 100 Mi.
+            ("memory", "1994752Ki"),
+            ("ephemeral-storage", "89000"),
+            ("hugepages-2Mi", "1073741824"),
+            ("pods", "110"),
+        ]);
+        assert_eq!(given, expected);
     }
 
     #[test]

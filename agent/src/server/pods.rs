@@ -1,4 +1,5 @@
 //! `/pods`: what should run here, with statuses. `/runningpods`: what the runtimes hold.
+//! `/configz`: how the agent was configured.
 
 use std::collections::BTreeMap;
 
@@ -60,4 +61,8 @@ pub(crate) async fn running_pods(Shared(state): Shared<State>) -> Json<Value> {
         }))
     });
     Json(list(pods.collect()))
+}
+
+pub(crate) async fn configz(Shared(state): Shared<State>) -> Json<Value> {
+    Json(state.kubelet.configuration())
 }

@@ -62,6 +62,9 @@ pub fn router(state: State) -> Router {
         .route("/stats/summary", get(stats::summary))
         .route("/metrics", get(metrics::metrics))
         .route("/metrics/resource", get(metrics::resource))
+        .route("/metrics/cadvisor", get(metrics::cadvisor))
+        .route("/metrics/probes", get(metrics::probes))
+        .route("/configz", get(pods::configz))
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::authorize,

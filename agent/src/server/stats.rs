@@ -1,244 +1,32 @@
-//! `/stats/summary`: what the node and its containers use, in the shape of `stats/v1alpha1`.
+//! `/stats/summary`: what the node, its pods and their containers use, in the shape of `stats/v1alpha1`.
+//!
+//! `?only_cpu_and_memory=true` leaves disks and networks alone. What is not known is left out, as by
+//! the kubelet: a reader must not take silence for zero.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+pub(crate) mod node;
+mod sample;
+
+use std::{fs, sync::Arc, time::SystemTime};
+
+use axum::{
+    Json,
+    extract::{Query, State as Shared},
+};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use wherry_runtime_api::{FsUsage, PodSandbox, SandboxNetwork};
+
+pub(crate) use self::sample::{PodSample, Sample, Samples, UsageHistory, pod_samples};
+use self::node::{Interface, Memory, Own};
+use super::State;
+use crate::eviction::{
+    signal,
+    storage::{FileSystem, PodDisk, ephemeral_volume_bytes},
 };
 
-use axum::{Json, extract::State as Shared};
-use jiff::Timestamp;
-use serde_json::{Value, json};
-use wherry_runtime_api::{ContainerState, ContainerStats, FsUsage, PodSandbox};
-
-use super::{State, container::is_running};
-
-/// Least time over which a rate is computed.
-const RATE_PERIOD_MIN: Duration = Duration::from_secs(1);
-
-/// One container's usage at a moment.
-pub(crate) struct Sample {
-    pub(crate) name: String,
-    /// `oci://…`.
-    pub(crate) id: String,
-    pub(crate) started_at: SystemTime,
-    pub(crate) stats: ContainerStats,
-    /// CPU time per time, in billionths of a core; `None` until it was seen twice.
-    pub(crate) cpu_usage_nano_cores: Option<u64>,
-    log_bytes: u64,
-}
-
-/// A pod's containers at a moment.
-pub(crate) struct PodSample {
-    pub(crate) name: String,
-    pub(crate) namespace: String,
-    pub(crate) uid: String,
-    pub(crate) started_at: Option<SystemTime>,
-    pub(crate) containers: Vec<Sample>,
-    sandbox: Option<PodSandbox>,
-}
-
-/// CPU time seen before, for rates. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct UsageHistory {
-    seen: Arc<Mutex<HashMap<String, Seen>>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    at: SystemTime,
-    usage_ns: u64,
-    nano_cores: Option<u64>,
-}
-
-impl UsageHistory {
-    /// The rate since the last time this was asked, and remembers now.
-    fn rate(&self, key: &str, at: SystemTime, usage_ns: u64) -> Option<u64> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(before) = seen.get_mut(key) else {
-            seen.insert(
-                key.to_owned(),
-                Seen {
-                    at,
-                    usage_ns,
-                    nano_cores: None,
-                },
-            );
-            return None;
-        };
-        let period = at.duration_since(before.at).unwrap_or_default();
-        if period < RATE_PERIOD_MIN {
-            return before.nano_cores;
-        }
-        let used_ns = u128::from(usage_ns.saturating_sub(before.usage_ns));
-        let nano_cores = u64::try_from(used_ns * 1_000_000_000 / period.as_nanos()).ok();
-        *before = Seen {
-            at,
-            usage_ns,
-            nano_cores,
-        };
-        nano_cores
-    }
-
-    /// Forgets what is not there any more.
-    fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|key, _| key == NODE || is_there(key));
-    }
-}
-
-/// The node's own key in the history.
-const NODE: &str = "";
-
-/// Asks the runtimes for every running container of the node's pods.
-pub(crate) async fn pod_samples(state: &State) -> Vec<PodSample> {
-    let mut pods: HashMap<String, PodSample> = HashMap::new();
-    for pod in state.kubelet.pods() {
-        let metadata = &pod.metadata;
-        let uid = metadata.uid.clone().unwrap_or_default();
-        let started_at = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.start_time.as_ref());
-        let sample = PodSample {
-            name: metadata.name.clone().unwrap_or_default(),
-            namespace: metadata.namespace.clone().unwrap_or_default(),
-            uid: uid.clone(),
-            started_at: started_at.map(|time| SystemTime::from(time.0)),
-            containers: Vec::new(),
-            sandbox: None,
-        };
-        pods.insert(uid, sample);
-    }
-    for runtime in state.kubelet.runtimes() {
-        for sandbox in runtime.list_pod_sandboxes().await.unwrap_or_default() {
-            if let Some(pod) = pods.get_mut(sandbox.config.uid.as_str()) {
-                pod.sandbox = Some(sandbox);
-            }
-        }
-        for status in runtime.list_containers().await.unwrap_or_default() {
-            let (Some(pod), true) = (pods.get_mut(status.pod.as_str()), is_running(&status)) else {
-                continue;
-            };
-            // It may have exited in between.
-            let Ok(stats) = runtime.container_stats(&status.id).await else {
-                continue;
-            };
-            let id = format!("{}://{}", runtime.handler(), status.id);
-            let cpu_usage_nano_cores =
-                state
-                    .usage
-                    .rate(&id, stats.at, stats.cpu_usage_core_nanoseconds);
-            let started_at = match status.state {
-                ContainerState::Running { started_at } => started_at,
-                _ => status.created_at,
-            };
-            let log_bytes = log_bytes(&status.log_path);
-            pod.containers.push(Sample {
-                name: status.name,
-                id,
-                started_at,
-                stats,
-                cpu_usage_nano_cores,
-                log_bytes,
-            });
-        }
-    }
-    let mut pods: Vec<PodSample> = pods
-        .into_values()
-        .filter(|pod| !pod.containers.is_empty())
-        .collect();
-    pods.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
-    state.usage.retain(|id| {
-        pods.iter()
-            .any(|pod| pod.containers.iter().any(|container| container.id == id))
-    });
-    pods
-}
-
-fn log_bytes(path: &Path) -> u64 {
-    let entries = path
-        .parent()
-        .and_then(|directory| fs::read_dir(directory).ok());
-    entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
-        .sum()
-}
-
-/// The node's CPU time since boot, ns, over all cores.
-pub(crate) fn node_cpu_ns() -> Option<u64> {
-    parse_cpu_ns(
-        &fs::read_to_string("/proc/stat").ok()?,
-        nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??,
-    )
-}
-
-fn parse_cpu_ns(stat: &str, ticks_per_second: i64) -> Option<u64> {
-    let mut fields = stat
-        .lines()
-        .next()?
-        .strip_prefix("cpu ")?
-        .split_ascii_whitespace()
-        .map(str::parse::<u64>);
-    // user, nice, system; idle and iowait are no use; irq, softirq. Guests are in user already.
-    let mut ticks = 0;
-    for index in 0..7 {
-        let field = fields.next()?.ok()?;
-        if index != 3 && index != 4 {
-            ticks += field;
-        }
-    }
-    Some(
-        ticks * 1_000_000_000
-            / u64::try_from(ticks_per_second)
-                .ok()
-                .filter(|ticks| *ticks > 0)?,
-    )
-}
-
-/// The node's memory, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct NodeMemory {
-    pub(crate) total: u64,
-    pub(crate) free: u64,
-    pub(crate) available: u64,
-    pub(crate) anonymous: u64,
-}
-
-impl NodeMemory {
-    pub(crate) fn read() -> Self {
-        Self::parse(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
-    }
-
-    fn parse(meminfo: &str) -> Self {
-        let value = |name: &str| {
-            let line = meminfo
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            let kib: Option<u64> =
-                line.and_then(|line| line.trim().trim_end_matches("kB").trim_end().parse().ok());
-            kib.unwrap_or_default() * 1024
-        };
-        Self {
-            total: value("MemTotal"),
-            free: value("MemFree"),
-            available: value("MemAvailable"),
-            anonymous: value("AnonPages"),
-        }
-    }
-
-    /// What cannot be had back at once.
-    pub(crate) fn working_set(&self) -> u64 {
-        self.total.saturating_sub(self.available)
-    }
-}
+/// The node's and this process's keys in the history of usage.
+const NODE: &str = "node";
+const OWN: &str = "kubelet";
 
 fn rfc3339(at: SystemTime) -> String {
     Timestamp::try_from(at)
@@ -246,140 +34,344 @@ fn rfc3339(at: SystemTime) -> String {
         .unwrap_or_default()
 }
 
-fn file_system(at: &str, usage: FsUsage) -> Value {
-    json!({
-        "time": at,
-        "availableBytes": usage.available_bytes,
-        "capacityBytes": usage.capacity_bytes,
-        "usedBytes": usage.used_bytes,
-        "inodesUsed": usage.inodes_used,
-    })
-}
-
-/// Without what is not known yet.
-fn cpu(at: &str, nano_cores: Option<u64>, core_ns: Option<u64>) -> Value {
-    let mut cpu = json!({"time": at});
-    for (field, value) in [
-        ("usageNanoCores", nano_cores),
-        ("usageCoreNanoSeconds", core_ns),
-    ] {
-        if let Some(value) = value {
-            cpu[field] = value.into();
-        }
+/// An object of what is known.
+fn known<const N: usize>(at: &str, fields: [(&str, Option<u64>); N]) -> Value {
+    let mut object = Map::new();
+    object.insert("time".into(), at.into());
+    for (field, value) in fields {
+        object.extend(value.map(|value| (field.to_owned(), value.into())));
     }
-    cpu
+    object.into()
 }
 
-fn container(sample: &Sample) -> Value {
+fn cpu(at: &str, nano_cores: Option<u64>, core_ns: Option<u64>) -> Value {
+    known(
+        at,
+        [
+            ("usageNanoCores", nano_cores),
+            ("usageCoreNanoSeconds", core_ns),
+        ],
+    )
+}
+
+/// A part of a file system, beside what is left of the whole.
+fn part(at: &str, whole: Option<FileSystem>, used: Option<u64>, inodes: Option<u64>) -> Value {
+    known(
+        at,
+        [
+            ("availableBytes", whole.map(|w| w.available_bytes)),
+            ("capacityBytes", whole.map(|w| w.capacity_bytes)),
+            ("usedBytes", used),
+            ("inodesFree", whole.map(|w| w.inodes_free)),
+            ("inodes", whole.map(|w| w.inodes)),
+            ("inodesUsed", inodes),
+        ],
+    )
+}
+
+/// What is known of a pod's disks, and of the node's own.
+#[derive(Clone, Default)]
+struct Disks {
+    node: Option<FileSystem>,
+    pod: Option<Arc<PodDisk>>,
+}
+
+fn container(sample: &Sample, disks: Option<&Disks>) -> Value {
     let stats = &sample.stats;
     let at = rfc3339(stats.at);
-    json!({
+    let working_set = stats.memory_working_set_bytes;
+    let available = stats
+        .memory_limit_bytes
+        .map(|limit| limit.saturating_sub(working_set));
+    let mut value = json!({
         "name": sample.name,
         "startTime": rfc3339(sample.started_at),
         "cpu": cpu(&at, sample.cpu_usage_nano_cores, Some(stats.cpu_usage_core_nanoseconds)),
-        "memory": {
-            "time": at,
-            "usageBytes": stats.memory_usage_bytes,
-            "workingSetBytes": stats.memory_working_set_bytes,
-            "rssBytes": stats.memory_rss_bytes,
-        },
-        "rootfs": {"time": at, "usedBytes": stats.writable_layer_bytes},
-        "logs": {"time": at, "usedBytes": sample.log_bytes},
-    })
+        "memory": known(&at, [
+            ("availableBytes", available),
+            ("usageBytes", Some(stats.memory_usage_bytes)),
+            ("workingSetBytes", Some(working_set)),
+            ("rssBytes", Some(stats.memory_rss_bytes)),
+            ("pageFaults", stats.page_faults),
+            ("majorPageFaults", stats.major_page_faults),
+        ]),
+    });
+    let Some(disks) = disks else {
+        return value;
+    };
+    value["rootfs"] = part(
+        &at,
+        disks.node,
+        Some(stats.writable_layer_bytes),
+        stats.writable_layer_inodes,
+    );
+    let logs = disks.pod.as_ref().and_then(|d| d.logs.get(&sample.name));
+    let logs = logs.copied().unwrap_or_default();
+    value["logs"] = part(&at, disks.node, Some(logs.0), Some(logs.1));
+    if stats.swap_usage_bytes.is_some() {
+        value["swap"] = known(&at, [("swapUsageBytes", stats.swap_usage_bytes)]);
+    }
+    value
 }
 
-fn pod(sample: &PodSample) -> Value {
+fn pod(sample: &PodSample, disks: Option<&Disks>) -> Value {
     let now = rfc3339(SystemTime::now());
-    let sum = |field: fn(&ContainerStats) -> u64| -> u64 {
-        sample
-            .containers
-            .iter()
-            .map(|container| field(&container.stats))
-            .sum()
-    };
     // Known once all of them are.
     let nano_cores: Option<u64> = sample
         .containers
         .iter()
         .map(|container| container.cpu_usage_nano_cores)
         .sum();
-    let mut pod = json!({
+    let containers: Vec<_> = sample
+        .containers
+        .iter()
+        .map(|sample| container(sample, disks))
+        .collect();
+    // Bounded as a whole only where each of them is.
+    let limit: Option<u64> = sample
+        .containers
+        .iter()
+        .map(|container| container.stats.memory_limit_bytes)
+        .sum();
+    let working_set = sample.sum(|stats| stats.memory_working_set_bytes);
+    let mut value = json!({
         "podRef": {"name": sample.name, "namespace": sample.namespace, "uid": sample.uid},
         "startTime": sample.started_at.map(rfc3339),
-        "containers": sample.containers.iter().map(container).collect::<Vec<_>>(),
-        "cpu": cpu(&now, nano_cores, Some(sum(|stats| stats.cpu_usage_core_nanoseconds))),
-        "memory": {
-            "time": now,
-            "usageBytes": sum(|stats| stats.memory_usage_bytes),
-            "workingSetBytes": sum(|stats| stats.memory_working_set_bytes),
-            "rssBytes": sum(|stats| stats.memory_rss_bytes),
-        },
-        "process_stats": {"process_count": sum(|stats| stats.process_count)},
+        "containers": containers,
+        "cpu": cpu(&now, nano_cores, Some(sample.sum(|stats| stats.cpu_usage_core_nanoseconds))),
+        "memory": known(&now, [
+            ("availableBytes", limit.map(|limit| limit.saturating_sub(working_set))),
+            ("usageBytes", Some(sample.sum(|stats| stats.memory_usage_bytes))),
+            ("workingSetBytes", Some(working_set)),
+            ("rssBytes", Some(sample.sum(|stats| stats.memory_rss_bytes))),
+            ("pageFaults", sample.sum_known(|stats| stats.page_faults)),
+            ("majorPageFaults", sample.sum_known(|stats| stats.major_page_faults)),
+        ]),
     });
-    let interfaces = sample
-        .sandbox
-        .as_ref()
-        .and_then(|sandbox| sandbox.pid)
-        .and_then(|pid| fs::read_to_string(format!("/proc/{pid}/net/dev")).ok());
-    if let Some(interfaces) = interfaces {
-        pod["network"] = network(&now, &interfaces);
+    let Some(disks) = disks else {
+        return value;
+    };
+    value["process_stats"] = json!({"process_count": sample.sum(|stats| stats.process_count)});
+    if let Some(swap) = sample.sum_known(|stats| stats.swap_usage_bytes) {
+        value["swap"] = known(&now, [("swapUsageBytes", Some(swap))]);
     }
-    pod
+    if let Some(interfaces) = sample.sandbox.as_ref().and_then(pod_interfaces) {
+        value["network"] = network(&now, interfaces, None);
+    }
+    if let Some(disk) = &disks.pod {
+        value["volume"] = volumes(sample, disk);
+        let layers = sample.sum(|stats| stats.writable_layer_bytes);
+        let logs = disk.logs.values().map(|(bytes, _)| bytes).sum::<u64>();
+        let used = layers + logs + ephemeral_volume_bytes(&sample.pod, disk);
+        let log_inodes = disk.logs.values().map(|(_, inodes)| inodes).sum::<u64>();
+        let layer_inodes = sample.sum_known(|stats| stats.writable_layer_inodes);
+        let inodes = log_inodes + layer_inodes.unwrap_or(0);
+        value["ephemeral-storage"] = part(&now, disks.node, Some(used), Some(inodes));
+    }
+    value
 }
 
-/// `/proc/<pid>/net/dev` without the loopback interface.
-fn network(at: &str, dev: &str) -> Value {
-    let interfaces: Vec<Value> = dev
-        .lines()
-        .filter_map(|line| {
-            let (name, fields) = line.split_once(':')?;
-            let fields: Vec<u64> = fields.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
-            let [rx_bytes, _, rx_errors, _, _, _, _, _, tx_bytes, _, tx_errors, ..] = fields[..] else { return None };
-            let name = name.trim();
-            (name != "lo").then(|| {
-                json!({"name": name, "rxBytes": rx_bytes, "rxErrors": rx_errors, "txBytes": tx_bytes, "txErrors": tx_errors})
-            })
+fn volumes(sample: &PodSample, disk: &PodDisk) -> Value {
+    let at = rfc3339(disk.at);
+    let claims = sample.pod.spec.iter().flat_map(|spec| {
+        let volumes = spec.volumes.iter().flatten();
+        volumes.filter_map(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref()?;
+            Some((volume.name.as_str(), claim.claim_name.as_str()))
         })
-        .collect();
-    let mut network = interfaces
-        .first()
-        .cloned()
-        .unwrap_or_else(|| json!({"name": ""}));
+    });
+    let claims: std::collections::HashMap<_, _> = claims.collect();
+    disk.volumes
+        .iter()
+        .map(|(name, usage)| {
+            let whole = Some(usage.file_system);
+            let mut value = part(&at, whole, Some(usage.used_bytes), Some(usage.inodes_used));
+            value["name"] = name.as_str().into();
+            if let Some(claim) = claims.get(name.as_str()) {
+                value["pvcRef"] = json!({"name": claim, "namespace": sample.namespace});
+            }
+            value
+        })
+        .collect()
+}
+
+/// The interfaces of a pod's own network. One that shares the node's has none of its own, and one
+/// without a namespace has an address and no interface to count at.
+pub(crate) fn pod_interfaces(sandbox: &PodSandbox) -> Option<Vec<Interface>> {
+    let SandboxNetwork::Namespace { path } = &sandbox.network else {
+        return None;
+    };
+    // Of the same process as `/proc/<pid>/ns/net`.
+    let process = path.parent()?.parent()?;
+    let process = match sandbox.pid {
+        Some(pid) => std::path::PathBuf::from(format!("/proc/{pid}")),
+        None => process.to_owned(),
+    };
+    let dev = fs::read_to_string(process.join("net/dev")).ok()?;
+    Some(node::interfaces(&dev))
+}
+
+/// `first` names the one whose figures stand for all; the first of the list if it is not there.
+fn network(at: &str, interfaces: Vec<Interface>, first: Option<&str>) -> Value {
+    let main = interfaces
+        .iter()
+        .find(|interface| Some(interface.name.as_str()) == first)
+        .or(interfaces.first())
+        .cloned();
+    let one = |interface: &Interface| {
+        json!({
+            "name": interface.name,
+            "rxBytes": interface.rx_bytes,
+            "rxErrors": interface.rx_errors,
+            "txBytes": interface.tx_bytes,
+            "txErrors": interface.tx_errors,
+        })
+    };
+    let mut network = main.as_ref().map_or_else(|| json!({"name": ""}), one);
     network["time"] = at.into();
-    network["interfaces"] = interfaces.into();
+    network["interfaces"] = interfaces.iter().map(one).collect();
     network
 }
 
-pub(crate) async fn summary(Shared(state): Shared<State>) -> Json<Value> {
-    let pods = pod_samples(&state).await;
+/// Whether a query asks for less.
+fn only_cpu_and_memory(pairs: &[(String, String)]) -> bool {
+    pairs.iter().any(|(key, value)| {
+        key == "only_cpu_and_memory" && matches!(value.as_str(), "true" | "1" | "t" | "T" | "True" | "TRUE")
+    })
+}
+
+pub(crate) async fn summary(
+    Shared(state): Shared<State>,
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Json<Value> {
+    let is_whole = !only_cpu_and_memory(&pairs);
+    let samples = pod_samples(&*state.kubelet, &state.usage).await;
+    let node_fs = state.kubelet.node_fs().filter(|_| is_whole);
+    let mut pods = Vec::with_capacity(samples.pods.len());
+    for sample in &samples.pods {
+        let disks = if is_whole {
+            Some(Disks {
+                node: node_fs,
+                pod: state.kubelet.pod_disk(&sample.pod).await,
+            })
+        } else {
+            None
+        };
+        pods.push(pod(sample, disks.as_ref()));
+    }
+    let mut node = node_cpu_and_memory(&state, &samples);
+    if is_whole {
+        let at = rfc3339(SystemTime::now());
+        let image_fs = state.kubelet.image_fs().await;
+        add_disks_and_network(&mut node, &at, node_fs, image_fs);
+    }
+    Json(json!({"node": node, "pods": pods}))
+}
+
+fn node_cpu_and_memory(state: &State, samples: &Samples) -> Value {
     let now = SystemTime::now();
     let at = rfc3339(now);
-    let cpu_ns = node_cpu_ns();
-    let nano_cores = cpu_ns.and_then(|cpu_ns| state.usage.rate(NODE, now, cpu_ns));
-    let memory = NodeMemory::read();
-    let mut node = json!({
+    let booted_at = node::boot_time().unwrap_or(state.started_at);
+    let cpu_ns = node::cpu_ns();
+    let nano_cores = cpu_ns.and_then(|cpu_ns| state.usage.rate(NODE, booted_at, now, cpu_ns));
+    let memory = Memory::read();
+    let own = Own::read();
+    let own_cores = state.usage.rate(OWN, state.started_at, now, own.cpu_ns);
+    let of_pods = |field: fn(&wherry_runtime_api::ContainerStats) -> u64| -> u64 {
+        samples.pods.iter().map(|pod| pod.sum(field)).sum()
+    };
+    let pods_cores: Option<u64> = samples
+        .pods
+        .iter()
+        .flat_map(|pod| &pod.containers)
+        .map(|container| container.cpu_usage_nano_cores)
+        .sum();
+    json!({
         "nodeName": state.kubelet.node_name(),
-        "startTime": rfc3339(state.started_at),
+        "startTime": rfc3339(booted_at),
+        "systemContainers": [
+            {
+                "name": "kubelet",
+                "startTime": rfc3339(state.started_at),
+                "cpu": cpu(&at, own_cores, Some(own.cpu_ns)),
+                "memory": known(&at, [
+                    ("usageBytes", Some(own.resident_bytes)),
+                    ("workingSetBytes", Some(own.resident_bytes)),
+                    ("rssBytes", Some(own.resident_bytes)),
+                    ("pageFaults", Some(own.faults.0)),
+                    ("majorPageFaults", Some(own.faults.1)),
+                ]),
+            },
+            {
+                "name": "pods",
+                "startTime": rfc3339(state.started_at),
+                "cpu": cpu(&at, pods_cores, Some(of_pods(|stats| stats.cpu_usage_core_nanoseconds))),
+                "memory": known(&at, [
+                    ("availableBytes", Some(memory.available)),
+                    ("usageBytes", Some(of_pods(|stats| stats.memory_usage_bytes))),
+                    ("workingSetBytes", Some(of_pods(|stats| stats.memory_working_set_bytes))),
+                    ("rssBytes", Some(of_pods(|stats| stats.memory_rss_bytes))),
+                ]),
+            },
+        ],
         "cpu": cpu(&at, nano_cores, cpu_ns),
-        "memory": {
-            "time": at,
-            "availableBytes": memory.available,
-            "usageBytes": memory.total.saturating_sub(memory.free),
-            "workingSetBytes": memory.working_set(),
-            "rssBytes": memory.anonymous,
-        },
-    });
-    if let Some(usage) = state.kubelet.image_fs().await {
-        let image_fs = file_system(&at, usage);
-        node["fs"] = json!({
-            "time": at,
-            "availableBytes": usage.available_bytes,
-            "capacityBytes": usage.capacity_bytes,
-            "usedBytes": usage.capacity_bytes.saturating_sub(usage.available_bytes),
-        });
-        node["runtime"] = json!({"imageFs": image_fs});
+        "memory": known(&at, [
+            ("availableBytes", Some(memory.available)),
+            ("usageBytes", Some(memory.total.saturating_sub(memory.free))),
+            ("workingSetBytes", Some(memory.working_set())),
+            ("rssBytes", Some(memory.anonymous)),
+            ("pageFaults", Some(memory.page_faults)),
+            ("majorPageFaults", Some(memory.major_page_faults)),
+        ]),
+        "swap": known(&at, [
+            ("swapAvailableBytes", Some(memory.swap_free)),
+            ("swapUsageBytes", Some(memory.swap_usage())),
+        ]),
+    })
+}
+
+fn add_disks_and_network(
+    node: &mut Value,
+    at: &str,
+    node_fs: Option<FileSystem>,
+    image_fs: Option<FsUsage>,
+) {
+    if let Some(whole) = node_fs {
+        let inodes = whole.inodes.saturating_sub(whole.inodes_free);
+        node["fs"] = part(at, Some(whole), Some(whole.used_bytes), Some(inodes));
     }
-    Json(json!({"node": node, "pods": pods.iter().map(pod).collect::<Vec<_>>()}))
+    if let Some(usage) = image_fs {
+        let mut images = known(
+            at,
+            [
+                ("availableBytes", Some(usage.available_bytes)),
+                ("capacityBytes", Some(usage.capacity_bytes)),
+                ("usedBytes", Some(usage.used_bytes)),
+                ("inodesUsed", Some(usage.inodes_used)),
+            ],
+        );
+        if let Some(whole) = node_fs {
+            images["inodesFree"] = whole.inodes_free.into();
+            images["inodes"] = whole.inodes.into();
+        }
+        node["runtime"] = json!({
+            "imageFs": images,
+            "containerFs": part(at, node_fs, None, None),
+        });
+    }
+    if let Ok(dev) = fs::read_to_string("/proc/net/dev") {
+        let default = node::default_interface();
+        node["network"] = network(at, node::interfaces(&dev), default.as_deref());
+    }
+    if let Some(pids) = signal::pids() {
+        node["rlimit"] = known(
+            at,
+            [
+                ("maxpid", Some(pids.capacity)),
+                ("curproc", Some(pids.capacity - pids.available)),
+            ],
+        );
+    }
 }
 
 #[cfg(test)]
@@ -387,36 +379,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_of_the_time_between_two_looks() {
-        let history = UsageHistory::default();
-        let start = SystemTime::UNIX_EPOCH;
-        assert_eq!(history.rate("c", start, 1_000), None);
-        let later = start + Duration::from_secs(2);
-        assert_eq!(history.rate("c", later, 1_000_001_000), Some(500_000_000));
-        // Too soon for a new one.
+    fn what_is_not_known_is_left_out() {
         assert_eq!(
-            history.rate("c", later + Duration::from_millis(1), 1_000_001_500),
-            Some(500_000_000)
+            known("now", [("a", Some(1)), ("b", None)]),
+            json!({"time": "now", "a": 1})
         );
-        history.retain(|_| false);
-        assert_eq!(history.rate("c", later, 0), None);
     }
 
     #[test]
-    fn the_machine_is_read_as_the_kernel_prints_it() {
-        let stat = "cpu  100 10 50 1000 20 5 5 0 30 0\ncpu0 1 2 3 4\n";
-        assert_eq!(parse_cpu_ns(stat, 100), Some(1_700_000_000));
-        assert_eq!(parse_cpu_ns("rubbish", 100), None);
-        let memory = NodeMemory::parse(
-            "MemTotal:       1000 kB\nMemFree:  200 kB\nMemAvailable:  600 kB\nAnonPages: 1 kB\n",
-        );
-        assert_eq!(memory.working_set(), 400 * 1024);
-        let dev = "Inter-| Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 7 1 2 0 0 0 0 0 9 1 3 0 0 0 0 0\n";
-        let network = network("now", dev);
+    fn the_default_interface_stands_for_all() {
+        let interface = |name: &str, rx_bytes| Interface {
+            name: name.into(),
+            rx_bytes,
+            rx_packets: 0,
+            rx_errors: 0,
+            rx_dropped: 0,
+            tx_bytes: 0,
+            tx_packets: 0,
+            tx_errors: 0,
+            tx_dropped: 0,
+        };
+        let both = vec![interface("docker0", 1), interface("eth0", 2)];
+        let value = network("now", both.clone(), Some("eth0"));
         assert_eq!(
-            (&network["name"], &network["rxBytes"], &network["txErrors"]),
-            (&json!("eth0"), &json!(7), &json!(3))
+            (&value["name"], &value["rxBytes"]),
+            (&json!("eth0"), &json!(2))
         );
-        assert_eq!(network["interfaces"].as_array().map(Vec::len), Some(1));
+        assert_eq!(value["interfaces"].as_array().map(Vec::len), Some(2));
+        assert_eq!(network("now", both, None)["name"], "docker0");
+        assert_eq!(network("now", vec![], None)["name"], "");
     }
 }

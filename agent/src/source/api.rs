@@ -47,7 +47,7 @@ pub(crate) async fn run(
                     .extend(updates.iter().filter_map(|update| match update {
                         PodUpdate::Set(pod) => Some(pod::uid(pod)),
                         PodUpdate::Mirror(of, _) => Some(of.clone()),
-                        PodUpdate::Remove(_) | PodUpdate::All(..) => None,
+                        PodUpdate::Remove(_) | PodUpdate::All(..) | PodUpdate::Evict(..) => None,
                     }));
                 send.extend(updates);
             }
