@@ -33,7 +33,7 @@ pub(crate) enum Command {
         #[arg(long)]
         purge: bool,
     },
-    /// Run the control plane alone.
+    /// Run the control plane alone, or look after what it keeps.
     Control(Box<ControlArgs>),
     /// Run the node agent alone, against any Kubernetes API server.
     Agent(Box<AgentArgs>),
@@ -92,6 +92,58 @@ pub(crate) struct ControlArgs {
     pub(crate) root: RootArgs,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+    #[command(subcommand)]
+    pub(crate) command: Option<ControlCommand>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ControlCommand {
+    /// The cluster's state as a file.
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Copy the cluster's state from one store into another, empty one. Stop the control planes first; pods run on.
+    Migrate {
+        /// `embedded`, or `etcd://host:port[,host:port…]`.
+        #[arg(long)]
+        from: String,
+        /// The same.
+        #[arg(long)]
+        to: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Write the state of one moment to a file. The embedded store has to be at rest: stop its control plane first;
+    /// pods run on.
+    Save {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Take a snapshot's state into an empty store.
+    Restore {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// Where the cluster's state is kept.
+#[derive(Args, Clone)]
+pub(crate) struct StoreArgs {
+    /// `embedded`, a file below the root; or `etcd://host:port[,host:port…]`, which several control planes may share.
+    #[arg(long, global = true, default_value = "embedded")]
+    pub(crate) store: String,
+    /// Authorities that etcd's certificates are signed by, PEM. With it, etcd is spoken to over TLS.
+    #[arg(long, global = true)]
+    pub(crate) etcd_cafile: Option<PathBuf>,
+    /// Certificate to show to etcd, PEM.
+    #[arg(long, global = true, requires = "etcd_keyfile")]
+    pub(crate) etcd_certfile: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, global = true, requires = "etcd_certfile")]
+    pub(crate) etcd_keyfile: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -116,6 +168,12 @@ pub(crate) struct AgentArgs {
 
 #[derive(Args)]
 pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Directory of the cluster's authorities and keys, made if it is empty; `control/pki` below the root if not given.
+    /// Control planes that share a store need the same authorities: give each a copy.
+    #[arg(long)]
+    pub(crate) cert_dir: Option<PathBuf>,
     /// Address the API server listens on.
     #[arg(long, default_value = "0.0.0.0")]
     pub(crate) bind_address: IpAddr,

@@ -2,33 +2,48 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
+use wherry_controllers::Candidate;
 use wherry_server::{FixedRules, Server, UserInfo};
-use wherry_store::EmbeddedStore;
 
 use crate::{
     cli::{ControlArgs, RootArgs, ServerArgs},
     lock, shutdown,
+    store::{self, Opened},
 };
 
 const KUBECONFIG: &str = "admin.kubeconfig";
 
-/// Runs the control plane until told to stop.
+/// The Lease that decides which of several control planes runs the controllers.
+const LEASE: &str = "wherry-control";
+
+/// Runs the control plane until told to stop, or looks after its store.
 pub(crate) async fn run(args: ControlArgs) -> Result<()> {
+    if let Some(command) = &args.command {
+        return store::look_after(&args.root, &args.server.store, command).await;
+    }
     let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
-    let server = build(&args.root, &args.server, &[]).await?;
+    let control = build(&args.root, &args.server, &[]).await?;
     println!(
         "ready: {} kubeconfig {}",
-        url(&server),
+        url(&control.server),
         args.root.root.join("control").join(KUBECONFIG).display()
     );
-    serve(server, shutdown).await
+    serve(control, shutdown).await
+}
+
+/// A control plane that listens and does not serve yet.
+pub(crate) struct Control {
+    pub(crate) server: Server,
+    /// Others may work on the same store.
+    is_shared: bool,
 }
 
 /// Opens store and keys, listens, and writes the administrator's kubeconfig.
@@ -36,22 +51,22 @@ pub(crate) async fn build(
     root: &RootArgs,
     args: &ServerArgs,
     advertise: &[IpAddr],
-) -> Result<Server> {
+) -> Result<Control> {
     let dir = root.root.join("control");
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    let store = EmbeddedStore::open(&dir.join("store"))?;
+    let Opened { store, is_shared } = store::open(root, &args.store).await?;
     let service_cidr = args
         .service_cluster_ip_range
         .parse()
         .map_err(anyhow::Error::msg)
         .context("--service-cluster-ip-range")?;
     let server = Server::build(wherry_server::Config {
-        pki_dir: dir.join("pki"),
+        pki_dir: pki_dir(root, args),
         listen: SocketAddr::new(args.bind_address, args.secure_port),
         advertise_addresses: advertise.to_vec(),
         names: Vec::new(),
         service_cidr,
-        store: Arc::new(store),
+        store,
         authorizer: Arc::new(FixedRules),
     })
     .await?;
@@ -63,7 +78,13 @@ pub(crate) async fn build(
     {
         wherry_server::pki::write_file(&path, kubeconfig.as_bytes(), 0o600)?;
     }
-    Ok(server)
+    Ok(Control { server, is_shared })
+}
+
+/// Where the cluster's authorities and keys are.
+pub(crate) fn pki_dir(root: &RootArgs, args: &ServerArgs) -> PathBuf {
+    let default = || root.root.join("control/pki");
+    args.cert_dir.clone().unwrap_or_else(default)
 }
 
 /// How clients on this machine reach the server.
@@ -76,17 +97,36 @@ pub(crate) fn url(server: &Server) -> String {
 }
 
 /// Serves, with controllers and scheduler as clients in memory.
-pub(crate) async fn serve(server: Server, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn serve(control: Control, shutdown: CancellationToken) -> Result<()> {
+    let Control { server, is_shared } = control;
     let client = client(&server, UserInfo::component("kube-controller-manager"));
     let config = wherry_controllers::Config {
         root_ca_pem: server.pki().ca_pem().to_owned(),
         ..Default::default()
     };
-    let controllers = tokio::spawn(wherry_controllers::run(client, config, shutdown.clone()));
+    let stop = shutdown.clone();
+    let controllers = tokio::spawn(async move {
+        if !is_shared {
+            return wherry_controllers::run(client, config, stop).await;
+        }
+        let candidate = Candidate {
+            client: client.clone(),
+            lease: LEASE.to_owned(),
+            identity: identity(),
+        };
+        let work = |stop| wherry_controllers::run(client.clone(), config.clone(), stop);
+        candidate.run(stop, work).await;
+    });
     server.run(shutdown.clone()).await?;
     shutdown.cancel();
     controllers.await.context("the controllers ended early")?;
     Ok(())
+}
+
+/// Who this process is in an election.
+fn identity() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    format!("{}_{}", host.to_string_lossy(), uuid::Uuid::new_v4())
 }
 
 /// A client that reaches the server in memory.

@@ -14,6 +14,7 @@ mod image;
 mod lock;
 mod record;
 mod shutdown;
+mod store;
 mod up;
 
 use std::{ffi::OsString, process::ExitCode};

@@ -22,10 +22,11 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
     let (name, ip) = (agent::name(&args.node)?, agent::ip(&args.node));
-    let server = control::build(&args.root, &args.server, &[ip]).await?;
-    let url = control::url(&server);
+    let control = control::build(&args.root, &args.server, &[ip]).await?;
+    let server = &control.server;
+    let url = control::url(server);
     let identity = server.pki().node(
-        &args.root.root.join("control/pki"),
+        &control::pki_dir(&args.root, &args.server),
         &name,
         &[ip],
         Timestamp::now(),
@@ -35,7 +36,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
         key: identity.serving.key_pem.into(),
         ca: server.pki().ca_pem().into(),
     };
-    let client = control::client(&server, UserInfo::node(&name));
+    let client = control::client(server, UserInfo::node(&name));
     let nodes: Api<Node> = Api::all(client.clone());
     let agent = agent::build(&args.root, &args.node, Some(client), Some(tls)).await?;
 
@@ -44,7 +45,11 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let announced = tokio::spawn(announce(nodes, name, line, shutdown.clone()));
     let mut parts = JoinSet::new();
     let token = shutdown.clone();
-    parts.spawn(async move { control::serve(server, token).await.context("control plane") });
+    parts.spawn(async move {
+        control::serve(control, token)
+            .await
+            .context("control plane")
+    });
     let token = shutdown.clone();
     parts.spawn(async move { agent.run(token).await.context("agent") });
     // Whichever ends first takes the other with it.
