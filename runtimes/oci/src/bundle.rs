@@ -28,7 +28,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use wherry_runtime_api::{ContainerId, LogRotation, PodSandboxConfig, PodSandboxId, PodUid};
+use wherry_runtime_api::{
+    ContainerId, LogRotation, PodSandboxConfig, PodSandboxId, PodUid, UserNamespace,
+};
 
 /// Where everything of this runtime is.
 #[derive(Clone, Debug)]
@@ -85,6 +87,11 @@ impl Paths {
         self.root.join("seccomp")
     }
 
+    /// Where something may be tried out; emptied with the trash.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.trash()
+    }
+
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("trash")
     }
@@ -124,6 +131,9 @@ pub(crate) struct ContainerFile {
     pub(crate) stdin_once: bool,
     pub(crate) tty: bool,
     pub(crate) own_pid_namespace: bool,
+    /// The container whose process namespace it joins.
+    #[serde(default)]
+    pub(crate) pid_target: Option<ContainerId>,
     pub(crate) stop_signal: i32,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) annotations: Vec<(String, String)>,
@@ -145,6 +155,9 @@ pub(crate) struct Bundle {
     pub(crate) cgroup: String,
     /// `/dev/shm` is the pod's.
     pub(crate) pod_shm: bool,
+    /// The pod's user namespace.
+    #[serde(default)]
+    pub(crate) user_namespace: Option<UserNamespace>,
 }
 
 /// `start.json`.

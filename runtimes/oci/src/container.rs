@@ -23,6 +23,7 @@ use wherry_images::StoredImage;
 use wherry_runtime_api::{
     ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats, ContainerStatus,
     LinuxResources, NamespaceMode, PodSandboxId, RuntimeError, RuntimeEvent, SeccompProfile,
+    UserNamespace,
 };
 
 use crate::{
@@ -258,7 +259,14 @@ impl Inner {
         let what = format!("create container {}", container.file.name);
         let create = container.to_create(self.paths.container(&container.file.id));
         let directory = self.paths.pod(&container.file.sandbox);
-        let (reply, _, _) = client::call(&directory, &what, Op::Create(create), &[]).await?;
+        let op = match &container.file.pid_target {
+            Some(target) => Op::CreateBeside {
+                container: create,
+                target: target.to_string(),
+            },
+            None => Op::Create(create),
+        };
+        let (reply, _, _) = client::call(&directory, &what, op, &[]).await?;
         if let Reply::Container(record) = reply {
             self.apply(container, record);
         }
@@ -304,7 +312,7 @@ impl Inner {
     ) -> Result<Arc<Container>, RuntimeError> {
         let pod = &sandbox.file.config;
         let has_apparmor = Path::new("/sys/module/apparmor").exists();
-        spec::verify_supported(&config, has_apparmor)?;
+        spec::verify_supported(pod, &config, has_apparmor)?;
         let image = self
             .images
             .image(&config.image_id)
@@ -332,6 +340,7 @@ impl Inner {
             seccomp,
             cgroup: cgroup.clone(),
             pod_shm: pod.namespaces.ipc != NamespaceMode::Node,
+            user_namespace: pod.user_namespace,
         };
         let file = ContainerFile {
             id: id.clone(),
@@ -348,7 +357,9 @@ impl Inner {
             stdin: config.stdin,
             stdin_once: config.stdin_once,
             tty: config.tty,
-            own_pid_namespace: pod.namespaces.pid == NamespaceMode::Container,
+            own_pid_namespace: pod.namespaces.pid == NamespaceMode::Container
+                && config.pid_target.is_none(),
+            pid_target: config.pid_target.clone(),
             stop_signal: config
                 .stop_signal
                 .or_else(|| stop_signal(&image))
@@ -370,6 +381,9 @@ impl Inner {
                 staging.join("upper"),
                 std::os::unix::fs::PermissionsExt::from_mode(0o755),
             )?;
+            if let Some(UserNamespace { host_id, .. }) = pod.user_namespace {
+                std::os::unix::fs::chown(staging.join("upper"), Some(host_id), Some(host_id))?;
+            }
             bundle::write(&staging.join("config.json"), &spec)?;
             bundle::write(&staging.join("bundle.json"), &bundle)?;
             bundle::write(

@@ -34,11 +34,13 @@
 mod bundle;
 mod client;
 mod container;
+mod features;
 mod protocol;
 mod recover;
 mod runtime;
 mod sandbox;
 mod seccomp;
+mod shm;
 mod spec;
 pub mod stage1;
 mod stage2;

@@ -55,6 +55,11 @@ pub(crate) enum Op {
     Watch,
     /// Make a container's namespaces and root, up to the point where the app would be executed.
     Create(CreateContainer),
+    /// The same in the process namespace of another container that runs.
+    CreateBeside {
+        container: CreateContainer,
+        target: String,
+    },
     /// Execute the app of a created container.
     Start { id: String },
     /// Send a signal to the app, or to every process of the container.

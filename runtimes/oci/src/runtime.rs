@@ -18,7 +18,7 @@ use wherry_runtime_api::{
     Runtime, RuntimeError, RuntimeEvent, RuntimeFeatures, RuntimeStatus, StreamSession,
 };
 
-use crate::{Config, bundle::Paths, container::Container, sandbox::Sandbox};
+use crate::{Config, bundle::Paths, container::Container, features, sandbox::Sandbox};
 
 /// How this runtime is called in a RuntimeClass and before `://` in a container's ID.
 pub(crate) const HANDLER: &str = "oci";
@@ -36,6 +36,8 @@ pub(crate) struct Inner {
     pub(crate) paths: Paths,
     /// The executable, seen through a mount that cannot be written.
     pub(crate) exe: Executable,
+    /// What this machine offers.
+    pub(crate) features: RuntimeFeatures,
     pub(crate) images: wherry_images::Store,
     pub(crate) supervisor_timeout: Duration,
     pub(crate) cgroups: Cgroups,
@@ -106,9 +108,12 @@ impl OciRuntime {
         paths
             .create()
             .map_err(RuntimeError::io(config.root.display().to_string()))?;
+        let exe = Executable::new(config.exe);
+        let features = features::find(&exe.path, &paths.scratch()).await;
         let inner = Arc::new(Inner {
             paths,
-            exe: Executable::new(config.exe),
+            exe,
+            features,
             images: config.images,
             supervisor_timeout: config.supervisor_timeout,
             cgroups: Cgroups::detect().map_err(RuntimeError::io("cgroups"))?,
@@ -224,7 +229,7 @@ impl Runtime for OciRuntime {
                 Ok(false) => Some("the kernel has no overlay file system".to_owned()),
                 Err(error) => Some(error.to_string()),
             },
-            features: RuntimeFeatures::default(),
+            features: self.inner.features,
         }
     }
 

@@ -111,6 +111,7 @@ impl Inner {
         self: &Arc<Self>,
         config: PodSandboxConfig,
     ) -> Result<PodSandbox, RuntimeError> {
+        self.verify_sandbox(&config)?;
         let _turn = self.turn(config.uid.as_str()).await;
         let same: Vec<Arc<Sandbox>> = self
             .state()
@@ -151,6 +152,38 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    fn verify_sandbox(&self, config: &PodSandboxConfig) -> Result<(), RuntimeError> {
+        let Some(range) = config.user_namespace else {
+            return Ok(());
+        };
+        let what = || format!("sandbox of pod {}/{}", config.namespace, config.name);
+        if !self.features.user_namespaces {
+            return Err(RuntimeError::Unsupported(format!(
+                "{}: this node has no user namespaces for pods",
+                what()
+            )));
+        }
+        let modes = config.namespaces;
+        if [modes.network, modes.pid, modes.ipc].contains(&NamespaceMode::Node) {
+            return Err(RuntimeError::InvalidArgument(format!(
+                "{}: a user namespace of its own and a namespace of the node exclude each other",
+                what()
+            )));
+        }
+        if range.length == 0
+            || range.host_id == 0
+            || range.host_id.checked_add(range.length).is_none()
+        {
+            return Err(RuntimeError::InvalidArgument(format!(
+                "{}: {} IDs from {} on are no range for a user namespace",
+                what(),
+                range.length,
+                range.host_id
+            )));
+        }
+        Ok(())
     }
 
     /// Puts the sandbox on disk and starts its supervisor.

@@ -459,9 +459,20 @@ pub(crate) fn verify_run_as_non_root(
 
 /// Fields this runtime cannot honour, checked before any work.
 pub(crate) fn verify_supported(
+    sandbox: &PodSandboxConfig,
     config: &ContainerConfig,
     has_apparmor: bool,
 ) -> Result<(), RuntimeError> {
+    let shared = config
+        .mounts
+        .iter()
+        .find(|mount| mount.propagation == MountPropagation::Bidirectional);
+    if let (Some(mount), Some(_)) = (shared, sandbox.user_namespace) {
+        return Err(RuntimeError::Unsupported(format!(
+            "mount {}: mounts cannot propagate out of a pod's user namespace",
+            mount.container_path.display()
+        )));
+    }
     if let Some(AppArmorProfile::Localhost(name)) = &config.security.apparmor
         && !has_apparmor
     {

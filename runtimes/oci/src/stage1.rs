@@ -13,6 +13,7 @@
 //! ```
 
 mod log;
+mod namespaces;
 mod supervisor;
 
 use std::{
@@ -27,28 +28,35 @@ use std::{
     process::ExitCode,
 };
 
-use nix::sched::CloneFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use wherry_cgroup::Cgroups;
-use wherry_runtime_api::{NamespaceMode, PodSandboxConfig};
+use wherry_runtime_api::NamespaceMode;
 
 use crate::{
     bundle::{self, SandboxFile},
+    shm::SharedMemory,
     sys,
 };
+use namespaces::Namespaces;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 /// Kubelet's value for pause containers: the last to be killed for want of memory.
 const OOM_SCORE_ADJ: &str = "-998";
-/// `/dev/shm` of a pod, as in Docker and containerd.
-const SHM_SIZE: &str = "64m";
 
 /// Runs a supervisor: `wherry stage1 <sandbox directory> <pod's run directory>`.
 ///
 /// Standard input is the pod's lock file, locked; standard output takes `ready` or what went wrong,
 /// standard error is its log. Answers when the sandbox has been shut down.
+///
+/// `wherry stage1 probe <directory>` prints what this machine offers, a name per line, and ends.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    if let [word, directory] = args.as_slice()
+        && word == "probe"
+    {
+        crate::features::probe(Path::new(directory));
+        return ExitCode::SUCCESS;
+    }
     let [sandbox_directory, run_directory] = args.as_slice() else {
         eprintln!("usage: wherry stage1 <sandbox directory> <run directory>");
         return ExitCode::from(2);
@@ -99,10 +107,10 @@ pub(super) struct Parts {
 
     pub(super) cgroups: Cgroups,
     pub(super) cgroup_parent: String,
-    /// `/dev/shm` of the pod, attached nowhere.
-    pub(super) shm: Option<OwnedFd>,
-    /// This process' own process namespace, to come back to after an exec.
-    pub(super) own_pid_namespace: OwnedFd,
+    /// `/dev/shm` of the pod.
+    pub(super) shm: Option<SharedMemory>,
+    /// The namespaces of the pod that descriptors hold.
+    pub(super) namespaces: Namespaces,
 }
 
 fn start(sandbox_directory: &Path, run_directory: &Path, lock: OwnedFd) -> io::Result<Parts> {
@@ -119,14 +127,12 @@ fn start(sandbox_directory: &Path, run_directory: &Path, lock: OwnedFd) -> io::R
     let SandboxFile { config, .. } = bundle::read(&sandbox_directory.join("sandbox.json"))?
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "sandbox.json is gone"))?;
     let cgroups = Cgroups::detect()?;
-    make_namespaces(&config)?;
+    let owner = config.user_namespace.map_or(0, |range| range.host_id);
     let shm = (config.namespaces.ipc != NamespaceMode::Node)
-        .then(shared_memory)
-        .transpose()?;
-    let own_pid_namespace = OwnedFd::from(fs::File::open("/proc/self/ns/pid")?);
-    if config.namespaces.pid == NamespaceMode::Pod {
-        start_pod_init()?;
-    }
+        .then(|| SharedMemory::make(owner))
+        .transpose()
+        .map_err(named("/dev/shm"))?;
+    let namespaces = namespaces::make(&config)?;
     let listener = listen(run_directory)?;
     Ok(Parts {
         listener,
@@ -135,106 +141,8 @@ fn start(sandbox_directory: &Path, run_directory: &Path, lock: OwnedFd) -> io::R
         cgroups,
         cgroup_parent: config.cgroup_parent,
         shm,
-        own_pid_namespace,
+        namespaces,
     })
-}
-
-fn make_namespaces(config: &PodSandboxConfig) -> io::Result<()> {
-    let mut flags = CloneFlags::empty();
-    if config.namespaces.network != NamespaceMode::Node {
-        flags |= CloneFlags::CLONE_NEWNET;
-    }
-    if config.namespaces.ipc != NamespaceMode::Node {
-        flags |= CloneFlags::CLONE_NEWIPC;
-    }
-    if config.hostname.is_some() {
-        flags |= CloneFlags::CLONE_NEWUTS;
-    }
-    nix::sched::unshare(flags).map_err(named("unshare"))?;
-    if let Some(hostname) = &config.hostname {
-        nix::unistd::sethostname(hostname).map_err(named(format!("hostname {hostname}")))?;
-    }
-    if flags.contains(CloneFlags::CLONE_NEWNET) {
-        sys::loopback_up().map_err(named("loopback interface"))?;
-        // As containerd and Docker do: ports below 1024 and ping need no capability in a pod.
-        for (name, value) in [
-            ("net.ipv4.ip_unprivileged_port_start", "0"),
-            ("net.ipv4.ping_group_range", "0 2147483647"),
-        ] {
-            let _ = set_sysctl(name, value);
-        }
-    }
-    for (name, value) in &config.sysctls {
-        set_sysctl(name, value).map_err(named(format!("sysctl {name}={value}")))?;
-    }
-    Ok(())
-}
-
-fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
-    if name.split(['.', '/']).any(|part| part.is_empty()) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    // Slashes may stand for dots, and then dots for slashes (sysctl(8)).
-    let path = match name.find(['.', '/']) {
-        Some(first) if name.as_bytes()[first] == b'/' => name.to_owned(),
-        _ => name
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-    };
-    fs::write(Path::new("/proc/sys").join(path), value)
-}
-
-/// A file system for the pod's `/dev/shm` that is mounted nowhere: containers get clones of it, and it
-/// is gone with the last descriptor, however the supervisor ends.
-fn shared_memory() -> io::Result<OwnedFd> {
-    use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
-        fsopen,
-    };
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, "size", SHM_SIZE)?;
-    fsconfig_set_string(&context, "mode", "1777")?;
-    fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    Ok(fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        attributes,
-    )?)
-}
-
-/// Starts process 1 of the pod's shared process namespace. It reaps, and nothing else; this process'
-/// later children are born in that namespace.
-fn start_pod_init() -> io::Result<()> {
-    let pid = sys::fork(libc::CLONE_NEWPID)?;
-    if pid == 0 {
-        let _ = sys::keep_only(&[]);
-        let _ = sys::die_with_parent();
-        sys::set_process_name(c"pause");
-        loop {
-            // No process is left to wait for most of the time, and SIGCHLD is blocked: take it when it comes.
-            let mut set = nix::sys::signal::SigSet::empty();
-            set.add(nix::sys::signal::Signal::SIGCHLD);
-            let _ = set.wait();
-            while nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
-                .is_ok_and(|status| status != nix::sys::wait::WaitStatus::StillAlive)
-            {}
-        }
-    }
-    let namespace = fs::File::open(format!("/proc/{pid}/ns/pid"))?;
-    nix::sched::setns(namespace, CloneFlags::CLONE_NEWPID)?;
-    Ok(())
 }
 
 fn listen(run_directory: &Path) -> io::Result<OwnedFd> {

@@ -9,6 +9,7 @@
 //! is the news that it was. No path of the image is resolved before the process is inside its root, so
 //! an image's links lead nowhere else.
 
+mod idmap;
 mod mounts;
 mod user;
 
@@ -30,14 +31,21 @@ use wherry_cgroup::Cgroups;
 use crate::{
     bundle::{self, Bundle},
     protocol::{self, FailureKind, Identity, Stage2Message},
-    seccomp, sys,
+    seccomp, shm, sys,
 };
+pub(crate) use idmap::IdMap;
 
 /// What went wrong, and what a caller can do about it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     kind: FailureKind,
     message: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
 }
 
 impl Failure {
@@ -76,7 +84,9 @@ pub(crate) struct InitArguments {
     /// stdout and stderr, unless there is a terminal.
     pub(crate) output: Vec<OwnedFd>,
     /// The pod's `/dev/shm`.
-    pub(crate) shm: Option<RawFd>,
+    pub(crate) shm: Option<(RawFd, shm::Kind)>,
+    /// The pod's user namespace.
+    pub(crate) user_namespace: Option<RawFd>,
 }
 
 /// What a command beside the app is made from.
@@ -101,6 +111,7 @@ struct Kept {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     shm: Option<OwnedFd>,
+    user_namespace: Option<OwnedFd>,
 }
 
 /// A process that is set up and only has to be told to go on.
@@ -122,18 +133,13 @@ pub(crate) fn init(arguments: InitArguments) -> ! {
     let kept = keep(
         &arguments.stage1,
         [arguments.stdin.as_ref(), stdout, stderr],
-        arguments.shm,
+        [arguments.shm.map(|(fd, _)| fd), arguments.user_namespace],
     );
     let kept = match kept {
         Ok(kept) => kept,
         Err(_) => sys::exit(1),
     };
-    let result = prepare_init(
-        &arguments.directory,
-        arguments.tty,
-        &arguments.cgroups,
-        &kept,
-    );
+    let result = prepare_init(&arguments, &kept);
     finish(result, kept.stage1)
 }
 
@@ -146,7 +152,7 @@ pub(crate) fn exec(arguments: ExecArguments) -> ! {
         arguments.stdout.as_ref(),
         arguments.stderr.as_ref(),
     ];
-    let kept = match keep(&arguments.stage1, streams, None) {
+    let kept = match keep(&arguments.stage1, streams, [None, None]) {
         Ok(kept) => kept,
         Err(_) => sys::exit(1),
     };
@@ -160,12 +166,16 @@ fn hide() {
     let _ = sys::prctl(libc::PR_SET_DUMPABLE, 0);
 }
 
-fn keep(stage1: &OwnedFd, streams: [Option<&OwnedFd>; 3], shm: Option<RawFd>) -> io::Result<Kept> {
+fn keep(
+    stage1: &OwnedFd,
+    streams: [Option<&OwnedFd>; 3],
+    shared: [Option<RawFd>; 2],
+) -> io::Result<Kept> {
     let streams = streams.map(|stream| stream.map(AsRawFd::as_raw_fd));
     let wanted: Vec<RawFd> = [Some(stage1.as_raw_fd())]
         .into_iter()
         .chain(streams)
-        .chain([shm])
+        .chain(shared)
         .flatten()
         .collect();
     let mut kept = sys::keep_only(&wanted)?.into_iter();
@@ -177,7 +187,8 @@ fn keep(stage1: &OwnedFd, streams: [Option<&OwnedFd>; 3], shm: Option<RawFd>) ->
         stdin,
         stdout,
         stderr,
-        shm: next(shm.is_some()),
+        shm: next(shared[0].is_some()),
+        user_namespace: next(shared[1].is_some()),
     })
 }
 
@@ -247,15 +258,17 @@ fn read_filter(bundle: &Bundle) -> Result<Option<Vec<u8>>, Failure> {
         .map_err(Failure::named(format!("seccomp filter {}", path.display())))
 }
 
-fn prepare_init(
-    directory: &Path,
-    tty: bool,
-    cgroups: &Cgroups,
-    kept: &Kept,
-) -> Result<Prepared, Failure> {
+fn prepare_init(arguments: &InitArguments, kept: &Kept) -> Result<Prepared, Failure> {
     let _ = sys::die_with_parent();
+    let InitArguments {
+        directory,
+        tty,
+        cgroups,
+        ..
+    } = arguments;
     let (spec, mut process, bundle) = read_bundle(directory)?;
     let filter = read_filter(&bundle)?;
+    let ids = id_map(&bundle, kept.user_namespace.as_ref())?;
     let mut warnings = Vec::new();
     cgroups
         .group(&bundle.cgroup)
@@ -265,34 +278,31 @@ fn prepare_init(
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).map_err(Failure::named("cgroup namespace"))?;
     let _ = nix::unistd::setsid();
     sys::join_session_keyring();
-    let missing = capability_mask(&process) & !permitted_capabilities().unwrap_or(u64::MAX);
-    if missing != 0 && !is_everything(&process) {
-        let names: Vec<String> = caps::all()
-            .into_iter()
-            .filter(|capability| missing & capability.bitmask() != 0)
-            .map(|capability| capability.to_string())
-            .collect();
-        warnings.push(format!(
-            "capabilities that this node does not have: {}",
-            names.join(", ")
-        ));
+    // In a user namespace of its own there is nothing it could lack.
+    if ids.is_none() {
+        warn_of_missing_capabilities(&process, &mut warnings);
     }
 
-    mounts::enter_root(
-        &spec,
-        &bundle,
-        directory,
+    let shm = kept.shm.as_ref().zip(arguments.shm.map(|(_, kind)| kind));
+    let shared = mounts::Shared {
         cgroups,
-        kept.shm.as_ref(),
-        &mut warnings,
-    )?;
+        shm,
+        ids: ids.as_ref(),
+    };
+    mounts::enter_root(&spec, &bundle, directory, &shared, &mut warnings)?;
     let identity = user::identity(&bundle)?;
-    let terminal = connect_streams(tty, kept, &identity)?;
-    if tty {
+    if let Some(ids) = &ids {
+        ids.verify(&identity)?;
+    }
+    let terminal = connect_streams(*tty, kept, &identity, ids.as_ref())?;
+    if *tty {
         mounts::bind_console()?;
     }
     enter_working_dir(process.cwd(), true)?;
     mounts::seal(&spec)?;
+    if let Some(ids) = &ids {
+        ids.enter(true)?;
+    }
     set_environment(&mut process, &identity);
     let args = process.args().clone().unwrap_or_default();
     Ok(Prepared {
@@ -303,6 +313,38 @@ fn prepare_init(
         warnings,
         terminal,
     })
+}
+
+/// The pod's user namespace, where it has one.
+fn id_map<'a>(
+    bundle: &Bundle,
+    namespace: Option<&'a OwnedFd>,
+) -> Result<Option<IdMap<'a>>, Failure> {
+    match (bundle.user_namespace, namespace) {
+        (None, _) => Ok(None),
+        (Some(range), Some(namespace)) => Ok(Some(IdMap::new(namespace, range))),
+        // To run it as the node's root instead would be the opposite of what was asked.
+        (Some(_), None) => Err(Failure::new(
+            FailureKind::Internal,
+            "the pod's user namespace is gone",
+        )),
+    }
+}
+
+fn warn_of_missing_capabilities(process: &Process, warnings: &mut Vec<String>) {
+    let missing = capability_mask(process) & !permitted_capabilities().unwrap_or(u64::MAX);
+    if missing == 0 || is_everything(process) {
+        return;
+    }
+    let names: Vec<String> = caps::all()
+        .into_iter()
+        .filter(|capability| missing & capability.bitmask() != 0)
+        .map(|capability| capability.to_string())
+        .collect();
+    warnings.push(format!(
+        "capabilities that this node does not have: {}",
+        names.join(", ")
+    ));
 }
 
 fn prepare_exec(arguments: &ExecArguments, kept: &Kept) -> Result<Prepared, Failure> {
@@ -320,6 +362,11 @@ fn prepare_exec(arguments: &ExecArguments, kept: &Kept) -> Result<Prepared, Fail
         fs::File::open(&path).map_err(Failure::named(path))
     };
     let (cgroup, mount) = (namespace("cgroup")?, namespace("mnt")?);
+    let user = bundle
+        .user_namespace
+        .map(|_| namespace("user").map(OwnedFd::from))
+        .transpose()?;
+    let ids = id_map(&bundle, user.as_ref())?;
     nix::sched::setns(cgroup, CloneFlags::CLONE_NEWCGROUP)
         .map_err(Failure::named("enter cgroup namespace"))?;
     nix::sched::setns(mount, CloneFlags::CLONE_NEWNS)
@@ -327,8 +374,11 @@ fn prepare_exec(arguments: &ExecArguments, kept: &Kept) -> Result<Prepared, Fail
     let _ = nix::unistd::setsid();
     sys::join_session_keyring();
     let identity = arguments.identity.clone();
-    let terminal = connect_streams(arguments.tty, kept, &identity)?;
+    let terminal = connect_streams(arguments.tty, kept, &identity, ids.as_ref())?;
     enter_working_dir(process.cwd(), false)?;
+    if let Some(ids) = &ids {
+        ids.enter(false)?;
+    }
     set_environment(&mut process, &identity);
     if arguments.tty {
         let mut env = process.env().clone().unwrap_or_default();
@@ -359,6 +409,7 @@ fn connect_streams(
     tty: bool,
     kept: &Kept,
     identity: &Identity,
+    ids: Option<&IdMap<'_>>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let null = fs::OpenOptions::new()
         .read(true)
@@ -368,7 +419,8 @@ fn connect_streams(
     let replace = |fd: &OwnedFd, target| {
         sys::replace_fd(fd.as_fd(), target).map_err(Failure::named("streams"))
     };
-    let owner = (Some(rustix::fs::Uid::from_raw(identity.uid)), None);
+    let owner = ids.map_or(identity.uid, |ids| ids.to_host(identity.uid));
+    let owner = (Some(rustix::fs::Uid::from_raw(owner)), None);
     if tty {
         let (ours, theirs) = open_terminal().map_err(Failure::named("terminal"))?;
         // Best effort, as with pipes below: without it a program may not open /dev/tty again.
@@ -546,6 +598,10 @@ fn become_user(prepared: &Prepared) -> Result<(), Failure> {
     if !no_new_privs {
         install(filter)?;
     }
+    if let Some(profile) = process.apparmor_profile() {
+        fs::write("/proc/thread-self/attr/exec", format!("exec {profile}"))
+            .map_err(Failure::named(format!("apparmor profile {profile}")))?;
+    }
     let mask = capability_mask(process);
     sys::prctl(libc::PR_SET_KEEPCAPS, 1).map_err(Failure::named("keep capabilities"))?;
     for capability in 0..64 {
@@ -585,10 +641,6 @@ fn become_user(prepared: &Prepared) -> Result<(), Failure> {
             ),
         )
     })?;
-    if let Some(profile) = process.apparmor_profile() {
-        fs::write("/proc/thread-self/attr/exec", format!("exec {profile}"))
-            .map_err(Failure::named(format!("apparmor profile {profile}")))?;
-    }
     if no_new_privs {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(Failure::named("no_new_privs"))?;
         install(filter)?;

@@ -23,6 +23,16 @@ pub(crate) fn fork(namespaces: libc::c_int) -> io::Result<i32> {
     Ok(check(pid)? as i32)
 }
 
+/// Gives a child in a new user namespace its IDs: 0 to `length` − 1 are `host_id` and up.
+pub(crate) fn map_ids(child: i32, host_id: u32, length: u32) -> io::Result<()> {
+    for name in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{child}/{name}");
+        std::fs::write(&path, format!("0 {host_id} {length}\n"))
+            .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+    }
+    Ok(())
+}
+
 /// Ends a forked child without running destructors that belong to the parent.
 pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: ends the process; nothing can be unsound afterwards.
@@ -176,6 +186,16 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
     let data = [half(mask as u32), half((mask >> 32) as u32)];
     // SAFETY: version 3 takes two structures, which outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// Whom files belong to that the calling thread makes from now on. Takes capabilities over files out of its
+/// effective set.
+pub(crate) fn set_fs_owner(id: u32) {
+    // SAFETY: both take a number; neither can fail for the node's root.
+    unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+    }
 }
 
 /// A session keyring of its own; where the kernel has none, nothing is lost.

@@ -13,6 +13,8 @@ mod containers;
 mod harness;
 #[path = "runtime/kills.rs"]
 mod kills;
+#[path = "runtime/namespaces.rs"]
+mod namespaces;
 #[path = "runtime/restarts.rs"]
 mod restarts;
 #[path = "runtime/security.rs"]
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     tests.extend(streams::tests());
     tests.extend(security::tests());
     tests.extend(restarts::tests());
+    tests.extend(namespaces::tests());
     tests.extend(kills::tests());
     harness::run(tests)
 }

@@ -17,7 +17,6 @@ use std::{
 };
 
 use nix::{
-    sched::CloneFlags,
     sys::wait::{WaitPidFlag, WaitStatus},
     unistd::Pid,
 };
@@ -27,6 +26,7 @@ use wherry_runtime_api::{ContainerExit, ContainerState};
 use super::{
     Parts,
     log::{Log, PartialLine, Source},
+    namespaces::fork_into,
 };
 use crate::{
     bundle::{self, StartFile},
@@ -96,6 +96,8 @@ struct Container {
     /// Unlike its process ID it never comes again.
     key: u64,
     config: CreateContainer,
+    /// Its process namespace is its own, or that of the container it was made beside.
+    has_pid_namespace: bool,
     record: ContainerRecord,
     identity: Identity,
     /// To stage 2, until the app is executed.
@@ -422,7 +424,8 @@ impl Supervisor {
                 self.reply(id, Reply::Present, &[]);
                 self.set_role(id, Role::Watch);
             }
-            Op::Create(config) => self.create(id, config),
+            Op::Create(config) => self.create(id, config, None),
+            Op::CreateBeside { container, target } => self.create(id, container, Some(target)),
             Op::Start { id: container } => self.start(id, &container),
             Op::Signal {
                 id: container,
@@ -517,7 +520,7 @@ impl Supervisor {
             .find(|container| container.config.id == id)
     }
 
-    fn create(&mut self, id: u64, config: CreateContainer) {
+    fn create(&mut self, id: u64, config: CreateContainer, beside: Option<String>) {
         if self.shutdown.is_some() {
             return self.fail(
                 id,
@@ -534,7 +537,14 @@ impl Supervisor {
             let record = container.record.clone();
             return self.reply(id, Reply::Container(record), &[]);
         }
-        match self.fork_container(config) {
+        let target = match beside
+            .map(|target| self.pid_namespace_of(&target))
+            .transpose()
+        {
+            Ok(target) => target.flatten(),
+            Err(message) => return self.fail(id, FailureKind::FailedPrecondition, message),
+        };
+        match self.fork_container(config, target) {
             Ok(mut container) => {
                 container.waiting = Some(id);
                 self.containers.push(container);
@@ -543,7 +553,30 @@ impl Supervisor {
         }
     }
 
-    fn fork_container(&mut self, config: CreateContainer) -> io::Result<Container> {
+    /// The process namespace of a running container, if it is not the one that all share.
+    fn pid_namespace_of(&self, id: &str) -> Result<Option<fs::File>, String> {
+        let found = self
+            .containers
+            .iter()
+            .find(|container| container.config.id == id && container.phase == Phase::Running);
+        let Some((container, pid)) =
+            found.and_then(|container| Some((container, container.record.pid?)))
+        else {
+            return Err(format!("target container {id} is not running"));
+        };
+        if !container.has_pid_namespace {
+            return Ok(None);
+        }
+        fs::File::open(format!("/proc/{pid}/ns/pid"))
+            .map(Some)
+            .map_err(|error| format!("target container {id}: {error}"))
+    }
+
+    fn fork_container(
+        &mut self,
+        config: CreateContainer,
+        pid_namespace: Option<fs::File>,
+    ) -> io::Result<Container> {
         let log = Log::open(&config.log_path, config.log_rotation).map_err(|error| {
             io::Error::new(
                 error.kind(),
@@ -568,11 +601,13 @@ impl Supervisor {
                 streams.push(Stream::new(source, Rc::new(read)));
             }
         }
+        let has_pid_namespace = config.own_pid_namespace || pid_namespace.is_some();
         let mut namespaces = libc::CLONE_NEWNS;
-        if config.own_pid_namespace {
+        if config.own_pid_namespace && pid_namespace.is_none() {
             namespaces |= libc::CLONE_NEWPID;
         }
-        let pid = sys::fork(namespaces)?;
+        let home = &self.parts.namespaces.pid_for_children;
+        let pid = fork_into(pid_namespace, home, namespaces)?;
         if pid == 0 {
             stage2::init(stage2::InitArguments {
                 directory: config.directory,
@@ -581,7 +616,11 @@ impl Supervisor {
                 stage1: theirs,
                 stdin: their_stdin,
                 output: their_output,
-                shm: self.parts.shm.as_ref().map(AsRawFd::as_raw_fd),
+                shm: self.parts.shm.as_ref().map(|shm| {
+                    let (fd, kind) = shm.parts();
+                    (fd.as_raw_fd(), kind)
+                }),
+                user_namespace: self.parts.namespaces.user.as_ref().map(AsRawFd::as_raw_fd),
             });
         }
         let record = ContainerRecord {
@@ -593,6 +632,7 @@ impl Supervisor {
         Ok(Container {
             key: self.new_key(),
             config,
+            has_pid_namespace,
             record,
             identity: Identity::default(),
             stage2: Some(stage2),
@@ -822,12 +862,13 @@ impl Supervisor {
     ) -> io::Result<(i32, OwnedFd)> {
         let target = container.record.pid.ok_or(io::ErrorKind::NotFound)?;
         let (stage2, theirs) = socket_pair()?;
-        if container.config.own_pid_namespace {
-            let namespace = fs::File::open(format!("/proc/{target}/ns/pid"))?;
-            nix::sched::setns(namespace, CloneFlags::CLONE_NEWPID)?;
-        }
-        let forked = sys::fork(0);
-        if forked.as_ref().is_ok_and(|pid| *pid == 0) {
+        let namespace = container
+            .has_pid_namespace
+            .then(|| fs::File::open(format!("/proc/{target}/ns/pid")))
+            .transpose()?;
+        let home = &self.parts.namespaces.pid_for_children;
+        let pid = fork_into(namespace, home, 0)?;
+        if pid == 0 {
             let mut fds = fds.into_iter();
             let mut next = |is_wanted: bool| {
                 if is_wanted && !exec.tty {
@@ -849,10 +890,7 @@ impl Supervisor {
                 stderr: next(exec.stderr),
             });
         }
-        if container.config.own_pid_namespace {
-            nix::sched::setns(&self.parts.own_pid_namespace, CloneFlags::CLONE_NEWPID)?;
-        }
-        Ok((forked?, stage2))
+        Ok((pid, stage2))
     }
 
     fn hear_exec(&mut self, pid: i32) {

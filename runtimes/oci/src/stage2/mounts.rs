@@ -20,23 +20,31 @@ use nix::{
 use oci_spec::runtime::{LinuxDeviceType, Mount, Spec};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::Failure;
+use super::{Failure, IdMap, permitted_capabilities};
 use wherry_cgroup::Cgroups;
 
-use crate::{bundle::Bundle, sys};
+use crate::{bundle::Bundle, shm, sys};
 
 /// Links followed for one path, as in the kernel.
 const LINKS_MAX: usize = 40;
 
 const NONE: Option<&str> = None;
 
+/// What a container's file systems have in common with those of its pod.
+pub(super) struct Shared<'a> {
+    pub(super) cgroups: &'a Cgroups,
+    /// The pod's `/dev/shm`.
+    pub(super) shm: Option<(&'a OwnedFd, shm::Kind)>,
+    /// The pod's user namespace.
+    pub(super) ids: Option<&'a IdMap<'a>>,
+}
+
 /// Makes the root file system and enters it.
 pub(super) fn enter_root(
     spec: &Spec,
     bundle: &Bundle,
     directory: &Path,
-    cgroups: &Cgroups,
-    shm: Option<&OwnedFd>,
+    shared: &Shared<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<(), Failure> {
     let linux = spec.linux().clone().unwrap_or_default();
@@ -60,13 +68,25 @@ pub(super) fn enter_root(
     let mut sources = Vec::with_capacity(mounts.len());
     for entry in &mounts {
         sources.push(if is_bind(entry) {
-            Some(clone_source(entry)?)
+            Some(clone_source(entry, shared.ids)?)
         } else {
             None
         });
     }
+    let mut shm = shared
+        .shm
+        .filter(|_| bundle.pod_shm)
+        .map(|(fd, kind)| shm::clone(fd.as_fd(), kind));
+    for layer in bundle.layers.iter().filter(|_| shared.ids.is_some()) {
+        shared.ids.map_or(Ok(()), |ids| ids.cover(layer))?;
+    }
     mount_overlay(bundle, directory, &rootfs)?;
+    // Read while there is a /proc.
+    let permitted = permitted_capabilities();
     change_root(&rootfs).map_err(Failure::named("enter the root file system"))?;
+    if let Some(ids) = shared.ids {
+        ids.own_files(permitted.unwrap_or(u64::MAX))?;
+    }
 
     let has_terminal = spec
         .process()
@@ -78,23 +98,24 @@ pub(super) fn enter_root(
         match (source, entry.typ().as_deref()) {
             (Some(source), _) => attach(source, entry.destination())?,
             (None, Some("cgroup")) => {
-                mount_cgroups(entry, cgroups).map_err(Failure::named(what()))?
+                mount_cgroups(entry, shared.cgroups).map_err(Failure::named(what()))?
             }
             (None, Some("tmpfs"))
                 if entry.destination() == Path::new("/dev/shm") && bundle.pod_shm =>
             {
-                match shm.map(clone_shm) {
+                match shm.take() {
                     Some(Ok(shm)) => attach(&shm, entry.destination())?,
-                    // Kernels before 6.15 cannot clone what is attached nowhere.
-                    _ => {
-                        warnings.push(
-                            "/dev/shm is not shared with the pod's other containers".to_owned(),
-                        );
-                        mount_system(entry).map_err(Failure::named(what()))?;
+                    other => {
+                        let why = other.and_then(Result::err).map(|error| error.to_string());
+                        warnings.push(format!(
+                            "/dev/shm is not shared with the pod's other containers: {}",
+                            why.as_deref().unwrap_or("the pod has none")
+                        ));
+                        mount_system(entry, shared.ids).map_err(Failure::named(what()))?;
                     }
                 }
             }
-            (None, _) => mount_system(entry).map_err(Failure::named(what()))?,
+            (None, _) => mount_system(entry, shared.ids).map_err(Failure::named(what()))?,
         }
         if entry.destination() == Path::new("/dev") {
             make_devices(spec).map_err(Failure::named("/dev"))?;
@@ -178,7 +199,7 @@ fn propagation(name: &str) -> MsFlags {
 }
 
 /// Takes a copy of a piece of the node's tree, with the entry's access and propagation.
-fn clone_source(entry: &Mount) -> Result<OwnedFd, Failure> {
+fn clone_source(entry: &Mount, ids: Option<&IdMap<'_>>) -> Result<OwnedFd, Failure> {
     let source = entry.source().clone().unwrap_or_default();
     let what = || {
         format!(
@@ -191,6 +212,9 @@ fn clone_source(entry: &Mount) -> Result<OwnedFd, Failure> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(rustix::fs::CWD, &source, flags).map_err(Failure::named(what()))?;
+    if let Some(ids) = ids {
+        ids.apply(tree.as_fd(), true, &what())?;
+    }
     for option in entry.options().iter().flatten() {
         let (recursive, attributes) = match option.as_str() {
             "ro" => (
@@ -222,13 +246,6 @@ fn clone_source(entry: &Mount) -> Result<OwnedFd, Failure> {
         sys::mount_setattr(tree.as_fd(), recursive, attributes).map_err(Failure::named(what()))?;
     }
     Ok(tree)
-}
-
-fn clone_shm(shm: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    Ok(open_tree(shm, "", flags)?)
 }
 
 /// Attaches a tree where the container is to see it, making the place if need be.
@@ -383,9 +400,16 @@ fn mountpoint_of(path: &Path) -> io::Result<PathBuf> {
     Ok(best)
 }
 
-fn mount_system(entry: &Mount) -> io::Result<()> {
+fn mount_system(entry: &Mount, ids: Option<&IdMap<'_>>) -> io::Result<()> {
     let kind = entry.typ().clone().unwrap_or_default();
-    let (flags, data) = parse_options(entry.options().as_deref().unwrap_or_default());
+    let mut options = entry.options().clone().unwrap_or_default();
+    for option in &mut options {
+        // The terminals' group: mounts are made with the node's IDs.
+        if let (Some(ids), Some(Ok(gid))) = (ids, option.strip_prefix("gid=").map(str::parse)) {
+            *option = format!("gid={}", ids.to_host(gid));
+        }
+    }
+    let (flags, data) = parse_options(&options);
     let place = make_place(entry.destination(), true)?;
     // A link in the image (`/proc -> elsewhere`) must not move what later steps rely on.
     if place != *entry.destination() || fs::symlink_metadata(&place)?.is_symlink() {

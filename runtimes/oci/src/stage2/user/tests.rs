@@ -15,6 +15,7 @@ fn bundle(user: &str) -> Bundle {
         seccomp: None,
         cgroup: String::new(),
         pod_shm: false,
+        user_namespace: None,
     }
 }
 
