@@ -93,8 +93,12 @@ impl std::str::FromStr for IncludeObject {
 
 /// The `columnDefinitions` of a resource's table.
 pub fn column_definitions(resource: &Resource) -> Value {
-    resource
-        .columns
+    definitions(resource.columns)
+}
+
+/// The `columnDefinitions` of a table of these columns.
+pub fn definitions(columns: &[Column]) -> Value {
+    columns
         .iter()
         .map(|column| {
             json!({

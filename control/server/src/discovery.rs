@@ -3,13 +3,15 @@
 use serde_json::{Value, json};
 use wherry_api::{RESOURCES, Resource, Subresource, Verb};
 
-use crate::reviews::REVIEWS;
+use crate::{computed::COMPUTED, reviews::REVIEWS};
 
 /// The order in which kubectl prefers groups when a name is in several.
 fn group_versions() -> Vec<(&'static str, &'static str)> {
     let rows = RESOURCES.iter().map(|row| (row.group, row.version));
     let mut found: Vec<(&str, &str)> = Vec::new();
-    for group_version in rows.chain(REVIEWS.iter().map(|review| (review.group, "v1"))) {
+    let reviews = REVIEWS.iter().map(|review| (review.group, "v1"));
+    let computed = COMPUTED.iter().map(|row| (row.group, row.version));
+    for group_version in rows.chain(reviews).chain(computed) {
         if !found.contains(&group_version) {
             found.push(group_version);
         }
@@ -149,6 +151,22 @@ pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
             "verbs": ["create"],
         }));
     }
+    for row in COMPUTED
+        .iter()
+        .filter(|row| (row.group, row.version) == (group, version))
+    {
+        let mut described = json!({
+            "name": row.plural,
+            "singularName": row.singular,
+            "namespaced": row.namespaced,
+            "kind": row.kind,
+            "verbs": ["get", "list"],
+        });
+        if !row.short_names.is_empty() {
+            described["shortNames"] = json!(row.short_names);
+        }
+        resources.push(described);
+    }
     if group.is_empty() {
         resources.push(json!({
             "name": "bindings",
@@ -233,6 +251,22 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
             described
         })
         .collect();
+    for row in COMPUTED
+        .iter()
+        .filter(|row| (row.group, row.version) == (group, version))
+    {
+        let mut described = json!({
+            "resource": row.plural,
+            "responseKind": {"group": group, "version": version, "kind": row.kind},
+            "scope": scope(row.namespaced),
+            "singularResource": row.singular,
+            "verbs": ["get", "list"],
+        });
+        if !row.short_names.is_empty() {
+            described["shortNames"] = json!(row.short_names);
+        }
+        resources.push(described);
+    }
     let virtual_ones = REVIEWS
         .iter()
         .filter(|review| review.group == group)

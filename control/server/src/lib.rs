@@ -4,7 +4,7 @@
 //!  TLS ─┐                                                        ┌ verbs ─ stored ─┐
 //!       ├─ router ─ authn ─ authz ─┬ resource ─ admission ───────┤                 ├─ Store
 //!  ClientService (in memory) ──────┘│                            └ watch ── feed ──┘
-//!                                   ├ reviews, discovery, OpenAPI, health
+//!                                   ├ reviews, metrics of nodes and pods, discovery, OpenAPI, health
 //!                                   └ log, exec, attach, port-forward, proxy ─ TLS ─ kubelet
 //! ```
 //!
@@ -27,12 +27,14 @@ mod bootstrap;
 mod call;
 mod client;
 mod compress;
+mod computed;
 mod discovery;
 mod documents;
 mod expire;
 mod feed;
 mod filter;
 mod metrics;
+mod node_metrics;
 pub mod pki;
 mod protobuf;
 mod request;
@@ -123,6 +125,7 @@ pub(crate) struct App {
     pub(crate) service_ips: service_ips::ServiceIps,
     pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
     pub(crate) metrics: metrics::Metrics,
+    pub(crate) node_metrics: node_metrics::NodeMetrics,
     pub(crate) document_hashes: documents::DocumentHashes,
     /// `address:port`, for `/api`.
     pub(crate) public_address: String,
@@ -192,6 +195,7 @@ impl Server {
             service_ips: service_ips::ServiceIps::new(config.service_cidr),
             kubelet_tls: serve::kubelet_tls(&pki)?,
             metrics: metrics::Metrics::default(),
+            node_metrics: node_metrics::NodeMetrics::default(),
             document_hashes: documents::DocumentHashes::default(),
             public_address: SocketAddr::new(public, address.port()).to_string(),
             is_bootstrapped: AtomicBool::new(false),

@@ -23,7 +23,7 @@ use crate::{
     authn,
     authz::Attributes,
     call::{self, BODY_BYTES_MAX, Call},
-    compress, documents,
+    compress, computed, documents,
     request::{self, Accept, Query, ResourcePath},
     reviews, subresources, verbs,
 };
@@ -173,6 +173,14 @@ async fn serve(
         let (parts, body) = request.into_parts();
         let (object, _) = call::read_value(&parts.headers, &read_body(body).await?)?;
         return reviews::serve(app, &user, accept?, &target.namespace, review, object).await;
+    }
+    if let Some(row) = computed::find(&target.group, &target.version, &target.resource) {
+        let answered = computed::serve(app, row, target, verb, &query, accept?);
+        return tokio::time::timeout(REQUEST_TIMEOUT, answered)
+            .await
+            .map_err(|_| {
+                Status::timeout("request did not complete within the allotted timeout")
+            })?;
     }
     if verb == "list" && is_list_of_definitions(target) {
         return no_definitions(app, accept?).await;

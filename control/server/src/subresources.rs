@@ -13,6 +13,7 @@ use wherry_api::Status;
 use crate::{answer::Answer, call::Call, verbs};
 
 pub(crate) use binding::bind_by_body;
+pub(crate) use proxy::ask_kubelet;
 
 /// Whether a path is proxied, so that its body is not read here.
 pub(crate) fn is_streamed(subresource: &str) -> bool {

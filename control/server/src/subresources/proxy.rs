@@ -10,7 +10,9 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request, response::Response};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, uri::PathAndQuery};
+use http_body_util::{BodyExt, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -22,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use wherry_api::{Resource, Status, meta, status::StatusDetails};
 
 use crate::{
+    App,
     answer::Answer,
     call::Call,
     compress::Live,
@@ -434,14 +437,60 @@ fn trouble(destination: &Destination, error: &dyn std::fmt::Display) -> Status {
     status
 }
 
-async fn connect(call: &Call, destination: &Destination) -> Result<Box<dyn Stream>, Status> {
+/// Asks the kubelet of a node for a path and reads the whole answer, at most `bytes_max` of it.
+pub(crate) async fn ask_kubelet(
+    app: &App,
+    name: &str,
+    node: &Value,
+    path: &str,
+    bytes_max: usize,
+) -> Result<Bytes, Status> {
+    let destination = kubelet(name, node, path.to_owned())?;
+    let stream = connect(app, &destination).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
+            .await
+            .map_err(|error| trouble(&destination, &error))?;
+    let asked = async {
+        let host = format!("{}:{}", destination.host, destination.port);
+        let request = Request::get(path)
+            .header(header::HOST, host)
+            .body(Body::empty())
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let response = sender.send_request(request).await;
+        let response = response.map_err(|error| trouble(&destination, &error))?;
+        let code = response.status();
+        let body = Limited::new(response.into_body(), bytes_max);
+        let bytes = body
+            .collect()
+            .await
+            .map_err(|error| trouble(&destination, &error))?;
+        if code != StatusCode::OK {
+            return Err(trouble(&destination, &format_args!("{path}: {code}")));
+        }
+        Ok(bytes.to_bytes())
+    };
+    // Both are dropped when this is: nothing goes on behind the caller's back.
+    tokio::pin!(connection);
+    tokio::pin!(asked);
+    tokio::select! {
+        answer = &mut asked => answer,
+        ended = &mut connection => match ended {
+            // What has been read of the answer before the end is all of it.
+            Ok(()) => asked.await,
+            Err(error) => Err(trouble(&destination, &error)),
+        },
+    }
+}
+
+async fn connect(app: &App, destination: &Destination) -> Result<Box<dyn Stream>, Status> {
     let connect = async {
         let tcp = TcpStream::connect((destination.host, destination.port)).await?;
         tcp.set_nodelay(true)?;
         if !destination.is_tls {
             return Ok(Box::new(tcp) as Box<dyn Stream>);
         }
-        let connector = TlsConnector::from(Arc::clone(&call.app.kubelet_tls));
+        let connector = TlsConnector::from(Arc::clone(&app.kubelet_tls));
         let tls = connector
             .connect(ServerName::from(destination.host), tcp)
             .await?;
@@ -460,7 +509,7 @@ async fn send(
     destination: &Destination,
     query: Option<&str>,
 ) -> Answer {
-    let stream = connect(call, destination).await?;
+    let stream = connect(&call.app, destination).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
             .await

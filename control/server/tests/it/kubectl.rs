@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::harness::TestServer;
@@ -233,4 +233,77 @@ async fn kubectl_says_what_is_wrong_with_a_manifest() {
         "Error from server (BadRequest): error when creating \"STDIN\": ConfigMap in version \"v1\" cannot be handled as a \
          ConfigMap: strict decoding error: unknown field \"dta\"\n"
     );
+}
+
+#[tokio::test]
+async fn top_shows_nodes_pods_and_containers() {
+    let server = crate::proxy::with_pod().await;
+    let capacity = json!({"status": {"allocatable": {"cpu": "1", "memory": "1Mi"}, "capacity": {"cpu": "1", "memory": "1Mi"}}});
+    server
+        .merge("/api/v1/nodes/n1/status", &capacity)
+        .await
+        .expect(200);
+    let kubectl = Kubectl(&server);
+    let nodes = kubectl.ok("top node --no-headers", "").await;
+    assert!(
+        nodes.starts_with("n1") && nodes.contains("250m") && nodes.contains("25%"),
+        "{nodes}"
+    );
+    let pods = kubectl.ok("top pod --no-headers", "").await;
+    assert!(pods.starts_with('a') && pods.contains("250m"), "{pods}");
+    let containers = kubectl.ok("top pod a --containers --no-headers", "").await;
+    assert_eq!(
+        containers.split_whitespace().take(3).collect::<Vec<_>>(),
+        ["a", "a", "250m"]
+    );
+    let component = kubectl.ok("get cs --no-headers", "").await;
+    assert!(component.contains("Healthy"), "{component}");
+}
+
+#[tokio::test]
+async fn debug_adds_a_container_and_a_patch_resizes_one() {
+    let server = crate::proxy::with_pod().await;
+    let kubectl = Kubectl(&server);
+    kubectl
+        .ok(
+            "debug a --image=busybox:1 --target=a --container=dbg -- sleep 1",
+            "",
+        )
+        .await;
+    let path = "/api/v1/namespaces/default/pods/a";
+    let pod = server.get(path).await.expect(200).body;
+    let added = &pod["spec"]["ephemeralContainers"][0];
+    assert_eq!(
+        (&added["name"], &added["targetContainerName"]),
+        (&json!("dbg"), &json!("a"))
+    );
+    assert_eq!(pod["metadata"]["generation"], 2);
+    let sized = json!({"metadata": {"name": "b"}, "spec": {"containers": [
+        {"name": "c", "image": "i", "resources": {"requests": {"cpu": "1"}}},
+    ]}});
+    server
+        .post("/api/v1/namespaces/default/pods", &sized)
+        .await
+        .expect(201);
+    let patch = "{\"spec\":{\"containers\":[{\"name\":\"c\",\"resources\":{\"requests\":{\"cpu\":\"2\"}}}]}}";
+    kubectl
+        .ok(&format!("patch pod b --subresource resize -p {patch}"), "")
+        .await;
+    let refused = kubectl
+        .fails(&format!("patch pod b -p {}", patch.replace('2', "3")))
+        .await;
+    assert!(
+        refused.contains("pod updates may not change fields other than"),
+        "{refused}"
+    );
+    let pod = server
+        .get("/api/v1/namespaces/default/pods/b")
+        .await
+        .expect(200)
+        .body;
+    assert_eq!(
+        pod["spec"]["containers"][0]["resources"]["requests"]["cpu"],
+        "2"
+    );
+    assert_eq!(pod["metadata"]["generation"], 2);
 }

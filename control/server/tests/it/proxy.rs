@@ -65,6 +65,18 @@ async fn answer(
     mut request: Request<Incoming>,
 ) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
     let said = format!("{} {}", request.method(), request.uri());
+    if said.ends_with("only_cpu_and_memory=true") {
+        let stats = json!({
+            "cpu": {"time": "2024-01-01T00:00:00Z", "usageNanoCores": 250_000_000},
+            "memory": {"workingSetBytes": 3072},
+        });
+        let mut container = stats.clone();
+        container["name"] = "a".into();
+        let reference = json!({"name": "a", "namespace": "default"});
+        let summary =
+            json!({"node": stats, "pods": [{"podRef": reference, "containers": [container]}]});
+        return Ok(Response::new(Full::from(summary.to_string())));
+    }
     let Some(protocol) = request.headers().get(header::UPGRADE).cloned() else {
         return Ok(Response::new(Full::from(said)));
     };
@@ -83,7 +95,8 @@ async fn answer(
     Ok(response.body(Full::default()).unwrap())
 }
 
-async fn with_pod() -> TestServer {
+/// A node `n1` whose kubelet answers, with a pod `a`.
+pub(crate) async fn with_pod() -> TestServer {
     let server = TestServer::start().await;
     let address = kubelet(&server).await;
     let node = json!({"metadata": {"name": "n1"}, "status": {
@@ -278,4 +291,85 @@ async fn a_pod_is_reached_over_http() {
         response.into_body().collect().await.unwrap().to_bytes(),
         "/"
     );
+}
+
+#[tokio::test]
+async fn metrics_are_what_the_kubelets_say() {
+    let server = with_pod().await;
+    server.pod("silent").await;
+    const METRICS: &str = "/apis/metrics.k8s.io/v1beta1";
+    let nodes = server.get(&format!("{METRICS}/nodes")).await.expect(200);
+    assert_eq!(nodes.body["kind"], "NodeMetricsList");
+    assert_eq!(nodes.names(), ["n1"]);
+    assert_eq!(
+        nodes.body["items"][0]["usage"],
+        json!({"cpu": "250m", "memory": "3Ki"})
+    );
+    for path in ["pods", "namespaces/default/pods"] {
+        let pods = server.get(&format!("{METRICS}/{path}")).await.expect(200);
+        assert_eq!(pods.names(), ["a"], "a pod without figures is left out");
+        let containers = &pods.body["items"][0]["containers"];
+        assert_eq!(
+            *containers,
+            json!([{"name": "a", "usage": {"cpu": "250m", "memory": "3Ki"}}])
+        );
+    }
+    let pod = format!("{METRICS}/namespaces/default/pods");
+    assert_eq!(
+        server.get(&format!("{pod}/a")).await.expect(200).body["kind"],
+        "PodMetrics"
+    );
+    let none = server
+        .get(&format!("{pod}?labelSelector=x%3Dy"))
+        .await
+        .expect(200);
+    assert_eq!(none.names(), [""; 0]);
+    server.get(&format!("{pod}/silent")).await.fails(
+        404,
+        "NotFound",
+        "podmetrics.metrics.k8s.io \"default/silent\" not found",
+    );
+    server
+        .get(&format!("{pod}/none"))
+        .await
+        .fails(404, "NotFound", "pods \"none\" not found");
+    server
+        .delete(&format!("{pod}/a"), &Value::Null)
+        .await
+        .expect(405);
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let table = server
+        .get_as(&format!("{METRICS}/nodes"), table)
+        .await
+        .expect(200);
+    assert_eq!(
+        table.body["rows"][0]["cells"],
+        json!(["n1", "250m", "3Ki", "10s"])
+    );
+}
+
+#[tokio::test]
+async fn metrics_do_not_wait_for_a_node_that_is_gone() {
+    let server = TestServer::start().await;
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let status = json!({
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": closed}},
+    });
+    let node = json!({"metadata": {"name": "n1"}, "status": status});
+    server.post("/api/v1/nodes", &node).await.expect(201);
+    server
+        .merge("/api/v1/nodes/n1/status", &json!({"status": status}))
+        .await
+        .expect(200);
+    let nodes = server
+        .get("/apis/metrics.k8s.io/v1beta1/nodes")
+        .await
+        .expect(200);
+    assert_eq!(nodes.names(), [""; 0]);
 }
