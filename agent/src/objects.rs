@@ -2,7 +2,10 @@
 //!
 //! Only what a pod of this node names is ever asked for. An answer is good for a moment, so that many
 //! pods starting at once ask once; when the API server cannot be asked, the last answer stands, so
-//! that containers restart without it. Services are watched, because every environment shows them.
+//! that containers restart without it. Services are watched, because every environment shows them;
+//! what volumes show is followed object by object ([`follow`]).
+
+mod follow;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,9 +35,11 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use wherry_volumes::{ObjectSource, TokenParams};
+use wherry_volumes::{ObjectRef, ObjectSource, TokenParams};
 
 use crate::pod::env::ServiceEnv;
+
+use follow::{Follow, Followed, Shown};
 
 /// How long an answer is good.
 const FRESH: Duration = Duration::from_secs(1);
@@ -157,6 +162,34 @@ pub(crate) struct Objects {
     classes: Cache<RuntimeClass>,
     accounts: Cache<ServiceAccount>,
     services: watch::Sender<Option<Arc<Vec<ServiceEnv>>>>,
+    followed_config_maps: Followed<ConfigMap>,
+    followed_secrets: Followed<Secret>,
+}
+
+/// Follows an object that a volume shows, as long as it is kept.
+pub(crate) enum Following {
+    /// A ConfigMap.
+    ConfigMap(Follow<ConfigMap>),
+    /// A Secret.
+    Secret(Follow<Secret>),
+}
+
+impl Following {
+    /// Waits for another version of it; the first one counts. Cancel safe.
+    pub(crate) async fn changed(&mut self) {
+        match self {
+            Self::ConfigMap(object) => object.changed().await,
+            Self::Secret(object) => object.changed().await,
+        }
+    }
+
+    /// Whether the API server tells of changes by now.
+    pub(crate) fn is_watched(&self) -> bool {
+        match self {
+            Self::ConfigMap(object) => object.is_watched(),
+            Self::Secret(object) => object.is_watched(),
+        }
+    }
 }
 
 impl Objects {
@@ -170,7 +203,50 @@ impl Objects {
             classes: Cache::default(),
             accounts: Cache::default(),
             services,
+            followed_config_maps: Followed::default(),
+            followed_secrets: Followed::default(),
         }
+    }
+
+    /// Follows an object of a namespace; `None` without an API server.
+    pub(crate) fn follow(&self, namespace: &str, object: &ObjectRef) -> Option<Following> {
+        let client = self.client.as_ref()?;
+        Some(match object {
+            ObjectRef::ConfigMap(name) => {
+                let followed = &self.followed_config_maps;
+                Following::ConfigMap(followed.follow(client, namespace, name))
+            }
+            ObjectRef::Secret(name) => {
+                let followed = &self.followed_secrets;
+                Following::Secret(followed.follow(client, namespace, name))
+            }
+        })
+    }
+
+    /// Objects that are watched now.
+    #[cfg(test)]
+    pub(crate) fn watched(&self) -> usize {
+        self.followed_config_maps.count() + self.followed_secrets.count()
+    }
+
+    /// What a watch says, else what the API server says.
+    async fn shown<K: Shown>(
+        &self,
+        followed: &Followed<K>,
+        cache: &Cache<K>,
+        what: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<K>, String> {
+        if let Some(object) = followed.known(namespace, name) {
+            return Ok(Some(K::clone(&object)));
+        }
+        let object = cache
+            .get(what, namespace, name, self.ask(namespace, name))
+            .await;
+        object
+            .map(|object| object.map(Arc::unwrap_or_clone))
+            .map_err(text)
     }
 
     async fn ask<K>(&self, namespace: &str, name: &str) -> Result<Option<K>, String>
@@ -348,17 +424,14 @@ fn to_env(service: &Service) -> Option<ServiceEnv> {
 #[async_trait]
 impl ObjectSource for Objects {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, String> {
-        Objects::config_map(self, namespace, name)
+        let (followed, cache) = (&self.followed_config_maps, &self.config_maps);
+        self.shown(followed, cache, "configmap", namespace, name)
             .await
-            .map(|object| object.map(Arc::unwrap_or_clone))
-            .map_err(text)
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String> {
-        Objects::secret(self, namespace, name)
-            .await
-            .map(|object| object.map(Arc::unwrap_or_clone))
-            .map_err(text)
+        let (followed, cache) = (&self.followed_secrets, &self.secrets);
+        self.shown(followed, cache, "secret", namespace, name).await
     }
 
     async fn service_account_token(
@@ -389,3 +462,6 @@ impl ObjectSource for Objects {
             .ok_or_else(|| "the API server answered no token".into())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ use wherry_runtime_api::{
     ImageKind, Runtime,
     fake::{FakeClock, FakeImages, FakeRuntime},
 };
-use wherry_volumes::PodContext;
+use wherry_volumes::{PodContext, Refreshed};
 
 use crate::{
     Agent, Config,
@@ -99,8 +99,8 @@ impl Volumes for FakeVolumes {
             .collect())
     }
 
-    async fn refresh(&self, _: &Pod, _: &PodContext) -> Result<bool, String> {
-        Ok(false)
+    async fn refresh(&self, _: &Pod, _: &PodContext) -> Result<Refreshed, String> {
+        Ok(Refreshed::default())
     }
 
     async fn unmount(&self, uid: &str) -> Result<(), String> {

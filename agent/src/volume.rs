@@ -1,10 +1,13 @@
-//! Volumes, as far as the agent calls them: the node's own, or a fake in tests.
+//! Volumes, as far as the agent calls them: the node's own, or a fake in tests. Keeping them up to
+//! date is in [`follow`].
+
+pub(crate) mod follow;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
-use wherry_volumes::{PodContext, VolumeManager};
+use wherry_volumes::{PodContext, Refreshed, VolumeManager};
 
 /// Sets volumes up and takes them down. Calls are repeatable.
 #[async_trait]
@@ -15,8 +18,8 @@ pub trait Volumes: Send + Sync + 'static {
         pod: &Pod,
         context: &PodContext,
     ) -> Result<BTreeMap<String, PathBuf>, String>;
-    /// Renews what changed in the API since; `true` if anything did.
-    async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<bool, String>;
+    /// Renews what changed in the API since.
+    async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<Refreshed, String>;
     /// Takes everything of a pod down.
     async fn unmount(&self, uid: &str) -> Result<(), String>;
 }
@@ -33,7 +36,7 @@ impl Volumes for VolumeManager {
             .map_err(|error| error.to_string())
     }
 
-    async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<bool, String> {
+    async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<Refreshed, String> {
         self.refresh(pod, context)
             .await
             .map_err(|error| error.to_string())

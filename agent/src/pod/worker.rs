@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{Instrument, debug, error, info, warn};
+use tracing::{Instrument, error, info, warn};
 use wherry_runtime_api::{
     ContainerExit, ContainerId, ContainerState, ContainerStatus, PodSandbox, PodSandboxState,
     PodUid,
@@ -41,6 +41,7 @@ use crate::{
     context::Context,
     events::Kind,
     probe::{Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, schedule},
+    volume::follow::Following,
 };
 
 /// Reports of effects that wait to be read.
@@ -145,8 +146,7 @@ pub(crate) struct Worker {
     reporter: mpsc::Sender<Report>,
     containers: Vec<ContainerStatus>,
     volumes: Option<BTreeMap<String, PathBuf>>,
-    volumes_refreshed_at: Instant,
-    refresh: Option<AbortOnDropHandle<bool>>,
+    following: Option<Following>,
     failed_starts: BTreeMap<ContainerId, ContainerExit>,
     waiting: BTreeMap<String, Waiting>,
     held_until: BTreeMap<String, SystemTime>,
@@ -210,8 +210,7 @@ impl Worker {
             reporter,
             containers: Vec::new(),
             volumes: None,
-            volumes_refreshed_at: Instant::now(),
-            refresh: None,
+            following: None,
             failed_starts: BTreeMap::new(),
             waiting: BTreeMap::new(),
             held_until: BTreeMap::new(),
@@ -259,11 +258,6 @@ impl Worker {
                 outcome = ended(&mut self.in_flight) => self.ended(outcome),
                 Some(report) = self.reports.recv() => self.report(report),
                 () = finished(&mut self.saving) => {}
-                changed = refreshed(&mut self.refresh) => {
-                    if changed {
-                        debug!(pod = super::name(&self.pod), "Volumes refreshed");
-                    }
-                }
                 () = until(wake_at) => {}
             }
         }
@@ -438,7 +432,6 @@ impl Worker {
             }
             Report::Volumes(volumes) => {
                 self.volumes = Some(volumes);
-                self.volumes_refreshed_at = Instant::now();
             }
         }
     }
@@ -473,7 +466,7 @@ impl Worker {
             self.advance(&actual.sandboxes);
         }
         self.reconcile_probes();
-        self.refresh_volumes();
+        self.follow_volumes();
     }
 
     fn advance(&mut self, sandboxes: &[Arc<PodSandbox>]) {
@@ -776,30 +769,15 @@ impl Worker {
         self.doomed.retain(|id, _| ids.contains(id));
     }
 
-    fn refresh_volumes(&mut self) {
-        if !matches!(self.state, PodState::Running { .. }) || spec(&self.pod).volumes.is_none() {
-            return;
+    /// Keeps volumes up to date while the pod runs.
+    fn follow_volumes(&mut self) {
+        if !matches!(self.state, PodState::Running { .. }) {
+            self.following = None;
+        } else if let Some(following) = &self.following {
+            following.set(&self.pod);
+        } else if spec(&self.pod).volumes.is_some() {
+            self.following = Following::start(&self.context, &self.pod);
         }
-        let due = self.volumes_refreshed_at + self.context.config.tuning.volume_refresh_period;
-        if due > Instant::now() {
-            self.wake_at_instant(due);
-            return;
-        }
-        if self.refresh.is_some() {
-            return;
-        }
-        self.volumes_refreshed_at = Instant::now();
-        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
-        let task = spawn(async move {
-            match context.volumes.refresh(&pod, &context.pod_context()).await {
-                Ok(changed) => changed,
-                Err(message) => {
-                    context.event(&pod, Kind::Warning, "FailedMount", message);
-                    false
-                }
-            }
-        });
-        self.refresh = Some(AbortOnDropHandle::new(task));
     }
 
     fn act(&mut self, sandbox: Arc<PodSandbox>, plan: Plan) {
@@ -950,7 +928,6 @@ impl Worker {
         self.record.fixed_handler = prepared.fixed_handler;
         if prepared.volumes.is_some() {
             self.volumes = prepared.volumes;
-            self.volumes_refreshed_at = Instant::now();
         }
         self.event(PodEvent::SandboxReady(prepared.sandbox));
     }
@@ -1132,17 +1109,6 @@ async fn finished(saving: &mut Option<AbortOnDropHandle<()>>) {
         Some(task) => {
             let _ = task.await;
             *saving = None;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-async fn refreshed(refresh: &mut Option<AbortOnDropHandle<bool>>) -> bool {
-    match refresh {
-        Some(task) => {
-            let changed = task.await.unwrap_or(false);
-            *refresh = None;
-            changed
         }
         None => std::future::pending().await,
     }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Nothing is kept in memory: a new agent finds everything by the directory of the pod. Left to
-//! others: when to mount, when to refresh, and caching of the objects a volume shows.
+//! others: when to mount, when to refresh ([`Changes`] says by what), and caching of the objects a
+//! volume shows.
 
 mod atomic;
 mod empty_dir;
@@ -19,6 +20,7 @@ mod manager;
 mod mounts;
 mod ownership;
 mod plan;
+mod refs;
 mod source;
 mod token;
 
@@ -26,6 +28,7 @@ pub mod downward;
 pub mod payload;
 
 pub use error::{SetUpError, VolumeError};
-pub use manager::{PodContext, VolumeConfig, VolumeManager, image_volume_dir};
+pub use manager::{PodContext, Refreshed, VolumeConfig, VolumeManager, image_volume_dir};
 pub use mounts::is_mount_point;
+pub use refs::{Changes, ObjectRef};
 pub use source::{ObjectSource, TokenParams};

@@ -55,6 +55,15 @@ struct Inner {
     locks: [Mutex<()>; LOCKS],
 }
 
+/// What a refresh did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Whether any file changed.
+    pub changed: bool,
+    /// When the next token is to be renewed.
+    pub token_due: Option<Timestamp>,
+}
+
 /// A volume and what has been got together for it.
 struct Work {
     name: String,
@@ -128,11 +137,10 @@ impl VolumeManager {
 
     /// Brings the files of configMap, secret, downwardAPI and projected volumes up to date and
     /// renews tokens that are due. Volumes that [`Self::mount`] has not set up are left alone.
-    /// Answers whether anything changed.
     ///
     /// # Errors
     /// The first volume that cannot be brought up to date, after the others have been.
-    pub async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<bool, VolumeError> {
+    pub async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<Refreshed, VolumeError> {
         let uid = uid(pod);
         let mut failed = None;
         let mut work = Vec::new();
@@ -159,6 +167,7 @@ impl VolumeManager {
                 Err(error) => failed = failed.or_else(|| Some(error.in_volume(&volume.name))),
             }
         }
+        let token_due = work.iter().filter_map(Work::token_due).min();
         let pod = uid.to_owned();
         let changed = self.run(uid, move || {
             let mut changed = false;
@@ -171,7 +180,8 @@ impl VolumeManager {
             Ok(changed)
         });
         let changed = changed.await?;
-        failed.map_or(Ok(changed), Err)
+        let refreshed = Refreshed { changed, token_due };
+        failed.map_or(Ok(refreshed), Err)
     }
 
     /// Unmounts and removes all volumes of a pod, with only its uid known. What a hostPath names
@@ -416,6 +426,21 @@ impl Work {
                 .map_err(|cause| cause.in_volume(&self.name)),
             Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Content(_) | Plan::Image => Ok(false),
         }
+    }
+
+    /// When the first of its tokens is to be renewed.
+    fn token_due(&self) -> Option<Timestamp> {
+        let (Plan::Content(content), Some(payload)) = (&self.plan, &self.payload) else {
+            return None;
+        };
+        let tokens = content.projections.iter().filter_map(|projection| {
+            let Projection::Token { path, .. } = projection else {
+                return None;
+            };
+            let file = payload.get(&payload::clean_path(path).ok()?)?;
+            token::renewal(&file.data)
+        });
+        tokens.min()
     }
 
     fn show(&self, content: &Content) -> Result<bool, SetUpError> {

@@ -47,6 +47,16 @@ pub(crate) fn validity(token: &[u8], now: Timestamp) -> Validity {
     }
 }
 
+/// When a token is to be renewed; `None` if its times cannot be read.
+pub(crate) fn renewal(token: &[u8]) -> Option<Timestamp> {
+    let claims = claims(token)?;
+    let lifetime = claims.exp.saturating_sub(claims.iat);
+    // Rounded up, so that it is due by then.
+    let share = (lifetime.saturating_mul(RENEW_AT_PERCENT).saturating_add(99)).div_euclid(100);
+    let at = claims.iat.saturating_add(share.min(AGE_SECONDS_MAX));
+    Timestamp::from_second(at).ok()
+}
+
 fn claims(token: &[u8]) -> Option<Claims> {
     let payload = token.split(|byte| *byte == b'.').nth(1)?;
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
@@ -80,6 +90,31 @@ pub(crate) mod tests {
                 "{iat} {exp} {now}"
             );
         }
+    }
+
+    #[test]
+    fn a_token_is_due_at_its_renewal_and_not_before() {
+        for (iat, exp) in [
+            (1000, 2000),
+            (1000, 1001),
+            (7, 3614),
+            (0, 100 * AGE_SECONDS_MAX),
+        ] {
+            let token = token(iat, exp);
+            let at = renewal(token.as_bytes()).unwrap();
+            let before = Timestamp::from_second(at.as_second() - 1).unwrap();
+            assert_ne!(
+                validity(token.as_bytes(), at),
+                Validity::Fresh,
+                "{iat} {exp}"
+            );
+            assert_eq!(
+                validity(token.as_bytes(), before),
+                Validity::Fresh,
+                "{iat} {exp}"
+            );
+        }
+        assert_eq!(renewal(b"a.b.c"), None);
     }
 
     #[test]

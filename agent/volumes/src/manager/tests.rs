@@ -264,19 +264,19 @@ async fn a_changed_object_shows_after_a_refresh() {
     let pod = pod(json!([{ "name": "v", "configMap": { "name": "conf" } }]));
     let context = PodContext::default();
     assert!(
-        !node.manager.refresh(&pod, &context).await.unwrap(),
+        !node.manager.refresh(&pod, &context).await.unwrap().changed,
         "nothing is set up yet"
     );
     assert!(node.manager.known_pods().unwrap().is_empty());
 
     let paths = node.manager.mount(&pod, &context).await.unwrap();
-    assert!(!node.manager.refresh(&pod, &context).await.unwrap());
+    assert!(!node.manager.refresh(&pod, &context).await.unwrap().changed);
     node.objects
         .config_maps
         .lock()
         .unwrap()
         .insert("conf".into(), json!({ "key": "2", "more": "3" }));
-    assert!(node.manager.refresh(&pod, &context).await.unwrap());
+    assert!(node.manager.refresh(&pod, &context).await.unwrap().changed);
     assert_eq!(
         (read(&paths["v"], "key"), read(&paths["v"], "more")),
         ("2".into(), "3".into())
@@ -334,7 +334,7 @@ async fn a_token_is_renewed_when_it_is_due_and_kept_while_it_cannot_be() {
     assert_eq!(read(&paths["v"], "token"), due);
 
     *node.objects.is_down.lock().unwrap() = false;
-    assert!(node.manager.refresh(&pod, &context).await.unwrap());
+    assert!(node.manager.refresh(&pod, &context).await.unwrap().changed);
     assert_eq!(node.objects.tokens.load(Ordering::SeqCst), 2);
     assert_ne!(read(&paths["v"], "token"), due);
 }
@@ -374,6 +374,7 @@ async fn an_fs_group_owns_the_files() {
             .refresh(&pod, &PodContext::default())
             .await
             .unwrap()
+            .changed
     );
 }
 
