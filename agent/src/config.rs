@@ -8,10 +8,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use wherry_plugin_host::Prober;
 use wherry_runtime_api::{ImageService, LogRotation, Runtime};
 
 use crate::{
+    eviction,
     network::Network,
     pod::{restart::BackoffPolicy, translate::ClusterDns},
     server,
@@ -44,6 +46,11 @@ pub struct Config {
     pub server: Option<server::Config>,
     /// Whether pods may be privileged.
     pub allow_privileged: bool,
+    /// Kernel parameters that pods may set besides the safe ones; `net.core.*` stands for all that
+    /// begin so.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Processes and threads that each pod may have; `None` leaves it to the node.
+    pub pod_pids_max: Option<u64>,
     /// Directory of static manifests.
     pub pod_manifest_path: Option<PathBuf>,
     /// Prefix of the pods' cgroups.
@@ -60,6 +67,12 @@ pub struct Config {
     pub node_labels: BTreeMap<String, String>,
     /// Pods that the node takes. Kubernetes' default: 110.
     pub max_pods: u32,
+    /// What of the node is kept for the system's own processes, by resource (`--system-reserved`).
+    pub system_reserved: BTreeMap<String, Quantity>,
+    /// What of the node is kept for the agent and its helpers (`--kube-reserved`).
+    pub kube_reserved: BTreeMap<String, Quantity>,
+    /// When the node defends itself (`--eviction-hard`).
+    pub eviction: eviction::Policy,
     /// Directory of seccomp profiles for `Localhost`.
     pub seccomp_root: PathBuf,
     /// Rotation of container logs.
@@ -151,6 +164,8 @@ impl Config {
             prober: Arc::new(wherry_plugin_host::NativeProber::default()),
             server: None,
             allow_privileged: false,
+            allowed_unsafe_sysctls: Vec::new(),
+            pod_pids_max: None,
             pod_manifest_path: None,
             cgroup_root: "wherry".into(),
             cluster_dns: ClusterDns {
@@ -162,6 +177,9 @@ impl Config {
             register_node: true,
             node_labels: BTreeMap::new(),
             max_pods: 110,
+            system_reserved: BTreeMap::new(),
+            kube_reserved: BTreeMap::new(),
+            eviction: eviction::Policy::default(),
             log_rotation: LogRotation::default(),
             image_credential_file: None,
             max_parallel_image_pulls: None,

@@ -1,14 +1,20 @@
 //! What the agent's parts share. Built once, never changed.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
-use k8s_openapi::api::core::v1::Pod;
-use wherry_runtime_api::{PodUid, Runtime};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::api::resource::Quantity};
+use wherry_runtime_api::{PodUid, Runtime, RuntimeFeatures};
 use wherry_volumes::PodContext;
 
 use crate::{
-    config::Config, directory::Directory, events::Recorder, image::ImageManager,
-    node::machine::Machine, objects::Objects, pleg::Actual, publish::Publisher, volume::Volumes,
+    config::Config,
+    eviction::{Pressure, storage::Meter}, directory::Directory, events::Recorder, image::ImageManager, metrics::Metrics,
+    node::machine::Machine, objects::Objects, pleg::Actual, pod::userns::UserNamespaces, publish::Publisher, volume::Volumes,
 };
 
 /// What the agent's parts share.
@@ -29,8 +35,18 @@ pub(crate) struct Context {
     pub(crate) directory: Directory,
     /// What the runtimes hold.
     pub(crate) actual: Actual,
+    /// What the node is short of.
+    pub(crate) pressure: Pressure,
+    /// What pods take of its disk.
+    pub(crate) meter: Meter,
+    /// What it counted of its own work.
+    pub(crate) metrics: Metrics,
     /// The machine.
     pub(crate) machine: Machine,
+    /// Ranges of IDs for pods with user namespaces of their own.
+    pub(crate) user_namespaces: UserNamespaces,
+    /// What runtimes offer, as far as they have been asked.
+    pub(crate) features: Mutex<BTreeMap<&'static str, RuntimeFeatures>>,
 }
 
 impl Context {
@@ -60,10 +76,42 @@ impl Context {
         &self.config.node_ips
     }
 
+    fn features_seen(&self) -> MutexGuard<'_, BTreeMap<&'static str, RuntimeFeatures>> {
+        // Every change is one insert.
+        self.features.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a runtime offers; asked once, and again as long as it is not ready.
+    pub(crate) async fn features(&self, runtime: &dyn Runtime) -> RuntimeFeatures {
+        let seen = self.features_seen().get(runtime.handler()).copied();
+        if let Some(features) = seen {
+            return features;
+        }
+        let status = runtime.status().await;
+        if status.not_ready.is_none() {
+            self.features_seen()
+                .insert(runtime.handler(), status.features);
+        }
+        status.features
+    }
+
+    /// What a runtime offers as far as it has been asked; nothing before.
+    pub(crate) fn known_features(&self, handler: &str) -> RuntimeFeatures {
+        self.features_seen()
+            .get(handler)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// What the node has for pods, as in its `status.allocatable`.
+    pub(crate) fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        self.machine.allocatable(&self.config)
+    }
+
     /// What volumes show besides the pod.
     pub(crate) fn pod_context(&self) -> PodContext {
         PodContext {
-            allocatable: self.machine.allocatable(self.config.max_pods),
+            allocatable: self.allocatable(),
         }
     }
 

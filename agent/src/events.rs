@@ -127,9 +127,15 @@ impl Recorder {
             name: Some(pod::name(pod).into()),
             uid: Some(pod::uid(pod).to_string()),
             resource_version: pod.metadata.resource_version.clone(),
-            field_path: container.map(|name| match is_init(name) {
-                true => format!("spec.initContainers{{{name}}}"),
-                false => format!("spec.containers{{{name}}}"),
+            field_path: container.map(|name| {
+                let list = if is_init(name) {
+                    "initContainers"
+                } else if pod::ephemeral_container(pod, name).is_some() {
+                    "ephemeralContainers"
+                } else {
+                    "containers"
+                };
+                format!("spec.{list}{{{name}}}")
             }),
         };
         self.send(about, kind, reason, message);

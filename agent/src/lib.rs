@@ -19,7 +19,9 @@ pub mod config;
 mod context;
 mod directory;
 mod events;
+pub mod eviction;
 mod image;
+mod metrics;
 pub mod network;
 mod node;
 mod objects;
@@ -34,15 +36,12 @@ mod testing;
 mod text;
 pub mod volume;
 
-use std::{collections::HashSet, fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, fs, io, path::PathBuf, sync::{Arc, Mutex}, time::Duration};
 
-use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
 use thiserror::Error;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use wherry_runtime_api::{FsUsage, Runtime};
 use wherry_volumes::{VolumeConfig, VolumeManager};
 
 pub use config::{Clock, Config, Tuning};
@@ -115,7 +114,17 @@ impl Agent {
             Arc::new(VolumeManager::new(volumes, Arc::clone(&objects) as _))
         });
         let images = ImageManager::new(&config, Arc::clone(&objects), recorder.clone());
+        let pool = pod::userns::Pool::of_node(config.max_pods);
+        let pods_dir = config.pods_dir();
+        let user_namespaces = pod::userns::UserNamespaces::open(pool, &pods_dir).map_err(|source| {
+            AgentError::Root {
+                path: pods_dir,
+                source,
+            }
+        })?;
         let context = Arc::new(Context {
+            user_namespaces,
+            features: Mutex::default(),
             publisher: Publisher::new(config.kube.clone()),
             directory: Directory::default(),
             actual: Actual::default(),
@@ -123,13 +132,18 @@ impl Agent {
             objects,
             images,
             recorder,
+            pressure: eviction::Pressure::new(&config.eviction),
+            meter: eviction::storage::Meter::default(),
+            metrics: metrics::Metrics::default(),
             machine,
             config,
         });
         let server = match context.config.server.clone() {
             None => None,
             Some(config) => {
-                let server = server::Server::bind(config, Arc::clone(&context) as _).await;
+                let kube = context.config.kube.clone();
+                let reviewer = kube.map(|client| Arc::new(server::KubeReviewer::new(client)) as _);
+                let server = server::Server::bind(config, Arc::clone(&context) as _, reviewer).await;
                 Some(server.map_err(|error| AgentError::Server(error.to_string()))?)
             }
         };
@@ -223,6 +237,11 @@ async fn run_pods(
         source,
     })?;
     let (sender, updates) = mpsc::channel(UPDATES_MAX);
+    tasks.spawn(eviction::run(
+        Arc::clone(context),
+        sender.clone(),
+        shutdown.clone(),
+    ));
     if let Some(client) = config.kube.clone() {
         let name = config.node_name.clone();
         tasks.spawn(source::api::run(
@@ -243,41 +262,4 @@ async fn run_pods(
     }
     tasks.spawn(manager.run(updates));
     Ok(())
-}
-
-#[async_trait]
-impl server::Kubelet for Context {
-    fn node_name(&self) -> &str {
-        &self.config.node_name
-    }
-
-    fn pods(&self) -> Vec<Arc<Pod>> {
-        self.directory.pods()
-    }
-
-    fn runtimes(&self) -> &[Arc<dyn Runtime>] {
-        &self.config.runtimes
-    }
-
-    fn log_directory(&self, pod: &Pod) -> PathBuf {
-        pod::translate::log_directory(&self.config.log_root(), pod)
-    }
-
-    async fn image_fs(&self) -> Option<FsUsage> {
-        self.images.fs_info().await.ok()
-    }
-
-    fn metrics(&self) -> String {
-        let pods = self.directory.pods();
-        let running = self.directory.active();
-        format!(
-            "# HELP kubelet_desired_pods Number of pods the agent knows of.\n\
-             # TYPE kubelet_desired_pods gauge\n\
-             kubelet_desired_pods {}\n\
-             # HELP kubelet_running_pods Number of pods that are not at their end.\n\
-             # TYPE kubelet_running_pods gauge\n\
-             kubelet_running_pods {running}\n",
-            pods.len(),
-        )
-    }
 }

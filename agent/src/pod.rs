@@ -26,6 +26,7 @@
 //! looks from outside is [`status`]'s. Only a pod's own [`worker`] changes its state.
 
 pub(crate) mod admit;
+pub(crate) mod affinity;
 pub(crate) mod env;
 pub(crate) mod files;
 pub(crate) mod lifecycle;
@@ -34,18 +35,24 @@ pub(crate) mod prepare;
 pub(crate) mod qos;
 pub(crate) mod quantity;
 pub(crate) mod record;
+pub(crate) mod resize;
 pub(crate) mod restart;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod subpath;
 pub(crate) mod translate;
+pub(crate) mod userns;
 pub(crate) mod worker;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec},
+    api::core::v1::{Container, EphemeralContainer, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
@@ -108,14 +115,86 @@ pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-/// A container of a pod by its name, init containers included.
-pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+/// A container of a pod by its name, init and ephemeral containers included.
+pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     let spec = spec(pod);
     spec.init_containers
         .iter()
         .flatten()
         .chain(&spec.containers)
         .find(|container| container.name == name)
+        .map(Cow::Borrowed)
+        .or_else(|| {
+            ephemeral_container(pod, name).map(|container| Cow::Owned(as_container(container)))
+        })
+}
+
+/// An ephemeral container of a pod by its name.
+pub(crate) fn ephemeral_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a EphemeralContainer> {
+    spec(pod)
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .find(|container| container.name == name)
+}
+
+/// An ephemeral container as any other; whose processes it sees is the one thing that it has more.
+pub(crate) fn as_container(container: &EphemeralContainer) -> Container {
+    let EphemeralContainer {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        target_container_name: _,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+    } = container.clone();
+    Container {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+    }
 }
 
 /// How long a pod's containers have to exit when it is deleted.

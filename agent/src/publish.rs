@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 use wherry_runtime_api::PodUid;
 
-use crate::pod::{self, status::OURS};
+use crate::pod::{self, status::{DISRUPTION_TARGET, OURS, RESIZING}};
 
 /// Requests under way.
 const IN_FLIGHT_MAX: usize = 8;
@@ -392,13 +392,27 @@ fn to_patch(status: &PodStatus, last: Option<&PodStatus>) -> Value {
         conditions.retain(|condition| {
             condition["type"]
                 .as_str()
-                .is_some_and(|kind| OURS.contains(&kind))
+                .is_some_and(|kind| OURS.contains(&kind) || kind == DISRUPTION_TARGET)
         });
         for condition in conditions {
             for field in ["reason", "message"] {
                 if condition.get(field).is_none() {
                     condition[field] = Value::Null;
                 }
+            }
+        }
+    }
+    // Some conditions go again, and the list is merged by type.
+    let has = |status: &PodStatus, kind: &str| {
+        let mut list = status.conditions.iter().flatten();
+        list.any(|condition| condition.type_ == kind)
+    };
+    if let Some(last) = last
+        && let Some(list) = patch.get_mut("conditions").and_then(Value::as_array_mut)
+    {
+        for kind in RESIZING {
+            if has(last, kind) && !has(status, kind) {
+                list.push(json!({ "type": kind, "$patch": "delete" }));
             }
         }
     }

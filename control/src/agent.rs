@@ -139,6 +139,10 @@ pub(crate) async fn build(
         server::Config::new(listen, tls.certificate, tls.key, tls.ca)
     });
     config.allow_privileged = args.allow_privileged;
+    config
+        .allowed_unsafe_sysctls
+        .clone_from(&args.allowed_unsafe_sysctls);
+    config.pod_pids_max = u64::try_from(args.pod_max_pids).ok().filter(|max| *max > 0);
     config.pod_manifest_path.clone_from(&args.pod_manifest_path);
     config.cgroup_root.clone_from(&args.cgroup_root);
     config.cluster_dns.servers.clone_from(&args.cluster_dns);

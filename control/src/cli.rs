@@ -214,6 +214,12 @@ pub(crate) struct NodeArgs {
     /// Let pods ask for privileged containers.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) allow_privileged: bool,
+    /// Kernel parameters that pods may set besides the safe ones; `net.core.*` stands for all that begin so.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
+    /// Processes and threads that each pod may have; 0 or less leaves it to the node.
+    #[arg(long, default_value_t = -1, allow_hyphen_values = true)]
+    pub(crate) pod_max_pids: i64,
     /// Addresses that pods get.
     #[arg(long, default_value = "10.88.0.0/16")]
     pub(crate) pod_cidr: String,

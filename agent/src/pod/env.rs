@@ -6,8 +6,9 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret},
+    apimachinery::pkg::api::resource::Quantity,
 };
 use thiserror::Error;
 
@@ -43,6 +44,14 @@ pub(crate) enum EnvError {
         variable: String,
         /// The path.
         path: String,
+    },
+    /// A source that nothing here can read.
+    #[error("failed to resolve env var {variable}: {field} is not supported on this node")]
+    Unsupported {
+        /// The variable.
+        variable: String,
+        /// As the API spells it.
+        field: &'static str,
     },
     /// A resource that means nothing here.
     #[error("failed to resolve env var {variable}: unsupported container resource: {resource}")]
@@ -127,8 +136,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) host_ips: &'a [IpAddr],
     /// The node's name.
     pub(crate) node_name: &'a str,
-    /// What the node has for pods: CPU in thousandths, memory in bytes; a limit that is not set.
-    pub(crate) allocatable: (u64, u64),
+    /// What the node has for pods; stands for a limit that is not set.
+    pub(crate) allocatable: &'a BTreeMap<String, Quantity>,
 }
 
 /// Makes the environment, in order.
@@ -304,6 +313,12 @@ fn resolve(
             None => missing(is_optional, no_key()),
         };
     }
+    if source.file_key_ref.is_some() {
+        return Err(EnvError::Unsupported {
+            variable: variable.into(),
+            field: "fileKeyRef",
+        });
+    }
     Ok(Some(String::new()))
 }
 
@@ -364,7 +379,7 @@ fn resource_value(
         .container_name
         .as_deref()
         .and_then(|name| super::container(inputs.pod, name));
-    let resources = named.unwrap_or(container).resources.as_ref();
+    let resources = named.as_deref().unwrap_or(container).resources.as_ref();
     let (list, resource) = field.resource.split_once('.')?;
     let limits = resources.and_then(|r| r.limits.as_ref());
     let chosen = match list {
@@ -377,13 +392,16 @@ fn resource_value(
         }
         _ => return None,
     };
-    let (cpu_millis, memory_bytes) = inputs.allocatable;
-    let millis = match (chosen, list, resource) {
-        (Some(quantity), _, _) => quantity::millis(quantity)?,
-        (None, "limits", "cpu") => i128::from(cpu_millis),
-        (None, "limits", "memory") => i128::from(memory_bytes) * 1000,
-        (None, _, "cpu" | "memory" | "ephemeral-storage") => 0,
-        _ => return None,
+    let is_known = matches!(resource, "cpu" | "memory" | "ephemeral-storage")
+        || resource.starts_with("hugepages-");
+    let of_node = || {
+        let is_shared = list == "limits" && !resource.starts_with("hugepages-");
+        inputs.allocatable.get(resource).filter(|_| is_shared)
+    };
+    let millis = match chosen.or_else(of_node) {
+        _ if !is_known => return None,
+        Some(quantity) => quantity::millis(quantity)?,
+        None => 0,
     };
     let divisor = field
         .divisor

@@ -2,21 +2,12 @@
 
 use std::{
     collections::HashSet,
-    ffi::OsStr,
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{OpenOptionsExt, PermissionsExt},
-    },
-    path::{Component, Path, PathBuf},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
 };
 
 use k8s_openapi::api::core::v1::Pod;
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    sys::stat::{Mode, mkdirat},
-};
 use wherry_runtime_api::{ContainerExit, ContainerStatus};
 
 use super::{spec, translate};
@@ -46,8 +37,17 @@ pub(crate) struct Etc<'a> {
     pub(crate) dns: &'a translate::ClusterDns,
 }
 
-/// Writes `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` of a pod; answers container and host paths.
-pub(crate) fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+/// What was made of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Made {
+    /// Container and host paths.
+    pub(crate) files: Vec<(PathBuf, PathBuf)>,
+    /// Reasons and messages of events: what of the pod's DNS was not done.
+    pub(crate) warnings: Vec<(&'static str, String)>,
+}
+
+/// Writes `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname` of a pod.
+pub(crate) fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Made> {
     fs::create_dir_all(pod_dir)?;
     let is_host_network = spec(etc.pod).host_network == Some(true);
     let node_file = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -56,7 +56,7 @@ pub(crate) fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf
     let resolv = translate::resolv_conf(etc.pod, etc.dns, &node_file("/etc/resolv.conf"));
     let mut files = vec![
         ("/etc/hosts", "etc-hosts", hosts),
-        ("/etc/resolv.conf", "resolv.conf", resolv),
+        ("/etc/resolv.conf", "resolv.conf", resolv.text),
     ];
     if !is_host_network {
         let (name, _) = translate::hostname(etc.pod, &etc.dns.domain);
@@ -72,7 +72,10 @@ pub(crate) fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Vec<(PathBuf
         }
         made.push((container_path.into(), path));
     }
-    Ok(made)
+    Ok(Made {
+        files: made,
+        warnings: resolv.warnings,
+    })
 }
 
 /// Makes what an attempt needs before it is created: its log directory and the file for its last words.
@@ -93,54 +96,6 @@ pub(crate) fn prepare_attempt(message: &Path, log_path: &Path) -> io::Result<()>
     }
 }
 
-/// Makes a `subPath` that is not there, without following a link out of the volume. A file that is
-/// there is fine as well.
-pub(crate) fn prepare_sub_path(volume: &Path, host_path: &Path) -> io::Result<()> {
-    let Ok(sub) = host_path.strip_prefix(volume) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "leaves its volume",
-        ));
-    };
-    let parts: Vec<_> = sub
-        .components()
-        .filter_map(|part| match part {
-            Component::Normal(name) => Some(name),
-            _ => None,
-        })
-        .collect();
-    make_beneath(volume, &parts)
-}
-
-/// Walks down from `root`, making directories that are missing.
-fn make_beneath(root: &Path, parts: &[&OsStr]) -> io::Result<()> {
-    let dir = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut at: OwnedFd = open(root, dir, Mode::empty())?;
-    for (index, part) in parts.iter().enumerate() {
-        let is_last = index + 1 == parts.len();
-        let flags = if is_last {
-            OFlag::O_PATH | OFlag::O_CLOEXEC
-        } else {
-            dir
-        };
-        let how = OpenHow::new()
-            .flags(flags)
-            .resolve(ResolveFlag::RESOLVE_BENEATH);
-        at = match openat2(&at, *part, how) {
-            Ok(fd) => fd,
-            Err(Errno::ENOENT) => {
-                match mkdirat(&at, *part, Mode::from_bits_truncate(0o755)) {
-                    Ok(()) | Err(Errno::EEXIST) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                openat2(&at, *part, how)?
-            }
-            Err(error) => return Err(error.into()),
-        };
-    }
-    Ok(())
-}
-
 /// The last words of an exited container, by its policy. Empty if there are none.
 pub(crate) fn last_words(
     pod_dir: &Path,
@@ -149,11 +104,11 @@ pub(crate) fn last_words(
     policy: Option<&str>,
 ) -> String {
     let path = termination_message(pod_dir, &status.name, status.attempt);
-    let words = read_end(&path, TERMINATION_MESSAGE_BYTES_MAX, false).unwrap_or_default();
+    let words = read_end(&path, TERMINATION_MESSAGE_BYTES_MAX).unwrap_or_default();
     if !words.is_empty() || policy != Some("FallbackToLogsOnError") || exit.exit_code == 0 {
         return words;
     }
-    let log = read_end(&status.log_path, LOG_BYTES_MAX * 4, true).unwrap_or_default();
+    let log = read_end(&status.log_path, LOG_BYTES_MAX * 4).unwrap_or_default();
     last_lines(&log)
 }
 
@@ -175,8 +130,8 @@ fn last_lines(log: &str) -> String {
     text.split_off(cut)
 }
 
-/// The beginning of a file, or its end.
-fn read_end(path: &Path, bytes_max: usize, from_end: bool) -> io::Result<String> {
+/// The end of a file.
+fn read_end(path: &Path, bytes_max: usize) -> io::Result<String> {
     use std::io::{Read, Seek, SeekFrom};
     // A container may have put anything there: no links, no waiting on pipes.
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
@@ -187,10 +142,8 @@ fn read_end(path: &Path, bytes_max: usize, from_end: bool) -> io::Result<String>
     if !file.metadata()?.is_file() {
         return Ok(String::new());
     }
-    if from_end {
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(bytes_max as u64)))?;
-    }
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes_max as u64)))?;
     let mut bytes = Vec::new();
     file.take(bytes_max as u64).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -259,22 +212,6 @@ pub(crate) fn sweep_logs(root: &Path, live: &HashSet<String>) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sub_path_is_made_and_never_through_a_link() {
-        let root = tempfile::tempdir().expect("a temporary directory");
-        let volume = root.path().join("volume");
-        let outside = root.path().join("outside");
-        fs::create_dir_all(&volume).expect("writable");
-        fs::create_dir_all(&outside).expect("writable");
-        prepare_sub_path(&volume, &volume.join("a/b")).expect("below the volume");
-        assert!(volume.join("a/b").is_dir());
-        std::os::unix::fs::symlink(&outside, volume.join("link")).expect("writable");
-        prepare_sub_path(&volume, &volume.join("link/c")).expect_err("a link leads out");
-        assert!(!outside.join("c").exists());
-        fs::write(volume.join("file"), "x").expect("writable");
-        prepare_sub_path(&volume, &volume.join("file")).expect("a file is fine");
-    }
 
     #[test]
     fn the_end_of_a_log_stands_in_for_last_words() {

@@ -112,8 +112,18 @@ impl Hook<'_> {
                 path: get.path.clone().unwrap_or_default(),
                 headers: headers(get.http_headers.as_ref()),
             }
+        } else if let Some(tcp) = &handler.tcp_socket {
+            let host = tcp
+                .host
+                .clone()
+                .or_else(|| self.ip.map(|ip| ip.to_string()));
+            ProbeAction::TcpSocket {
+                host: host.ok_or("the pod has no address")?,
+                port: port(self.container, &tcp.port)
+                    .ok_or_else(|| format!("invalid port number: {:?}", tcp.port))?,
+            }
         } else {
-            return Ok(());
+            return Err("the hook says nothing to do".into());
         };
         let request = ProbeRequest {
             action,

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     context::Context,
     events::Kind,
+    eviction,
     publish::Target,
     source::{PodUpdate, Source, mirror::Mirrors},
 };
@@ -42,6 +43,12 @@ struct Handle {
     removed: bool,
 }
 
+/// Whether the kernel enforces AppArmor profiles.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|enabled| enabled.starts_with('Y'))
+}
+
 /// Knows which pods should be here.
 pub(crate) struct Manager {
     context: Arc<Context>,
@@ -55,6 +62,7 @@ pub(crate) struct Manager {
     again: HashMap<PodUid, Arc<Pod>>,
     /// API pods that are gone from here and may still be heard of; `true` once their deletion is under way.
     gone: HashMap<PodUid, bool>,
+    has_apparmor: bool,
     shutdown: CancellationToken,
 }
 
@@ -75,6 +83,7 @@ impl Manager {
             sources,
             again: HashMap::new(),
             gone: HashMap::new(),
+            has_apparmor: has_apparmor(),
             shutdown,
         }
     }
@@ -145,6 +154,11 @@ impl Manager {
                 return self.told.insert(source);
             }
             PodUpdate::Mirror(uid, mirror) => self.mirrors.see(uid, mirror),
+            PodUpdate::Evict(uid, eviction) => {
+                if let Some(handle) = self.handles.get(&uid) {
+                    handle.mailbox.evict(eviction);
+                }
+            }
         }
         false
     }
@@ -197,24 +211,37 @@ impl Manager {
 
     fn admit(&self, pod: &Pod) -> Option<Verdict> {
         let config = &self.context.config;
+        let allocatable = self.context.allocatable();
         let limits = admit::Limits {
             max_pods: config.max_pods,
             allow_privileged: config.allow_privileged,
+            allowed_unsafe_sysctls: &config.allowed_unsafe_sysctls,
+            allocatable: &allocatable,
+            has_apparmor: self.has_apparmor,
         };
         let directory = &self.context.directory;
-        let others = if admit::wants_host_ports(pod) {
+        let others = if admit::looks_at_others(pod) {
             directory.pods()
         } else {
             Vec::new()
         };
-        let verdict = admit::check(pod, directory.active(), &others, limits)?;
-        self.context.event(
-            pod,
-            Kind::Warning,
-            "FailedAdmission",
-            verdict.message.clone(),
-        );
-        Some(verdict)
+        let checked = admit::check(pod, directory.active(), &others, limits);
+        let pressure = self.context.pressure.conditions();
+        let refused = match (checked, eviction::refusal(pod, &pressure)) {
+            (Err(refused), _) => refused,
+            (Ok(()), message) => admit::Refused {
+                reason: eviction::EVICTED,
+                message: message?,
+            },
+        };
+        let admit::Refused { reason, message } = refused;
+        self.context
+            .event(pod, Kind::Warning, reason, message.clone());
+        Some(Verdict {
+            reason: reason.into(),
+            message: format!("Pod was rejected: {message}"),
+            is_disruption: false,
+        })
     }
 
     fn begin(&mut self, pod: Arc<Pod>, record: Record, recovered: bool, verdict: Option<Verdict>) {

@@ -2,14 +2,19 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Api;
 use tokio::time::timeout;
 use wherry_runtime_api::{
     ContainerState, PodSandbox, PodSandboxState, Runtime, RuntimeError, SandboxNetwork,
+    UserNamespace,
 };
 
-use super::{spec, stop, translate, uid};
+use super::{affinity, is_static, spec, stop, translate, uid};
 use crate::{context::Context, events::Kind, network::Attach};
+
+/// Longest wait for the Node object.
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What containers can be created in.
 #[derive(Clone, Debug)]
@@ -29,6 +34,8 @@ pub(crate) struct PrepareError {
     pub(crate) reason: &'static str,
     /// For people.
     pub(crate) message: String,
+    /// Trying again is of no use: the node does not take the pod.
+    pub(crate) is_final: bool,
 }
 
 impl PrepareError {
@@ -36,6 +43,7 @@ impl PrepareError {
         Self {
             reason: "FailedCreatePodSandBox",
             message: format!("Failed to create pod sandbox: {why}"),
+            is_final: false,
         }
     }
 }
@@ -78,6 +86,9 @@ pub(crate) async fn prepare(
             fixed_handler: fixed_handler.map(plain_handler),
         });
     }
+    if actual.is_empty() && attempt == 0 {
+        admit_to_node(context, pod).await?;
+    }
     let class_handler = fixed_handler?;
     // What ran in a sandbox that died goes before there is a new one.
     for sandbox in actual
@@ -119,6 +130,7 @@ pub(crate) async fn prepare(
     let volumes = volumes.map_err(|message| PrepareError {
         reason: "FailedMount",
         message,
+        is_final: false,
     })?;
     let handlers = translate::handlers(
         pod,
@@ -127,13 +139,20 @@ pub(crate) async fn prepare(
         context.default_handler(),
     );
     let runtime = runtime(context, &handlers.sandbox)?;
+    let domain = &context.config.cluster_dns.domain;
+    let hostname = translate::kernel_hostname(pod, domain).map_err(PrepareError::sandbox)?;
+    let user_namespace = user_namespace(context, pod, &**runtime).await?;
     let config = translate::sandbox(
         pod,
         attempt,
         &handlers,
-        &context.config.log_root(),
-        &context.config.cgroup_root,
-        &context.config.cluster_dns.domain,
+        translate::SandboxInputs {
+            log_root: &context.config.log_root(),
+            cgroup_root: &context.config.cgroup_root,
+            hostname: &hostname,
+            pids_max: context.config.pod_pids_max,
+            user_namespace,
+        },
     );
     let made = bounded(context, "run pod sandbox", runtime.run_pod_sandbox(&config)).await;
     let sandbox = match made {
@@ -150,6 +169,55 @@ pub(crate) async fn prepare(
         volumes: Some(volumes),
         fixed_handler: handlers.fixed,
     })
+}
+
+/// Looks at the Node object, which others label. The scheduler has looked as well, but a
+/// pod may name its node itself.
+async fn admit_to_node(context: &Context, pod: &Pod) -> Result<(), PrepareError> {
+    let Some(client) = context.config.kube.clone().filter(|_| !is_static(pod)) else {
+        return Ok(());
+    };
+    if !affinity::is_particular(pod) {
+        return Ok(());
+    }
+    let nodes = Api::<Node>::all(client);
+    let asked = timeout(NODE_TIMEOUT, nodes.get_opt(&context.config.node_name)).await;
+    // Who cannot be asked does not keep a pod from running.
+    let Ok(Ok(Some(node))) = asked else {
+        return Ok(());
+    };
+    if !affinity::matches(pod, &node) {
+        return Err(PrepareError {
+            reason: "NodeAffinity",
+            message:
+                "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                    .into(),
+            is_final: true,
+        });
+    }
+    Ok(())
+}
+
+/// The pod's range of IDs, if it wants one and the runtime can do with it.
+async fn user_namespace(
+    context: &Context,
+    pod: &Pod,
+    runtime: &dyn Runtime,
+) -> Result<Option<UserNamespace>, PrepareError> {
+    if spec(pod).host_users != Some(false) {
+        return Ok(None);
+    }
+    if !context.features(runtime).await.user_namespaces {
+        return Err(PrepareError::sandbox(format!(
+            "runtime handler \"{}\" does not support user namespaces",
+            runtime.handler()
+        )));
+    }
+    context
+        .user_namespaces
+        .allocate(&uid(pod))
+        .map(Some)
+        .map_err(PrepareError::sandbox)
 }
 
 fn plain_handler(handler: String) -> String {

@@ -1,9 +1,9 @@
 //! Quality of service: class, cgroup, CPU shares and OOM score, by the kubelet's arithmetic. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod},
+    api::core::v1::{Container, Pod, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
 use wherry_runtime_api::LinuxResources;
@@ -61,6 +61,15 @@ pub(crate) fn class(pod: &Pod) -> QosClass {
     let spec = spec(pod);
     let mut is_guaranteed = true;
     let mut is_best_effort = true;
+    if let Some(own) = spec.resources.as_ref().filter(|own| is_given(own)) {
+        for resource in ["cpu", "memory"] {
+            let limit = amount(own.limits.as_ref(), resource);
+            let request = own_request(own, resource);
+            is_best_effort &= request == 0 && limit == 0;
+            is_guaranteed &= limit > 0 && request == limit;
+        }
+        return of(is_best_effort, is_guaranteed);
+    }
     for container in spec
         .containers
         .iter()
@@ -75,11 +84,59 @@ pub(crate) fn class(pod: &Pod) -> QosClass {
             is_guaranteed &= limit > 0 && request == limit;
         }
     }
+    of(is_best_effort, is_guaranteed)
+}
+
+fn of(is_best_effort: bool, is_guaranteed: bool) -> QosClass {
     match (is_best_effort, is_guaranteed) {
         (true, _) => QosClass::BestEffort,
         (false, true) => QosClass::Guaranteed,
         (false, false) => QosClass::Burstable,
     }
+}
+
+/// Whether the pod as a whole names resources of its own.
+fn is_given(own: &ResourceRequirements) -> bool {
+    [&own.limits, &own.requests]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty())
+}
+
+fn own_request(own: &ResourceRequirements, resource: &str) -> i128 {
+    match own.requests.as_ref().filter(|r| r.contains_key(resource)) {
+        Some(requests) => amount(Some(requests), resource),
+        None => amount(own.limits.as_ref(), resource),
+    }
+}
+
+/// What a pod requests of a resource, thousandths: what it names itself, else what its containers need;
+/// with the overhead of its RuntimeClass.
+pub(crate) fn pod_request_millis(pod: &Pod, resource: &str) -> i128 {
+    let spec = spec(pod);
+    let own = spec
+        .resources
+        .as_ref()
+        .map(|own| own_request(own, resource));
+    match own.filter(|own| *own > 0) {
+        Some(own) => own + amount(spec.overhead.as_ref(), resource),
+        None => pod_millis(pod, resource, request_millis),
+    }
+}
+
+/// The limit of a pod as a whole, thousandths: what it names itself, else the sum of its containers'
+/// where each has one.
+fn pod_limit_millis(pod: &Pod, resource: &str) -> Option<i128> {
+    let spec = spec(pod);
+    let own = spec.resources.as_ref().and_then(|own| own.limits.as_ref());
+    if let Some(own) = own.filter(|own| own.contains_key(resource)) {
+        return Some(amount(Some(own), resource) + amount(spec.overhead.as_ref(), resource));
+    }
+    spec.containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .all(|container| limit_millis(container, resource) > 0)
+        .then(|| pod_millis(pod, resource, limit_millis))
 }
 
 /// What a pod needs of a resource: the sum of its containers with the sidecars, or the largest step of
@@ -125,22 +182,31 @@ pub(crate) fn cpu_quota_us(millis: i128) -> i64 {
         .max(1000)
 }
 
-/// Limits of the pod as a whole. Only where every container is limited is the pod.
-pub(crate) fn pod_resources(pod: &Pod) -> LinuxResources {
+/// Limits of the pod as a whole. `pids_max` is the node's rule for every pod.
+pub(crate) fn pod_resources(pod: &Pod, pids_max: Option<u64>) -> LinuxResources {
+    let cpu_limit = pod_limit_millis(pod, "cpu");
+    let memory_limit = pod_limit_millis(pod, "memory").map(|millis| millis / 1000);
     let spec = spec(pod);
-    let limited = |resource: &str| {
-        spec.containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-            .all(|container| limit_millis(container, resource) > 0)
-    };
-    let cpu_limit = limited("cpu").then(|| pod_millis(pod, "cpu", limit_millis));
-    let memory_limit = limited("memory").then(|| pod_millis(pod, "memory", limit_millis) / 1000);
+    let sizes: BTreeSet<&str> = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .filter_map(|c| c.resources.as_ref()?.limits.as_ref())
+        .flat_map(BTreeMap::keys)
+        .map(String::as_str)
+        .filter(|name| name.starts_with(HUGEPAGES))
+        .collect();
+    let hugepages = sizes.into_iter().filter_map(|name| {
+        let bytes = pod_millis(pod, name, limit_millis) / 1000;
+        Some((page_size(name)?, u64::try_from(bytes).ok()?))
+    });
     LinuxResources {
-        cpu_shares: Some(cpu_shares(pod_millis(pod, "cpu", request_millis))),
+        cpu_shares: Some(cpu_shares(pod_request_millis(pod, "cpu"))),
         cpu_quota_us: cpu_limit.map(cpu_quota_us),
         cpu_period_us: cpu_limit.map(|_| 100_000),
         memory_bytes_max: memory_limit.and_then(|bytes| u64::try_from(bytes).ok()),
+        pids_max,
+        hugepage_bytes_max: hugepages.collect(),
         ..LinuxResources::default()
     }
 }
@@ -167,12 +233,16 @@ pub(crate) fn container_resources(
         pids_max: None,
         oom_score_adj: Some(oom_score_adj(pod, container, memory_capacity_bytes)),
         hugepage_bytes_max: hugepages
-            .filter_map(|(name, size)| {
-                let page = name.strip_prefix("hugepages-")?;
-                Some((page.replace('i', "B"), quantity::bytes(size)?))
-            })
+            .filter_map(|(name, size)| Some((page_size(name)?, quantity::bytes(size)?)))
             .collect(),
     }
+}
+
+const HUGEPAGES: &str = "hugepages-";
+
+/// `hugepages-2Mi` as the kernel names its limit: `2MB`.
+fn page_size(resource: &str) -> Option<String> {
+    Some(resource.strip_prefix(HUGEPAGES)?.replace('i', "B"))
 }
 
 /// How early the kernel kills a container when memory is short (`GetContainerOOMScoreAdjust`).
@@ -192,7 +262,11 @@ pub(crate) fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity_by
         QosClass::Burstable => {
             let requested = |c: &Container| request_millis(c, "memory") / 1000;
             let mut request = requested(container);
-            if is_sidecar(container) {
+            let is_init = |name: &str| {
+                let mut inits = spec.init_containers.iter().flatten();
+                inits.any(|c| c.name == name)
+            };
+            if is_sidecar(container) && is_init(&container.name) {
                 // A sidecar is not to be killed before the containers it serves.
                 let least = spec
                     .containers

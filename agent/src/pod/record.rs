@@ -10,11 +10,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use wherry_runtime_api::{ContainerId, PodUid};
+use wherry_runtime_api::{ContainerId, LinuxResources, PodUid};
 
-use super::{restart::Backoff, status::Verdict};
+use super::{
+    resize::{Allocation, Progress},
+    restart::Backoff,
+    status::Verdict,
+};
 
 /// What a new agent could not find out otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +38,16 @@ pub(crate) struct Record {
     pub(crate) image_refs: BTreeMap<String, String>,
     /// The runtime of all containers, if a RuntimeClass says so.
     pub(crate) fixed_handler: Option<String>,
+    /// The resources that were granted; what the spec asks for may be more.
+    pub(crate) allocation: Option<Allocation>,
+    /// The resources that containers were started with or given since, by container name.
+    pub(crate) actuated: BTreeMap<String, ResourceRequirements>,
+    /// Limits of the pod as a whole, if they were changed since its sandbox was made.
+    pub(crate) pod_limits: Option<LinuxResources>,
+    /// Where a change of resources is, if there is one.
+    pub(crate) resize: Option<Progress>,
+    /// What the runtime cannot give, and why: asked for again it is refused at once.
+    pub(crate) unsupported: Option<(Allocation, String)>,
     /// The pod as a whole failed.
     pub(crate) verdict: Option<Verdict>,
     /// Nothing of it will run again.

@@ -7,11 +7,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 use serde::{Deserialize, Serialize};
 use wherry_runtime_api::{ContainerId, ContainerState, ContainerStatus, PodSandboxId};
 
-use super::{is_sidecar, spec};
+use super::{as_container, is_sidecar, spec};
 
 /// How pauses between tries grow. The default is the kubelet's: 10 s, doubling to 5 min.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,16 @@ impl RestartPolicy {
         }
     }
 
+    /// As a container says for itself, else as its pod does.
+    pub(crate) fn of_container(pod: &Pod, container: &Container) -> Self {
+        match container.restart_policy.as_deref() {
+            Some("Always") => Self::Always,
+            Some("OnFailure") => Self::OnFailure,
+            Some("Never") => Self::Never,
+            _ => Self::of(pod),
+        }
+    }
+
     /// Whether a container that exited with that code comes back.
     pub(crate) fn restarts(self, exit_code: i32) -> bool {
         match self {
@@ -60,6 +70,24 @@ impl RestartPolicy {
             Self::Never => false,
         }
     }
+}
+
+/// Whether a container that exited comes back: by its rules, the first that speaks of the exit code,
+/// else by the policy.
+pub(crate) fn comes_back(container: &Container, policy: RestartPolicy, exit_code: i32) -> bool {
+    let speaks = |rule: &&ContainerRestartRule| {
+        rule.action == "Restart"
+            && rule.exit_codes.as_ref().is_some_and(|codes| {
+                let is_listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+                match codes.operator.as_str() {
+                    "In" => is_listed,
+                    "NotIn" => !is_listed,
+                    _ => false,
+                }
+            })
+    };
+    let rules = container.restart_policy_rules.iter().flatten();
+    rules.clone().any(|rule| speaks(&rule)) || policy.restarts(exit_code)
 }
 
 /// Growing pause between starts of one container. The first restart is immediate.
@@ -102,6 +130,17 @@ impl Backoff {
     }
 }
 
+/// Why a running container has to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Doom {
+    /// For the event.
+    pub(crate) why: String,
+    /// How long it has, where that is not the pod's to say.
+    pub(crate) grace_period: Option<Duration>,
+    /// It comes back at once, whatever the policy says: only its resources change.
+    pub(crate) comes_back: bool,
+}
+
 /// What is known about a pod's containers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'a> {
@@ -120,7 +159,7 @@ pub(crate) struct View<'a> {
     /// Started, as their startup probes say.
     pub(crate) started: &'a BTreeSet<ContainerId>,
     /// To be killed, with the reason for the event (a probe or a hook failed).
-    pub(crate) doomed: &'a BTreeMap<ContainerId, String>,
+    pub(crate) doomed: &'a BTreeMap<ContainerId, Doom>,
     /// Highest attempt ever seen by container name, for when a runtime has forgotten.
     pub(crate) attempts: &'a BTreeMap<String, u32>,
 }
@@ -131,7 +170,7 @@ pub(crate) struct Plan {
     /// To be started, in order.
     pub(crate) start: Vec<Start>,
     /// To be killed, with the reason for the event.
-    pub(crate) kill: Vec<(ContainerId, String)>,
+    pub(crate) kill: Vec<(ContainerId, Doom)>,
     /// Crashed ones that wait, with the whole pause.
     pub(crate) backing_off: BTreeMap<String, Duration>,
     /// When to look again.
@@ -176,20 +215,30 @@ pub(crate) fn newest<'a>(
 
 /// Whether a pod that has lost its sandbox is not to have another.
 pub(crate) fn is_over_without_sandbox(pod: &Pod, containers: &[ContainerStatus]) -> bool {
-    let is_done = |container: &Container| {
+    let stays_down = |container: &Container| {
         let newest = newest(containers, &container.name, None).map(|c| &c.state);
-        matches!(newest, Some(ContainerState::Exited(exit)) if exit.exit_code == 0)
+        let exit_code = match newest {
+            Some(ContainerState::Exited(exit)) => exit.exit_code,
+            // It died with its sandbox.
+            Some(ContainerState::Running { .. } | ContainerState::Unknown) => 137,
+            Some(ContainerState::Created) | None => return false,
+        };
+        !comes_back(
+            container,
+            RestartPolicy::of_container(pod, container),
+            exit_code,
+        )
     };
-    match RestartPolicy::of(pod) {
-        RestartPolicy::Always => false,
-        RestartPolicy::OnFailure => spec(pod).containers.iter().all(is_done),
-        RestartPolicy::Never => !containers.is_empty(),
-    }
+    let is_never = RestartPolicy::of(pod) == RestartPolicy::Never
+        && spec(pod)
+            .containers
+            .iter()
+            .all(|c| c.restart_policy.is_none() && c.restart_policy_rules.is_none());
+    (is_never && !containers.is_empty()) || spec(pod).containers.iter().all(stays_down)
 }
 
 /// Works out what to do.
 pub(crate) fn plan(view: View<'_>, now: SystemTime) -> Plan {
-    let policy = RestartPolicy::of(view.pod);
     let spec = spec(view.pod);
     let mut plan = Plan::default();
     for (id, why) in view.doomed {
@@ -197,6 +246,19 @@ pub(crate) fn plan(view: View<'_>, now: SystemTime) -> Plan {
             |c: &&ContainerStatus| c.id == *id && matches!(c.state, ContainerState::Running { .. });
         if view.containers.iter().any(|c| runs(&c)) {
             plan.kill.push((id.clone(), why.clone()));
+        }
+    }
+
+    for container in spec.ephemeral_containers.iter().flatten() {
+        // Each runs once, whatever becomes of it, and waits for nobody.
+        let last = newest(view.containers, &container.name, None);
+        let is_new = match last {
+            None => !view.attempts.contains_key(&container.name),
+            Some(last) => last.sandbox == *view.sandbox && last.state == ContainerState::Created,
+        };
+        if is_new {
+            let container = as_container(container);
+            consider(&mut plan, view, &container, last, RestartPolicy::Never, now);
         }
     }
 
@@ -225,7 +287,7 @@ pub(crate) fn plan(view: View<'_>, now: SystemTime) -> Plan {
                 Some(ContainerState::Running { .. }) => are_initialized = false,
                 _ => {
                     // An init container that fails is tried again unless the policy is Never.
-                    let policy = match policy {
+                    let policy = match RestartPolicy::of_container(view.pod, container) {
                         RestartPolicy::Always => RestartPolicy::OnFailure,
                         other => other,
                     };
@@ -253,12 +315,17 @@ pub(crate) fn plan(view: View<'_>, now: SystemTime) -> Plan {
                     "Container {} definition changed, will be restarted",
                     container.name
                 );
-                plan.kill.push((c.id.clone(), why));
+                let doom = Doom {
+                    why,
+                    ..Doom::default()
+                };
+                plan.kill.push((c.id.clone(), doom));
             }
             continue;
         }
         // In a sandbox that replaced another, containers that were done there stay done.
         let last = here.or_else(|| newest(view.containers, &container.name, None));
+        let policy = RestartPolicy::of_container(view.pod, container);
         is_over &= !consider(&mut plan, view, container, last, policy, now);
     }
     plan.is_over = is_over;
@@ -307,15 +374,14 @@ fn consider(
                 ContainerState::Exited(exit) => (exit.exit_code, exit.finished_at),
                 _ => (137, c.created_at),
             };
-            if !policy.restarts(exit_code) && !has_changed(container, c) {
+            let is_wanted = has_changed(container, c)
+                || view.doomed.get(&c.id).is_some_and(|doom| doom.comes_back);
+            if !is_wanted && !comes_back(container, policy, exit_code) {
                 return false;
             }
             start.exited_at = Some(exited_at);
             // Init containers that succeeded run again in a new sandbox without having crashed.
-            let backoff = view
-                .backoffs
-                .get(name)
-                .filter(|_| !has_changed(container, c));
+            let backoff = view.backoffs.get(name).filter(|_| !is_wanted);
             if let Some(until) = backoff.and_then(|backoff| backoff.until(view.policy, exited_at))
                 && until > now
             {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, debug, warn};
@@ -17,12 +17,13 @@ use wherry_runtime_api::{
 };
 
 use super::{
-    env, files,
+    env, ephemeral_container, files,
     lifecycle::{ContainerExec, Hook, POST_START_MAX},
     prepare::bounded,
     restart::Start,
     status::{Waiting, reason},
-    translate, uid,
+    subpath, translate, uid,
+    worker::ResizeReport,
 };
 use crate::{context::Context, events::Kind, image::ImageTrouble};
 
@@ -50,7 +51,14 @@ pub(crate) enum Report {
         image: Box<Image>,
     },
     /// An attempt was begun: it counts, whatever becomes of it.
-    Attempt(Start),
+    Attempt {
+        /// Which.
+        start: Start,
+        /// What the container was created with.
+        resources: Box<ResourceRequirements>,
+    },
+    /// Something about the change of its resources.
+    Resize(ResizeReport),
     /// It runs.
     Started {
         /// The container's name.
@@ -104,7 +112,7 @@ pub(crate) struct Starter {
 }
 
 impl Starter {
-    async fn report(&self, report: Report) {
+    pub(crate) async fn report(&self, report: Report) {
         // The worker goes away only after its effects.
         let _ = self.reports.send(report).await;
     }
@@ -130,7 +138,7 @@ impl Starter {
                     Some(container) => Some(
                         context
                             .images
-                            .ensure(&pod, container, fixed.as_deref())
+                            .ensure(&pod, &container, fixed.as_deref())
                             .await,
                     ),
                     None => None,
@@ -166,7 +174,7 @@ impl Starter {
                 image: Box::new(image.clone()),
             })
             .await;
-            if let Err(held) = self.start(container, &start, &image).await {
+            if let Err(held) = self.start(&container, &start, &image).await {
                 self.report(Report::Held {
                     name: start.name,
                     waiting: held,
@@ -208,7 +216,7 @@ impl Starter {
                 format!("no runtime for \"{handler}\" is configured"),
             ));
         };
-        let config = match self.config(container, start.attempt, image).await {
+        let config = match self.config(container, start.attempt, image, &runtime).await {
             Ok(config) => config,
             Err(message) => return Err(self.config_error(container, message)),
         };
@@ -243,7 +251,11 @@ impl Starter {
                 });
             }
         };
-        self.report(Report::Attempt(start.clone())).await;
+        self.report(Report::Attempt {
+            start: start.clone(),
+            resources: Box::new(container.resources.clone().unwrap_or_default()),
+        })
+        .await;
         self.say(
             &container.name,
             Kind::Normal,
@@ -292,9 +304,12 @@ impl Starter {
         container: &Container,
         attempt: u32,
         image: &Image,
+        runtime: &Arc<dyn Runtime>,
     ) -> Result<wherry_runtime_api::ContainerConfig, String> {
         let context = Arc::clone(&self.context);
         let pod = Arc::clone(&self.pod);
+        let pid_target = self.pid_target(container, runtime.handler())?;
+        let features = context.features(&**runtime).await;
         let namespace = super::namespace(&pod);
         if self.volumes.is_none() {
             match context.volumes.mount(&pod, &context.pod_context()).await {
@@ -341,6 +356,14 @@ impl Starter {
         };
         let made = files::write_etc(&pod_dir, etc)
             .map_err(|error| format!("{}: {error}", pod_dir.display()))?;
+        if attempt == 0 {
+            for (reason, message) in &made.warnings {
+                context.event(&pod, Kind::Warning, reason, message.clone());
+            }
+            for message in translate::not_done(&pod, container) {
+                self.say(&container.name, Kind::Warning, "ContainerWarning", message);
+            }
+        }
         let inputs = translate::Inputs {
             env: env::Inputs {
                 pod: &pod,
@@ -349,41 +372,52 @@ impl Starter {
                 pod_ips: &self.sandbox.ips,
                 host_ips: context.host_ips(),
                 node_name: &context.config.node_name,
-                allocatable: (context.machine.cpu_millis, context.machine.memory_bytes),
+                allocatable: &context.allocatable(),
             },
             volumes,
-            files: &made,
+            files: &made.files,
             termination_message: &message,
             log_root: &context.config.log_root(),
             log_rotation: context.config.log_rotation,
             memory_capacity_bytes: context.machine.memory_bytes,
             seccomp_root: &context.config.seccomp_root,
+            has_recursive_readonly: features.recursive_readonly_mounts,
+            sub_path: &|index, volume, sub| {
+                subpath::bind(&pod_dir, (&container.name, attempt, index), volume, sub)
+            },
+            pid_target: pid_target.as_ref(),
         };
         let config = translate::container(inputs, container, attempt, image)
             .map_err(|error| error.to_string())?;
         files::prepare_attempt(&message, &config.log_path)
             .map_err(|error| format!("{}: {error}", message.display()))?;
-        for mount in container.volume_mounts.iter().flatten() {
-            let Some(volume) = volumes.get(&mount.name) else {
-                continue;
-            };
-            let is_sub = mount.sub_path.is_some() || mount.sub_path_expr.is_some();
-            for made in config.mounts.iter().filter(|m| {
-                is_sub
-                    && m.container_path
-                        .ends_with(mount.mount_path.trim_start_matches('/'))
-            }) {
-                if made.host_path != *volume && made.host_path.starts_with(volume) {
-                    files::prepare_sub_path(volume, &made.host_path).map_err(|error| {
-                        format!(
-                            "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
-                            mount.name, container.name
-                        )
-                    })?;
-                }
-            }
-        }
         Ok(config)
+    }
+
+    /// The container whose processes an ephemeral one is to see.
+    fn pid_target(
+        &self,
+        container: &Container,
+        handler: &str,
+    ) -> Result<Option<ContainerId>, String> {
+        let Some(target) = ephemeral_container(&self.pod, &container.name)
+            .and_then(|container| container.target_container_name.as_deref())
+            .filter(|target| !target.is_empty())
+        else {
+            return Ok(None);
+        };
+        let actual = self.context.actual.get(&uid(&self.pod));
+        let running = actual.containers.into_iter().find(|status| {
+            status.name == target && matches!(status.state, ContainerState::Running { .. })
+        });
+        match running {
+            Some(status) if status.handler == handler => Ok(Some(status.id)),
+            Some(status) => Err(format!(
+                "unable to target container {target:?}: it runs in runtime {}, whose processes a container of runtime {handler} cannot see",
+                status.handler
+            )),
+            None => Err(format!("unable to find target container {target:?}")),
+        }
     }
 
     async fn start_failed(
@@ -492,6 +526,10 @@ impl Starter {
             {
                 Ok(()) => {
                     self.context.actual.drop_container(&uid, &status.id);
+                    let sub_paths = subpath::release_attempt(&pod_dir, name, status.attempt);
+                    if let Err(error) = sub_paths {
+                        warn!(container = %status.id, %error, "Sub-paths not released");
+                    }
                     if let Err(error) = files::remove_attempt(&pod_dir, status) {
                         warn!(container = %status.id, %error, "Old log not removed");
                     }

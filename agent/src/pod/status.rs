@@ -9,8 +9,9 @@ use std::{
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-        ContainerStateWaiting, ContainerStatus as ApiContainerStatus, HostIP, Pod, PodCondition,
-        PodIP, PodStatus,
+        ContainerStateWaiting, ContainerStatus as ApiContainerStatus, ContainerUser, HostIP,
+        LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+        VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -19,7 +20,12 @@ use wherry_runtime_api::{
     PodSandboxState, SandboxNetwork,
 };
 
-use super::{full_name, is_sidecar, qos, restart::RestartPolicy, spec, time};
+use super::{
+    as_container, full_name, is_sidecar, qos,
+    resize::{Progress, Refusal},
+    restart::{RestartPolicy, comes_back},
+    spec, time, translate,
+};
 
 /// Reasons of a waiting container, as kubectl shows them.
 pub(crate) mod reason {
@@ -71,10 +77,16 @@ pub(crate) struct Verdict {
     pub(crate) reason: String,
     /// For people.
     pub(crate) message: String,
+    /// The node ended it for its own sake: shown as the condition `DisruptionTarget`.
+    #[serde(default)]
+    pub(crate) is_disruption: bool,
 }
 
+/// Last words over all containers of a pod, bytes (`MaxPodTerminationMessageLogLength`).
+const TERMINATION_MESSAGES_BYTES_MAX: usize = 12 * 1024;
+
 /// Everything a pod's status is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Observed<'a> {
     /// The pod.
     pub(crate) pod: &'a Pod,
@@ -96,6 +108,12 @@ pub(crate) struct Observed<'a> {
     pub(crate) image_refs: &'a BTreeMap<String, String>,
     /// Highest attempt ever seen, by container name.
     pub(crate) attempts: &'a BTreeMap<String, u32>,
+    /// What containers that run were given, by container name.
+    pub(crate) actuated: &'a BTreeMap<String, ResourceRequirements>,
+    /// Where a change of resources is.
+    pub(crate) resize: Option<&'a Progress>,
+    /// Whether a runtime makes mounts read-only with what is below them.
+    pub(crate) has_recursive_readonly: &'a dyn Fn(&str) -> bool,
     /// The node's addresses.
     pub(crate) host_ips: &'a [IpAddr],
     /// Set if the pod as a whole failed.
@@ -113,12 +131,18 @@ pub(crate) fn compute(seen: Observed<'_>, now: SystemTime) -> PodStatus {
         .init_containers
         .iter()
         .flatten()
-        .map(|c| container(seen, c, true))
+        .map(|c| container(seen, c, Part::Init))
         .collect();
     let mains: Vec<_> = spec
         .containers
         .iter()
-        .map(|c| container(seen, c, false))
+        .map(|c| container(seen, c, Part::Main))
+        .collect();
+    let ephemerals: Vec<_> = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .map(|c| container(seen, &as_container(c), Part::Ephemeral))
         .collect();
     let phase = match seen.verdict {
         Some(_) => "Failed",
@@ -151,6 +175,9 @@ pub(crate) fn compute(seen: Observed<'_>, now: SystemTime) -> PodStatus {
             .or_else(|| Some(time(now))),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
         container_statuses: Some(mains),
+        ephemeral_container_statuses: (!ephemerals.is_empty()).then_some(ephemerals),
+        allocated_resources: spec.resources.as_ref().and_then(|own| own.requests.clone()),
+        resources: spec.resources.clone(),
         qos_class: Some(qos::class(seen.pod).as_str().into()),
         observed_generation: seen.pod.metadata.generation,
         ..PodStatus::default()
@@ -171,6 +198,20 @@ fn addresses(seen: Observed<'_>) -> (Option<String>, Option<Vec<PodIP>>) {
             )
         }
     }
+}
+
+/// What is left of last words where many containers share the pod's room for them.
+fn cut(seen: Observed<'_>, mut words: String) -> String {
+    let spec = spec(seen.pod);
+    let count = spec.containers.len()
+        + spec.init_containers.as_ref().map_or(0, Vec::len)
+        + spec.ephemeral_containers.as_ref().map_or(0, Vec::len);
+    let mut at = (TERMINATION_MESSAGES_BYTES_MAX / count.max(1)).min(words.len());
+    while !words.is_char_boundary(at) {
+        at -= 1;
+    }
+    words.truncate(at);
+    words
 }
 
 /// The state of an exited container.
@@ -195,7 +236,8 @@ fn terminated(
             .get(&status.id)
             .filter(|m| !m.is_empty())
             .cloned()
-            .or_else(|| exit.message.clone()),
+            .or_else(|| exit.message.clone())
+            .map(|words| cut(seen, words)),
         started_at: Some(time(exit.started_at.unwrap_or(SystemTime::UNIX_EPOCH))),
         finished_at: Some(time(exit.finished_at)),
     }
@@ -224,17 +266,74 @@ fn ended(seen: Observed<'_>, status: &ContainerStatus) -> Option<ContainerStateT
     }
 }
 
-fn container(seen: Observed<'_>, container: &Container, is_init: bool) -> ApiContainerStatus {
+/// Which of a pod's lists a container is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Init,
+    Main,
+    Ephemeral,
+}
+
+/// Whom it runs as, where the pod says it all.
+fn user(pod: &Pod, container: &Container) -> Option<ContainerUser> {
+    let own = container.security_context.as_ref();
+    let of_pod = spec(pod).security_context.as_ref();
+    let uid = own
+        .and_then(|c| c.run_as_user)
+        .or(of_pod.and_then(|c| c.run_as_user))?;
+    let gid = own
+        .and_then(|c| c.run_as_group)
+        .or(of_pod.and_then(|c| c.run_as_group))?;
+    let groups = of_pod.and_then(|c| c.supplemental_groups.as_ref());
+    let mut all = BTreeSet::from([gid]);
+    all.extend(of_pod.and_then(|c| c.fs_group));
+    all.extend(groups.into_iter().flatten());
+    Some(ContainerUser {
+        linux: Some(LinuxContainerUser {
+            gid,
+            supplemental_groups: Some(all.into_iter().collect()),
+            uid,
+        }),
+    })
+}
+
+/// Its mounts as they were made.
+fn volume_mounts(
+    seen: Observed<'_>,
+    container: &Container,
+    status: &ContainerStatus,
+) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_ref()?.iter().map(|mount| {
+        let mode = mount.recursive_read_only.as_deref();
+        let is_recursive = match mode {
+            Some("Enabled") => true,
+            Some("IfPossible") => (seen.has_recursive_readonly)(&status.handler),
+            _ => false,
+        };
+        let is_readonly = mount.read_only == Some(true);
+        let shown = if is_recursive { "Enabled" } else { "Disabled" };
+        VolumeMountStatus {
+            mount_path: mount.mount_path.clone(),
+            name: mount.name.clone(),
+            read_only: is_readonly.then_some(true),
+            recursive_read_only: is_readonly.then(|| shown.into()),
+            ..VolumeMountStatus::default()
+        }
+    });
+    Some(mounts.collect())
+}
+
+fn container(seen: Observed<'_>, container: &Container, part: Part) -> ApiContainerStatus {
     let name = &container.name;
     let mut attempts: Vec<_> = seen.containers.iter().filter(|c| c.name == *name).collect();
     attempts.sort_by_key(|c| std::cmp::Reverse(c.attempt));
     let newest = attempts.first().copied();
     let older = attempts.get(1).copied();
     let before = seen.previous.and_then(|p| {
-        let list = if is_init {
-            &p.init_container_statuses
-        } else {
-            &p.container_statuses
+        let list = match part {
+            Part::Init => &p.init_container_statuses,
+            Part::Main => &p.container_statuses,
+            Part::Ephemeral => &p.ephemeral_container_statuses,
         };
         list.iter().flatten().find(|c| c.name == *name)
     });
@@ -295,7 +394,7 @@ fn container(seen: Observed<'_>, container: &Container, is_init: bool) -> ApiCon
     } else {
         last = older.and_then(|c| ended(seen, c));
         waiting(
-            if has_init {
+            if has_init && part != Part::Ephemeral {
                 reason::POD_INITIALIZING
             } else {
                 reason::CONTAINER_CREATING
@@ -315,7 +414,9 @@ fn container(seen: Observed<'_>, container: &Container, is_init: bool) -> ApiCon
             .filter(|_| is_same)
     });
     let started = running.is_some() && newest.is_some_and(|c| seen.started.contains(&c.id));
-    let ready = if is_init && !is_sidecar(container) {
+    let ready = if part == Part::Ephemeral {
+        false
+    } else if part == Part::Init && !is_sidecar(container) {
         state
             .terminated
             .as_ref()
@@ -326,7 +427,24 @@ fn container(seen: Observed<'_>, container: &Container, is_init: bool) -> ApiCon
     let attempt = newest
         .map(|c| c.attempt)
         .max(seen.attempts.get(name).copied());
+    let granted = container.resources.as_ref();
+    let resources = seen
+        .actuated
+        .get(name)
+        .filter(|_| running.is_some())
+        .or(granted)
+        .filter(|resources| **resources != ResourceRequirements::default());
     ApiContainerStatus {
+        allocated_resources: granted.and_then(|resources| resources.requests.clone()),
+        resources: resources.cloned(),
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.stop_signal.clone()),
+        user: newest
+            .filter(|c| c.handler != translate::HANDLER_WASM)
+            .and_then(|_| user(seen.pod, container)),
+        volume_mounts: newest.and_then(|c| volume_mounts(seen, container, c)),
         name: name.clone(),
         container_id: newest
             .map(container_id)
@@ -349,7 +467,7 @@ fn container(seen: Observed<'_>, container: &Container, is_init: bool) -> ApiCon
         restart_count: attempt
             .and_then(|n| i32::try_from(n).ok())
             .unwrap_or_else(|| before.map_or(0, |b| b.restart_count)),
-        started: Some(started),
+        started: (part != Part::Ephemeral).then_some(started),
         state: Some(state),
         ..ApiContainerStatus::default()
     }
@@ -392,6 +510,7 @@ fn phase(
     inits: &[ApiContainerStatus],
     mains: &[ApiContainerStatus],
 ) -> &'static str {
+    let containers = &spec(seen.pod).containers;
     let policy = RestartPolicy::of(seen.pod);
     let init_failed = spec(seen.pod)
         .init_containers
@@ -427,20 +546,24 @@ fn phase(
             "Failed"
         };
     }
-    match (waiting, running, policy) {
-        (1.., _, _) if stopped + running == 0 => "Pending",
-        (1.., _, _) => {
-            if stopped > 0 {
-                "Running"
-            } else {
-                "Pending"
-            }
-        }
-        (0, 1.., _) | (0, 0, RestartPolicy::Always) => "Running",
-        (0, 0, _) if succeeded == mains.len() => "Succeeded",
-        (0, 0, RestartPolicy::Never) => "Failed",
-        (0, 0, RestartPolicy::OnFailure) => "Running",
+    let is_over = containers
+        .iter()
+        .zip(mains)
+        .all(|(container, status)| stays_down(seen, container, status));
+    match (waiting, running) {
+        (1.., _) if stopped > 0 => "Running",
+        (1.., _) => "Pending",
+        (0, 1..) => "Running",
+        (0, 0) if is_over && succeeded == mains.len() => "Succeeded",
+        (0, 0) if is_over => "Failed",
+        (0, 0) => "Running",
     }
+}
+
+/// Whether a container that ended is not started again.
+fn stays_down(seen: Observed<'_>, container: &Container, status: &ApiContainerStatus) -> bool {
+    let policy = RestartPolicy::of_container(seen.pod, container);
+    end_of(status).is_some_and(|end| !comes_back(container, policy, end.exit_code))
 }
 
 fn conditions(
@@ -536,6 +659,15 @@ fn conditions(
         containers_ready("ContainersReady"),
         condition("PodScheduled", true, None, None),
     ];
+    list.extend(seen.resize.filter(|_| !seen.is_terminal).map(resizing));
+    if let Some(verdict) = seen.verdict.filter(|verdict| verdict.is_disruption) {
+        list.push(condition(
+            DISRUPTION_TARGET,
+            true,
+            Some("TerminationByKubelet"),
+            Some(verdict.message.clone()),
+        ));
+    }
     let previous = seen
         .previous
         .and_then(|p| p.conditions.as_deref())
@@ -556,18 +688,44 @@ fn conditions(
             .last_transition_time
             .get_or_insert_with(|| -> Time { time(now) });
     }
+    let is_disrupted = list.iter().any(|c| c.type_ == DISRUPTION_TARGET);
     // Conditions that belong to others are shown as they are.
     list.extend(
         published
             .iter()
             .filter(|c| !OURS.contains(&c.type_.as_str()))
+            .filter(|c| c.type_ != DISRUPTION_TARGET || !is_disrupted)
             .cloned(),
     );
     list
 }
 
+/// Others write it too: what asks for an eviction through the API, the node's life-cycle controller.
+pub(crate) const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
+fn resizing(progress: &Progress) -> PodCondition {
+    match progress {
+        Progress::Pending(refusal) => {
+            let (reason, why) = match refusal {
+                Refusal::Deferred(why) => ("Deferred", why),
+                Refusal::Infeasible(why) => ("Infeasible", why),
+            };
+            condition(RESIZING[0], true, Some(reason), Some(why.clone()))
+        }
+        Progress::InProgress(None) => condition(RESIZING[1], true, None, None),
+        Progress::InProgress(Some(why)) => {
+            condition(RESIZING[1], true, Some("Error"), Some(why.clone()))
+        }
+    }
+}
+
+/// Condition types that are there only as long as they hold.
+pub(crate) const RESIZING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// Condition types that the agent writes.
-pub(crate) const OURS: [&str; 5] = [
+pub(crate) const OURS: [&str; 7] = [
+    RESIZING[0],
+    RESIZING[1],
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",

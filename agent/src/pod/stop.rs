@@ -12,7 +12,7 @@ use super::{
     GRACE_PERIOD_MIN, files, is_sidecar,
     lifecycle::{ContainerExec, Hook},
     prepare::bounded,
-    spec, translate, uid,
+    spec, subpath, translate, uid,
 };
 use crate::{context::Context, events::Kind};
 
@@ -83,7 +83,7 @@ pub(crate) async fn stop_container(
     context
         .recorder
         .record(pod, Some(&status.name), Kind::Normal, "Killing", message);
-    if let Some(container) = container {
+    if let Some(container) = &container {
         pre_stop(context, pod, container, status, deadline).await;
     }
     let grace_period = deadline
@@ -241,6 +241,13 @@ pub(crate) async fn release(context: &Context, pod: &Pod) {
     stop_all(context, pod, Instant::now()).await;
     let mut retry = Retry::new();
     loop {
+        let pod_dir = context.pod_dir(&uid);
+        let sub_paths = tokio::task::spawn_blocking(move || subpath::release_pod(&pod_dir)).await;
+        if let Ok(Err(error)) = sub_paths {
+            warn!(pod = super::name(pod), %uid, %error, "Sub-paths not released yet");
+            retry.wait().await;
+            continue;
+        }
         let network = context.config.network.detach(uid.as_str()).await;
         let volumes = context.volumes.unmount(uid.as_str()).await;
         let Some(error) = network.err().or(volumes.err()) else {
@@ -306,6 +313,7 @@ pub(crate) async fn remove(context: &Context, pod: &Pod) {
         warn!(pod = super::name(pod), %uid, errors = errors.join("; "), "Pod not removed yet");
         retry.wait().await;
     }
+    context.user_namespaces.release(&uid);
     context.images.forget(uid.as_str());
     info!(pod = super::name(pod), namespace = super::namespace(pod), %uid, "Pod removed");
 }

@@ -11,8 +11,9 @@ use k8s_openapi::api::core::v1::{
 };
 use thiserror::Error;
 use wherry_runtime_api::{
-    AppArmorProfile, ContainerConfig, ContainerSecurity, Image, ImageKind, LogRotation, Mount,
-    MountPropagation, NamespaceMode, NamespaceOptions, PodSandboxConfig, SeccompProfile,
+    AppArmorProfile, ContainerConfig, ContainerId, ContainerSecurity, Image, ImageKind,
+    LogRotation, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodSandboxConfig,
+    SeccompProfile, UserNamespace,
 };
 
 use super::{annotation, env, full_name, name, namespace, qos, spec, uid};
@@ -73,12 +74,42 @@ pub(crate) enum TranslateError {
         container: String,
     },
     /// A `subPath` that leaves its volume, or refers to a variable that is not there.
-    #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
+    #[error(
+        "failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\": {why}"
+    )]
     SubPath {
         /// The volume.
         volume: String,
         /// The container.
         container: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// `recursiveReadOnly: Enabled`, and the runtime does not do it.
+    #[error(
+        "failed to resolve recursive read-only mode: volumeMount \"{volume}\" of container \"{container}\" asks for recursiveReadOnly: Enabled, which its runtime does not support"
+    )]
+    RecursiveReadOnly {
+        /// The volume.
+        volume: String,
+        /// The container.
+        container: String,
+    },
+    /// A signal that this kernel does not have.
+    #[error("container \"{container}\": unknown stop signal \"{signal}\"")]
+    StopSignal {
+        /// The container.
+        container: String,
+        /// As written.
+        signal: String,
+    },
+    /// A field that nothing here can do.
+    #[error("container \"{container}\": {field} is not supported on this node")]
+    Unsupported {
+        /// The container.
+        container: String,
+        /// As the API spells it.
+        field: &'static str,
     },
 }
 
@@ -147,6 +178,13 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<Strin
     let spec = spec(pod);
     // A host name holds 63 characters.
     let cut: String = name(pod).chars().take(63).collect();
+    if let Some(name) = spec
+        .hostname_override
+        .clone()
+        .filter(|name| !name.is_empty())
+    {
+        return (name, None);
+    }
     let own = spec
         .hostname
         .clone()
@@ -159,15 +197,56 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<Strin
     (own, domain)
 }
 
+/// The name that the kernel is given, which may be the whole domain name.
+///
+/// # Errors
+/// It is longer than the kernel takes.
+pub(crate) fn kernel_hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+    /// `HOST_NAME_MAX`.
+    const LENGTH_MAX: usize = 64;
+    match hostname(pod, cluster_domain) {
+        (host, Some(domain)) if spec(pod).set_hostname_as_fqdn == Some(true) => {
+            let whole = format!("{host}.{domain}");
+            match whole.len() {
+                length if length > LENGTH_MAX => Err(format!(
+                    "failed to construct FQDN from pod hostname and cluster domain, FQDN {whole} is too long ({LENGTH_MAX} characters is the max, {length} characters requested)"
+                )),
+                _ => Ok(whole),
+            }
+        }
+        (host, _) => Ok(host),
+    }
+}
+
+/// What a sandbox's config is made of besides the pod.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SandboxInputs<'a> {
+    /// `<root>/log/pods`.
+    pub(crate) log_root: &'a Path,
+    /// Prefix of the pods' cgroups.
+    pub(crate) cgroup_root: &'a str,
+    /// As [`kernel_hostname`] made it.
+    pub(crate) hostname: &'a str,
+    /// Processes and threads that a pod may have.
+    pub(crate) pids_max: Option<u64>,
+    /// With `hostUsers: false`.
+    pub(crate) user_namespace: Option<UserNamespace>,
+}
+
 /// The sandbox's config.
 pub(crate) fn sandbox(
     pod: &Pod,
     attempt: u32,
     handlers: &Handlers,
-    log_root: &Path,
-    cgroup_root: &str,
-    cluster_domain: &str,
+    inputs: SandboxInputs<'_>,
 ) -> PodSandboxConfig {
+    let SandboxInputs {
+        log_root,
+        cgroup_root,
+        hostname,
+        pids_max,
+        user_namespace,
+    } = inputs;
     let spec = spec(pod);
     let node_or = |is_host: Option<bool>, own| {
         if is_host == Some(true) {
@@ -183,17 +262,12 @@ pub(crate) fn sandbox(
         NamespaceMode::Container
     };
     let context = spec.security_context.as_ref();
-    let (host, domain) = hostname(pod, cluster_domain);
-    let host = match domain {
-        Some(domain) if spec.set_hostname_as_fqdn == Some(true) => format!("{host}.{domain}"),
-        _ => host,
-    };
     PodSandboxConfig {
         uid: uid(pod),
         name: name(pod).into(),
         namespace: namespace(pod).into(),
         attempt,
-        hostname: (!is_host_network).then_some(host),
+        hostname: (!is_host_network).then(|| hostname.into()),
         log_directory: log_directory(log_root, pod),
         namespaces: NamespaceOptions {
             network: node_or(spec.host_network, NamespaceMode::Pod),
@@ -201,7 +275,7 @@ pub(crate) fn sandbox(
             ipc: node_or(spec.host_ipc, NamespaceMode::Pod),
         },
         cgroup_parent: qos::cgroup_parent(cgroup_root, pod),
-        resources: qos::pod_resources(pod),
+        resources: qos::pod_resources(pod, pids_max),
         sysctls: context
             .and_then(|c| c.sysctls.as_ref())
             .into_iter()
@@ -222,12 +296,12 @@ pub(crate) fn sandbox(
             .unwrap_or_default()
             .into_iter()
             .collect(),
-        user_namespace: None,
+        user_namespace,
     }
 }
 
 /// What a container's config is made of besides pod and image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
     /// For the environment.
     pub(crate) env: env::Inputs<'a>,
@@ -245,6 +319,12 @@ pub(crate) struct Inputs<'a> {
     pub(crate) memory_capacity_bytes: u64,
     /// The directory with `Localhost` seccomp profiles.
     pub(crate) seccomp_root: &'a Path,
+    /// Whether the runtime makes mounts read-only with what is below them.
+    pub(crate) has_recursive_readonly: bool,
+    /// Where the sub-path of a volume is to be mounted from: by mount, volume and path below it.
+    pub(crate) sub_path: &'a dyn Fn(usize, &Path, &Path) -> std::io::Result<PathBuf>,
+    /// Whose processes it sees.
+    pub(crate) pid_target: Option<&'a ContainerId>,
 }
 
 /// A container's config.
@@ -277,7 +357,7 @@ pub(crate) fn container(
         });
     annotations.extend(port.map(|port| (HTTP_PORT_ANNOTATION.to_owned(), port)));
     Ok(ContainerConfig {
-        pid_target: None,
+        pid_target: inputs.pid_target.cloned(),
         name: container.name.clone(),
         attempt,
         image_id: image.id.clone(),
@@ -305,20 +385,45 @@ pub(crate) fn container(
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
-        stop_signal: container
-            .lifecycle
-            .as_ref()
-            .and_then(|l| signal(l.stop_signal.as_deref()?)),
+        stop_signal: stop_signal(container)?,
         resources: qos::container_resources(pod, container, inputs.memory_capacity_bytes),
         security,
     })
 }
 
-/// A signal by its name (`SIGUSR1`).
+fn stop_signal(container: &Container) -> Result<Option<i32>, TranslateError> {
+    let name = container
+        .lifecycle
+        .as_ref()
+        .and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    let known = |name: &str| {
+        signal(name).ok_or_else(|| TranslateError::StopSignal {
+            container: container.name.clone(),
+            signal: name.into(),
+        })
+    };
+    name.map(known).transpose()
+}
+
+/// A signal by its name (`SIGUSR1`, `SIGRTMIN+3`).
 fn signal(name: &str) -> Option<i32> {
-    name.parse::<nix::sys::signal::Signal>()
-        .ok()
-        .map(|signal| signal as i32)
+    /// As users of the C library see them; the kernel's first two are the library's own.
+    const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+    let offset = |rest: &str, sign| match rest {
+        "" => Some(0),
+        rest => rest.strip_prefix(sign)?.parse::<i32>().ok(),
+    };
+    let number = if let Some(rest) = name.strip_prefix("SIGRTMIN") {
+        REAL_TIME.start().checked_add(offset(rest, '+')?)?
+    } else if let Some(rest) = name.strip_prefix("SIGRTMAX") {
+        REAL_TIME.end().checked_sub(offset(rest, '-')?)?
+    } else {
+        return name
+            .parse::<nix::sys::signal::Signal>()
+            .ok()
+            .map(|signal| signal as i32);
+    };
+    REAL_TIME.contains(&number).then_some(number)
 }
 
 fn mounts(
@@ -327,30 +432,47 @@ fn mounts(
     env: &[(String, String)],
 ) -> Result<Vec<Mount>, TranslateError> {
     let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    if container
+        .volume_devices
+        .as_ref()
+        .is_some_and(|d| !d.is_empty())
+    {
+        return Err(TranslateError::Unsupported {
+            container: container.name.clone(),
+            field: "volumeDevices",
+        });
+    }
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let no_volume = || TranslateError::NoVolume {
             volume: mount.name.clone(),
             container: container.name.clone(),
         };
         let volume = inputs.volumes.get(&mount.name).ok_or_else(no_volume)?;
-        let host_path = match sub_path(mount, env) {
-            Ok(Some(sub)) => volume.join(sub),
-            Ok(None) => volume.clone(),
-            Err(()) => {
-                let (volume, container) = (mount.name.clone(), container.name.clone());
-                return Err(TranslateError::SubPath { volume, container });
-            }
+        let refused = |why: String| TranslateError::SubPath {
+            volume: mount.name.clone(),
+            container: container.name.clone(),
+            why,
+        };
+        let host_path = match sub_path(mount, env).map_err(refused)? {
+            Some(sub) => (inputs.sub_path)(index, volume, &sub)
+                .map_err(|error| refused(error.to_string()))?,
+            None => volume.clone(),
         };
         let is_readonly = mount.read_only == Some(true);
+        let recursive = mount.recursive_read_only.as_deref();
+        if recursive == Some("Enabled") && !inputs.has_recursive_readonly {
+            return Err(TranslateError::RecursiveReadOnly {
+                volume: mount.name.clone(),
+                container: container.name.clone(),
+            });
+        }
         mounts.push(Mount {
             container_path: Path::new("/").join(&mount.mount_path),
             host_path,
             readonly: is_readonly,
             recursive_readonly: is_readonly
-                && matches!(
-                    mount.recursive_read_only.as_deref(),
-                    Some("Enabled" | "IfPossible")
-                ),
+                && inputs.has_recursive_readonly
+                && matches!(recursive, Some("Enabled" | "IfPossible")),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -385,7 +507,7 @@ fn mounts(
 }
 
 /// The path below the volume, checked not to leave it by its own words.
-fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<PathBuf>, ()> {
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<PathBuf>, String> {
     let text = match (&mount.sub_path, &mount.sub_path_expr) {
         (Some(path), _) if !path.is_empty() => path.clone(),
         (_, Some(expression)) if !expression.is_empty() => {
@@ -395,7 +517,9 @@ fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<Path
                     .map(|(_, value)| value.clone())
             });
             if text.contains("$(") {
-                return Err(());
+                return Err(format!(
+                    "\"{expression}\" refers to a variable that is not set"
+                ));
             }
             text
         }
@@ -408,7 +532,33 @@ fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<Path
             std::path::Component::Normal(_) | std::path::Component::CurDir
         )
     });
-    if stays { Ok(Some(path)) } else { Err(()) }
+    if stays {
+        Ok(Some(path))
+    } else {
+        Err(format!("\"{}\" leaves the volume", path.display()))
+    }
+}
+
+/// What a container asks for and does not get here, for events; everything else is done or refused.
+pub(crate) fn not_done(pod: &Pod, container: &Container) -> Vec<String> {
+    let own = container.security_context.as_ref();
+    let of_pod = spec(pod).security_context.as_ref();
+    let mut list = Vec::new();
+    let has_selinux = own.is_some_and(|c| c.se_linux_options.is_some())
+        || of_pod.is_some_and(|c| c.se_linux_options.is_some());
+    if has_selinux {
+        list.push("seLinuxOptions are not applied: this node does not use SELinux".to_owned());
+    }
+    let ports = container.ports.iter().flatten();
+    if spec(pod).host_network != Some(true) {
+        list.extend(ports.filter_map(|port| {
+            let number = port.host_port.filter(|number| *number > 0)?;
+            Some(format!(
+                "hostPort {number} is kept free for this pod and not forwarded to it: use a Service of type NodePort, or hostNetwork"
+            ))
+        }));
+    }
+    list
 }
 
 /// The container's security context over the pod's.
@@ -570,8 +720,24 @@ pub struct ClusterDns {
     pub domain: String,
 }
 
-/// `/etc/resolv.conf` of a pod. `node` is the node's own.
-pub(crate) fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> String {
+/// `/etc/resolv.conf` of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResolvConf {
+    /// The file.
+    pub(crate) text: String,
+    /// Reasons and messages of events: what the pod asked for and does not get.
+    pub(crate) warnings: Vec<(&'static str, String)>,
+}
+
+/// What resolvers read (`MaxDNSNameservers`, `MaxDNSSearchPaths`, `MaxDNSSearchListChars`).
+const NAMESERVERS_MAX: usize = 3;
+const SEARCHES_MAX: usize = 32;
+const SEARCH_BYTES_MAX: usize = 2048;
+
+/// Makes `/etc/resolv.conf` of a pod. `node` is the node's own.
+pub(crate) fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> ResolvConf {
+    const FORMING: &str = "DNSConfigForming";
+    let mut warnings = Vec::new();
     let spec = spec(pod);
     let (mut servers, mut searches, mut options) = parse_resolv_conf(node);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
@@ -594,6 +760,15 @@ pub(crate) fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> String {
         searches = cluster.into_iter().chain(searches).collect();
         options = vec!["ndots:5".into()];
     }
+    if wants_cluster && dns.servers.is_empty() {
+        warnings.push((
+            "MissingClusterDNS",
+            format!(
+                "pod: \"{}\". kubelet does not have ClusterDNS IP configured and cannot create Pod using \"{policy}\" policy. Falling back to \"Default\" policy.",
+                full_name(pod)
+            ),
+        ));
+    }
     if let Some(config) = &spec.dns_config {
         servers.extend(config.nameservers.iter().flatten().cloned());
         searches.extend(config.searches.iter().flatten().cloned());
@@ -609,8 +784,18 @@ pub(crate) fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> String {
         }
     }
     let mut text = String::new();
-    let mut seen = Vec::new();
-    for server in servers.iter().take(3) {
+    let mut seen: Vec<String> = Vec::new();
+    if servers.len() > NAMESERVERS_MAX {
+        servers.truncate(NAMESERVERS_MAX);
+        warnings.push((
+            FORMING,
+            format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                servers.join(" ")
+            ),
+        ));
+    }
+    for server in &servers {
         text.push_str(&format!("nameserver {server}\n"));
     }
     for search in searches {
@@ -618,13 +803,27 @@ pub(crate) fn resolv_conf(pod: &Pod, dns: &ClusterDns, node: &str) -> String {
             seen.push(search);
         }
     }
+    let asked = seen.len();
+    seen.truncate(SEARCHES_MAX);
+    while seen.join(" ").len() > SEARCH_BYTES_MAX {
+        seen.pop();
+    }
+    if seen.len() < asked {
+        warnings.push((
+            FORMING,
+            format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+                seen.join(" ")
+            ),
+        ));
+    }
     if !seen.is_empty() {
         text.push_str(&format!("search {}\n", seen.join(" ")));
     }
     if !options.is_empty() {
         text.push_str(&format!("options {}\n", options.join(" ")));
     }
-    text
+    ResolvConf { text, warnings }
 }
 
 fn parse_resolv_conf(text: &str) -> (Vec<String>, Vec<String>, Vec<String>) {

@@ -30,7 +30,8 @@ use super::{
     lifecycle::ContainerExec,
     prepare::{self, PrepareError, Prepared},
     record::{self, Record},
-    restart::{self, Backoff, Plan, RestartPolicy, View},
+    resize::Allocation,
+    restart::{self, Backoff, Doom, Plan, RestartPolicy, View},
     spec,
     start::{Report, Starter, retry_pause},
     state::{Effect, PodEvent, PodState, step},
@@ -40,6 +41,7 @@ use super::{
 use crate::{
     context::Context,
     events::Kind,
+    eviction::Eviction,
     probe::{Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, schedule},
     volume::follow::Following,
 };
@@ -63,6 +65,7 @@ pub(crate) struct Mailbox {
 struct Inbox {
     pod: Option<Arc<Pod>>,
     removed: bool,
+    eviction: Option<Eviction>,
     probes: BTreeMap<(ContainerId, ProbeKind), ProbeNews>,
 }
 
@@ -81,6 +84,12 @@ impl Mailbox {
     /// The pod is not wanted any more.
     pub(crate) fn remove(&self) {
         self.lock().removed = true;
+        self.notify.notify_one();
+    }
+
+    /// The node cannot keep the pod. The first reason given is the one that is shown.
+    pub(crate) fn evict(&self, eviction: Eviction) {
+        self.lock().eviction.get_or_insert(eviction);
         self.notify.notify_one();
     }
 
@@ -134,6 +143,9 @@ pub(crate) struct Worker {
     context: Arc<Context>,
     mailbox: Arc<Mailbox>,
     uid: PodUid,
+    /// As its source has it.
+    asked: Arc<Pod>,
+    /// With the resources that were granted; what everything else goes by.
     pod: Arc<Pod>,
     state: PodState,
     record: Record,
@@ -152,12 +164,14 @@ pub(crate) struct Worker {
     held_until: BTreeMap<String, SystemTime>,
     create_failures: BTreeMap<String, u32>,
     backing_off: BTreeMap<String, Duration>,
-    doomed: BTreeMap<ContainerId, String>,
+    doomed: BTreeMap<ContainerId, Doom>,
     messages: BTreeMap<ContainerId, String>,
     crash_events: BTreeMap<ContainerId, ()>,
     probes: BTreeMap<(ContainerId, ProbeKind), AbortOnDropHandle<()>>,
     prepare_failures: u32,
     retry_at: Option<Instant>,
+    /// Not to be tried before then: a change of resources that failed.
+    resize_retry_at: Option<Instant>,
     wake_at: Option<Instant>,
     sandbox_absent_since: Option<Instant>,
     /// Taking over what is there: what was published stands until it is seen.
@@ -192,12 +206,18 @@ impl Worker {
         if record.status.is_none() {
             record.status = published.filter(|status| status.start_time.is_some());
         }
+        let asked = pod;
+        let allocation = record
+            .allocation
+            .get_or_insert_with(|| Allocation::of(&asked));
+        let pod = allocation.overlay(&asked);
         let (reporter, reports) = mpsc::channel(REPORTS_MAX);
         let is_recovering = recovered && context.actual.get(&uid).ready_sandbox().is_some();
         Self {
             context,
             mailbox,
             uid,
+            asked,
             pod,
             state: PodState::Admitted,
             saved: Record::default(),
@@ -222,6 +242,7 @@ impl Worker {
             probes: BTreeMap::new(),
             prepare_failures: 0,
             retry_at: None,
+            resize_retry_at: None,
             wake_at: None,
             sandbox_absent_since: None,
             is_recovering,
@@ -284,20 +305,25 @@ impl Worker {
     }
 
     fn take_in_mail(&mut self) {
-        let (pod, removed, probes) = {
+        let (pod, removed, eviction, probes) = {
             let mut inbox = self.mailbox.lock();
             (
                 inbox.pod.take(),
                 std::mem::take(&mut inbox.removed),
+                inbox.eviction.take(),
                 std::mem::take(&mut inbox.probes),
             )
         };
         if let Some(pod) = pod {
-            let differs = record::differs(&self.pod, &pod);
-            self.pod = pod;
+            let differs = record::differs(&self.asked, &pod);
+            self.asked = pod;
+            self.overlay();
             if differs {
                 self.save_pod();
             }
+        }
+        if let Some(eviction) = eviction {
+            self.evict(eviction);
         }
         for news in probes.into_values() {
             self.take_in_probe(news);
@@ -312,6 +338,26 @@ impl Worker {
                 self.event(PodEvent::Delete { deadline });
             }
         }
+    }
+
+    /// Ends the pod for the node's sake, unless it is at its end already.
+    fn evict(&mut self, eviction: Eviction) {
+        let is_ending = self.record.is_terminal
+            || self.record.verdict.is_some()
+            || matches!(
+                self.state,
+                PodState::Terminating { .. } | PodState::Terminated { .. } | PodState::Finished
+            );
+        if is_ending {
+            return;
+        }
+        let Eviction { verdict, grace } = eviction;
+        self.context
+            .event(&self.pod, Kind::Warning, "Evicted", verdict.message.clone());
+        self.record.verdict = Some(verdict);
+        self.event(PodEvent::End {
+            deadline: Instant::now() + grace,
+        });
     }
 
     /// The grace period, less what passed while there was no agent.
@@ -357,10 +403,18 @@ impl Worker {
                 self.record.started.insert(news.id);
             }
             (kind @ (ProbeKind::Startup | ProbeKind::Liveness), Some(false)) => {
+                let container = super::container(&self.pod, &name);
+                let probe = container.as_ref().and_then(|c| kind.of(c));
+                let grace_period = probe.and_then(|p| p.termination_grace_period_seconds);
                 let kind = kind.as_str().to_lowercase();
                 self.doomed.insert(
                     news.id,
-                    format!("Container {name} failed {kind} probe, will be restarted"),
+                    Doom {
+                        why: format!("Container {name} failed {kind} probe, will be restarted"),
+                        grace_period: grace_period
+                            .map(|seconds| Duration::from_secs(seconds.max(0).unsigned_abs())),
+                        comes_back: false,
+                    },
                 );
             }
         }
@@ -397,7 +451,8 @@ impl Worker {
                 let shown = image.repo_digests.first().unwrap_or(&image.id).clone();
                 self.record.image_refs.insert(image.id, shown);
             }
-            Report::Attempt(start) => {
+            Report::Attempt { start, resources } => {
+                self.record.actuated.insert(start.name.clone(), *resources);
                 let now = self.context.now();
                 if let Some(exited_at) = start.exited_at {
                     let before = self.record.backoffs.get(&start.name).copied();
@@ -422,14 +477,26 @@ impl Worker {
                 name,
             } => {
                 // Where it stays down, its end says it all.
-                if RestartPolicy::of(&self.pod).restarts(exit.exit_code) {
+                let policy = match super::container(&self.pod, &name) {
+                    _ if super::ephemeral_container(&self.pod, &name).is_some() => {
+                        RestartPolicy::Never
+                    }
+                    Some(container) => RestartPolicy::of_container(&self.pod, &container),
+                    None => RestartPolicy::of(&self.pod),
+                };
+                if policy.restarts(exit.exit_code) {
                     self.waiting.insert(name, waiting);
                 }
                 self.failed_starts.insert(id, exit);
             }
             Report::HookFailed { id, why } => {
-                self.doomed.insert(id, why);
+                let doom = Doom {
+                    why,
+                    ..Doom::default()
+                };
+                self.doomed.insert(id, doom);
             }
+            Report::Resize(report) => self.resized(report),
             Report::Volumes(volumes) => {
                 self.volumes = Some(volumes);
             }
@@ -547,6 +614,7 @@ impl Worker {
         if self.deadline_exceeded() {
             return;
         }
+        self.grant();
         let now = self.context.now();
         let started = self.started();
         let plan = restart::plan(
@@ -575,8 +643,11 @@ impl Worker {
             self.event(PodEvent::AllExited {
                 deadline: Instant::now() + grace_period(&self.pod),
             });
-        } else if plan.has_work() {
-            self.act(Arc::clone(sandbox), plan);
+        } else {
+            let resize = self.resize_due(sandbox);
+            if plan.has_work() || resize.is_some() {
+                self.act(Arc::clone(sandbox), plan, resize);
+            }
         }
     }
 
@@ -606,6 +677,7 @@ impl Worker {
         self.record.verdict = Some(Verdict {
             reason: "DeadlineExceeded".into(),
             message: message.into(),
+            is_disruption: false,
         });
         self.event(PodEvent::End {
             deadline: Instant::now() + grace_period(&self.pod),
@@ -682,7 +754,9 @@ impl Worker {
                 continue;
             }
             let container = super::container(&self.pod, &status.name);
-            let policy = container.and_then(|c| c.termination_message_policy.as_deref());
+            let policy = container
+                .as_ref()
+                .and_then(|c| c.termination_message_policy.as_deref());
             self.messages.insert(
                 status.id.clone(),
                 files::last_words(&pod_dir, status, exit, policy),
@@ -715,7 +789,7 @@ impl Worker {
                 ProbeKind::Liveness,
                 ProbeKind::Readiness,
             ] {
-                let Some(probe) = kind.of(container) else {
+                let Some(probe) = kind.of(&container) else {
                     continue;
                 };
                 if (kind == ProbeKind::Startup) == has_started
@@ -729,7 +803,7 @@ impl Worker {
                     continue;
                 }
                 let ip = sandbox.ips.first().copied();
-                let Some(schedule) = schedule(container, probe, ip, period) else {
+                let Some(schedule) = schedule(&container, probe, ip, period) else {
                     continue;
                 };
                 let Some(runtime) = self.context.runtime(&status.handler) else {
@@ -780,7 +854,7 @@ impl Worker {
         }
     }
 
-    fn act(&mut self, sandbox: Arc<PodSandbox>, plan: Plan) {
+    fn act(&mut self, sandbox: Arc<PodSandbox>, plan: Plan, resize: Option<Resize>) {
         let cancel = CancellationToken::new();
         let starter = Starter {
             context: Arc::clone(&self.context),
@@ -794,18 +868,22 @@ impl Worker {
         let kills: Vec<_> = plan
             .kill
             .iter()
-            .filter_map(|(id, why)| {
+            .filter_map(|(id, doom)| {
                 Some((
                     self.containers.iter().find(|c| c.id == *id)?.clone(),
-                    why.clone(),
+                    doom.clone(),
                 ))
             })
             .collect();
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
         let task = spawn(async move {
-            let stops = kills.iter().map(|(status, why)| {
-                let deadline = Instant::now() + kill_grace(&pod, &status.name);
-                stop::stop_container(&context, &pod, status, deadline, Some(why))
+            if let Some(resize) = resize {
+                resize.run(&starter).await;
+            }
+            let stops = kills.iter().map(|(status, doom)| {
+                let grace = doom.grace_period.unwrap_or_else(|| grace_period(&pod));
+                let deadline = Instant::now() + grace;
+                stop::stop_container(&context, &pod, status, deadline, Some(&doom.why))
             });
             for error in futures::future::join_all(stops)
                 .await
@@ -927,6 +1005,10 @@ impl Worker {
         self.record.sandbox_attempts = prepared.sandbox.config.attempt + 1;
         self.record.fixed_handler = prepared.fixed_handler;
         if prepared.volumes.is_some() {
+            // Made with the limits of now.
+            self.record.pod_limits = None;
+        }
+        if prepared.volumes.is_some() {
             self.volumes = prepared.volumes;
         }
         self.event(PodEvent::SandboxReady(prepared.sandbox));
@@ -934,6 +1016,10 @@ impl Worker {
 
     fn prepare_failed(&mut self, error: &PrepareError) {
         if matches!(self.state, PodState::Preparing) {
+            if error.is_final {
+                self.refuse(error.reason, &error.message);
+                return;
+            }
             prepare::tell(&self.context, &self.pod, error);
         }
         let pause = PREPARE_RETRY_MIN
@@ -941,6 +1027,20 @@ impl Worker {
             .min(PREPARE_RETRY_MAX);
         self.prepare_failures += 1;
         self.retry_at = Some(Instant::now() + pause);
+    }
+
+    /// The node does not take the pod after all.
+    fn refuse(&mut self, reason: &'static str, why: &str) {
+        let verdict = Verdict {
+            reason: reason.into(),
+            message: format!("Pod was rejected: {why}"),
+            is_disruption: false,
+        };
+        self.context
+            .event(&self.pod, Kind::Warning, reason, why.to_owned());
+        self.record.verdict = Some(verdict);
+        self.record.is_terminal = true;
+        self.event(PodEvent::Reject);
     }
 
     fn cleaned_up(&mut self) {
@@ -984,6 +1084,13 @@ impl Worker {
                 messages: &self.messages,
                 image_refs: &self.record.image_refs,
                 attempts: &self.record.attempts,
+                actuated: &self.record.actuated,
+                resize: self.record.resize.as_ref(),
+                has_recursive_readonly: &|handler| {
+                    self.context
+                        .known_features(handler)
+                        .recursive_readonly_mounts
+                },
                 host_ips: self.context.host_ips(),
                 verdict: self.record.verdict.as_ref(),
                 is_terminal,
@@ -1013,7 +1120,7 @@ impl Worker {
     }
 
     fn save_pod(&mut self) {
-        let (dir, pod) = (self.context.pod_dir(&self.uid), Arc::clone(&self.pod));
+        let (dir, pod) = (self.context.pod_dir(&self.uid), Arc::clone(&self.asked));
         if matches!(
             self.state,
             PodState::Terminated { deleted: true } | PodState::Finished
@@ -1065,22 +1172,6 @@ where
     tokio::spawn(future.in_current_span())
 }
 
-/// How long a container has that a probe or hook condemned.
-fn kill_grace(pod: &Pod, name: &str) -> Duration {
-    let container = super::container(pod, name);
-    let probes = container
-        .map(|c| [c.liveness_probe.as_ref(), c.startup_probe.as_ref()])
-        .unwrap_or_default();
-    let own = probes
-        .into_iter()
-        .flatten()
-        .find_map(|probe| probe.termination_grace_period_seconds);
-    own.map_or_else(
-        || grace_period(pod),
-        |seconds| Duration::from_secs(seconds.max(0).unsigned_abs()),
-    )
-}
-
 /// Whether somebody waits for this status: everything but the first steps of a start.
 fn is_urgent(status: &PodStatus) -> bool {
     status.phase.as_deref() != Some("Pending")
@@ -1120,6 +1211,11 @@ async fn until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+mod resize;
+
+use resize::Resize;
+pub(crate) use resize::ResizeReport;
 
 #[cfg(test)]
 mod tests;

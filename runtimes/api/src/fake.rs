@@ -35,6 +35,10 @@ pub enum Call {
     StartContainer,
     /// [`Runtime::stop_container`].
     StopContainer,
+    /// [`Runtime::update_container_resources`].
+    UpdateContainerResources,
+    /// [`Runtime::update_pod_sandbox_resources`].
+    UpdatePodSandboxResources,
     /// [`Runtime::exec_sync`].
     ExecSync,
     /// [`ImageService::pull_image`].
@@ -91,9 +95,12 @@ struct Script {
     failures: HashMap<Call, VecDeque<RuntimeError>>,
     behaviours: HashMap<String, Behaviour>,
     exec_exit_codes: HashMap<String, i32>,
+    features: RuntimeFeatures,
+    memory_working_set_bytes: u64,
 }
 
 struct Held {
+    config: ContainerConfig,
     status: ContainerStatus,
     changed: Arc<Notify>,
 }
@@ -132,6 +139,34 @@ impl FakeRuntime {
         self.state
             .lock()
             .expect("no test panics while it holds the fake's lock")
+    }
+
+    /// What the runtime says that it offers.
+    pub fn offer(&self, features: RuntimeFeatures) {
+        self.state().script.features = features;
+    }
+
+    /// What every container's usage says about its memory.
+    pub fn use_memory(&self, working_set_bytes: u64) {
+        self.state().script.memory_working_set_bytes = working_set_bytes;
+    }
+
+    /// The config of a pod's newest container of that name, with the limits it has now.
+    pub fn config(&self, pod: &str, container: &str) -> Option<ContainerConfig> {
+        let state = self.state();
+        let all = state.containers.values();
+        all.filter(|held| held.status.pod.as_str() == pod && held.status.name == container)
+            .max_by_key(|held| held.status.attempt)
+            .map(|held| held.config.clone())
+    }
+
+    /// The config of a pod's newest sandbox, with the limits it has now.
+    pub fn sandbox_config(&self, pod: &str) -> Option<PodSandboxConfig> {
+        let state = self.state();
+        let all = state.sandboxes.values();
+        all.filter(|sandbox| sandbox.config.uid.as_str() == pod)
+            .max_by_key(|sandbox| sandbox.config.attempt)
+            .map(|sandbox| sandbox.config.clone())
     }
 
     /// Makes each such call take this long.
@@ -292,7 +327,7 @@ impl Runtime for FakeRuntime {
         RuntimeStatus {
             version: "0.0.0-fake".into(),
             not_ready: None,
-            features: RuntimeFeatures::default(),
+            features: self.state().script.features,
         }
     }
 
@@ -414,6 +449,7 @@ impl Runtime for FakeRuntime {
         state.containers.insert(
             id.clone(),
             Held {
+                config: config.clone(),
                 status,
                 changed: Arc::default(),
             },
@@ -526,9 +562,18 @@ impl Runtime for FakeRuntime {
     async fn update_container_resources(
         &self,
         id: &ContainerId,
-        _: &LinuxResources,
+        resources: &LinuxResources,
     ) -> Result<(), RuntimeError> {
-        self.container_status(id).await.map(drop)
+        self.begin(Call::UpdateContainerResources).await?;
+        let mut state = self.state();
+        let held = state
+            .containers
+            .get_mut(id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))?;
+        held.config.resources = resources.clone();
+        let line = format!("update {}/{}", held.status.name, held.status.attempt);
+        state.journal.push(line);
+        Ok(())
     }
 
     async fn update_pod_sandbox_resources(
@@ -536,12 +581,15 @@ impl Runtime for FakeRuntime {
         id: &PodSandboxId,
         resources: &LinuxResources,
     ) -> Result<(), RuntimeError> {
+        self.begin(Call::UpdatePodSandboxResources).await?;
         let mut state = self.state();
         let sandbox = state
             .sandboxes
             .get_mut(id)
             .ok_or_else(|| RuntimeError::NotFound(format!("sandbox {id}")))?;
         sandbox.config.resources = resources.clone();
+        let line = format!("update-sandbox {}", sandbox.config.attempt);
+        state.journal.push(line);
         Ok(())
     }
 
@@ -630,11 +678,12 @@ impl Runtime for FakeRuntime {
         if !matches!(status.state, ContainerState::Running { .. }) {
             return Err(RuntimeError::NotFound(format!("running container {id}")));
         }
+        let working_set = self.state().script.memory_working_set_bytes.max(1 << 20);
         Ok(ContainerStats {
             at: self.clock.now(),
             cpu_usage_core_nanoseconds: 1_000_000,
-            memory_usage_bytes: 2 << 20,
-            memory_working_set_bytes: 1 << 20,
+            memory_usage_bytes: working_set + (1 << 20),
+            memory_working_set_bytes: working_set,
             memory_rss_bytes: 1 << 20,
             process_count: 1,
             ..ContainerStats::default()

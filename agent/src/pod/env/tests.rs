@@ -55,7 +55,13 @@ fn build_of(pod: &Pod) -> Result<Vec<(String, String)>, EnvError> {
         pod_ips: &["10.88.0.2".parse().expect("an address")],
         host_ips: &["192.0.2.1".parse().expect("an address")],
         node_name: "node-1",
-        allocatable: (4000, 8 << 30),
+        allocatable: &[
+            ("cpu", "4"),
+            ("memory", "8Gi"),
+            ("ephemeral-storage", "9Gi"),
+        ]
+        .map(|(resource, amount)| (resource.to_owned(), Quantity(amount.into())))
+        .into(),
     };
     build(inputs, &spec(pod).containers[0])
 }

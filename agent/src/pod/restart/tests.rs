@@ -157,7 +157,10 @@ fn a_changed_image_replaces_the_container_whatever_the_policy() {
         plan.kill,
         [(
             "a-0".into(),
-            "Container a definition changed, will be restarted".to_owned()
+            Doom {
+                why: "Container a definition changed, will be restarted".to_owned(),
+                ..Doom::default()
+            }
         )]
     );
     let plan = plan_of(&pod, &[exited("a", 0, 0, at(0))], &BTreeMap::new(), at(0));

@@ -86,6 +86,9 @@ impl Case {
             messages: &none,
             image_refs: &empty,
             attempts: &BTreeMap::new(),
+            actuated: &BTreeMap::new(),
+            resize: None,
+            has_recursive_readonly: &|_| false,
             host_ips: &[],
             verdict: self.verdict.as_ref(),
             is_terminal: self.is_terminal,
@@ -141,6 +144,7 @@ fn a_pod_that_is_done_stays_done() {
 fn a_verdict_fails_the_pod_with_its_reason() {
     let mut case = Case::with([]);
     case.verdict = Some(Verdict {
+        is_disruption: false,
         reason: "OutOfpods".into(),
         message: "no room".into(),
     });

@@ -32,7 +32,7 @@ fn config(pod: &Pod, image: &Image) -> Result<ContainerConfig, TranslateError> {
             pod_ips: &[],
             host_ips: &[],
             node_name: "n",
-            allocatable: (1000, 1 << 30),
+            allocatable: &BTreeMap::new(),
         },
         volumes: &volumes,
         files: &[("/etc/hosts".into(), "/pods/u1/etc-hosts".into())],
@@ -41,6 +41,9 @@ fn config(pod: &Pod, image: &Image) -> Result<ContainerConfig, TranslateError> {
         log_rotation: LogRotation::default(),
         memory_capacity_bytes: 10 << 30,
         seccomp_root: Path::new("/seccomp"),
+        has_recursive_readonly: false,
+        sub_path: &|_, volume, sub| Ok(volume.join(sub)),
+        pid_target: None,
     };
     container(inputs, &spec(pod).containers[0], 0, image)
 }
@@ -291,11 +294,125 @@ fn hosts_and_resolv_conf_are_written_as_the_kubelet_does() {
     };
     let node = "nameserver 8.8.8.8\nsearch corp\noptions edns0\n";
     assert_eq!(
-        resolv_conf(&pod, &dns, node),
+        resolv_conf(&pod, &dns, node).text,
         "nameserver 10.96.0.10\nsearch ns.svc.cluster.local svc.cluster.local cluster.local corp\noptions ndots:5\n"
     );
     let none = ClusterDns::default();
-    assert_eq!(resolv_conf(&pod, &none, node), node);
+    let made = resolv_conf(&pod, &none, node);
+    assert_eq!(made.text, node);
+    assert_eq!(made.warnings[0].0, "MissingClusterDNS");
+}
+
+#[test]
+fn what_resolvers_do_not_read_is_left_out_and_said() {
+    let many: Vec<_> = (0..40).map(|n| format!("s{n}.example")).collect();
+    let spec = json!({
+        "dnsPolicy": "None",
+        "dnsConfig": {
+            "nameservers": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"],
+            "searches": many,
+            "options": [{ "name": "ndots", "value": "2" }, { "name": "edns0" }],
+        },
+        "containers": [{ "name": "a" }],
+    });
+    let made = resolv_conf(&pod(spec), &ClusterDns::default(), "nameserver 8.8.8.8\n");
+    let lines: Vec<_> = made.text.lines().collect();
+    assert_eq!(
+        lines[..3],
+        [
+            "nameserver 1.1.1.1",
+            "nameserver 1.1.1.2",
+            "nameserver 1.1.1.3"
+        ]
+    );
+    assert_eq!(lines[3].split(' ').count(), 1 + 32);
+    assert_eq!(lines[4], "options ndots:2 edns0");
+    let messages: Vec<_> = made.warnings.iter().map(|(_, message)| message).collect();
+    assert!(messages[0].ends_with("the applied nameserver line is: 1.1.1.1 1.1.1.2 1.1.1.3"));
+    assert!(messages[1].starts_with("Search Line limits were exceeded"));
+}
+
+#[test]
+fn the_host_name_follows_the_spec_and_fits_the_kernel() {
+    let table = [
+        (json!({}), Ok("web")),
+        (json!({ "hostname": "h" }), Ok("h")),
+        (json!({ "hostname": "h", "subdomain": "db" }), Ok("h")),
+        (
+            json!({ "subdomain": "db", "setHostnameAsFQDN": true }),
+            Ok("web.db.ns.svc.cluster.local"),
+        ),
+        (json!({ "setHostnameAsFQDN": true }), Ok("web")),
+        (
+            json!({ "hostname": "h", "hostnameOverride": "else" }),
+            Ok("else"),
+        ),
+        (
+            json!({ "subdomain": "d".repeat(50), "setHostnameAsFQDN": true }),
+            Err(()),
+        ),
+    ];
+    for (more, expected) in table {
+        let mut spec = more.clone();
+        spec["containers"] = json!([{ "name": "a" }]);
+        let name = kernel_hostname(&pod(spec), "cluster.local").map_err(drop);
+        assert_eq!(name.as_deref(), expected.as_deref(), "{more}");
+    }
+}
+
+#[test]
+fn stop_signals_go_by_name_and_unknown_ones_are_refused() {
+    let signal_of = |name: &str| {
+        let container = json!({ "name": "a", "lifecycle": { "stopSignal": name } });
+        config(&pod(json!({ "containers": [container] })), &image(None)).map(|c| c.stop_signal)
+    };
+    for (name, number) in [
+        ("SIGUSR1", 10),
+        ("SIGRTMIN", 34),
+        ("SIGRTMIN+3", 37),
+        ("SIGRTMAX-1", 63),
+    ] {
+        assert_eq!(signal_of(name), Ok(Some(number)), "{name}");
+    }
+    for name in ["SIGNONSENSE", "SIGRTMIN+40", "SIGRTMAX+1"] {
+        assert!(
+            matches!(signal_of(name), Err(TranslateError::StopSignal { .. })),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_or_said() {
+    let refused =
+        |container: Value| config(&pod(json!({ "containers": [container] })), &image(None));
+    let mount = json!({ "name": "data", "mountPath": "/d", "readOnly": true, "recursiveReadOnly": "Enabled" });
+    assert!(matches!(
+        refused(json!({ "name": "a", "volumeMounts": [mount] })),
+        Err(TranslateError::RecursiveReadOnly { .. })
+    ));
+    let mut lenient = mount;
+    lenient["recursiveReadOnly"] = json!("IfPossible");
+    let made =
+        refused(json!({ "name": "a", "volumeMounts": [lenient] })).expect("as far as possible");
+    assert!(made.mounts[0].readonly && !made.mounts[0].recursive_readonly);
+    assert!(matches!(
+        refused(
+            json!({ "name": "a", "volumeDevices": [{ "name": "data", "devicePath": "/dev/x" }] })
+        ),
+        Err(TranslateError::Unsupported {
+            field: "volumeDevices",
+            ..
+        })
+    ));
+    let said = pod(json!({ "containers": [{
+        "name": "a",
+        "ports": [{ "containerPort": 80, "hostPort": 8080 }],
+        "securityContext": { "seLinuxOptions": { "level": "s0" } },
+    }] }));
+    let said = not_done(&said, &spec(&said).containers[0]);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[1].starts_with("hostPort 8080 "));
 }
 
 #[test]

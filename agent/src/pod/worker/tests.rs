@@ -1,3 +1,6 @@
+mod contract;
+mod resize;
+
 use std::{fs, path::Path, time::Duration};
 
 use serde_json::{Value, json};
@@ -451,8 +454,9 @@ async fn an_image_that_cannot_be_pulled_is_told_and_tried_again() {
     let agent = node.start().await;
     let pod = pod("p", two("Always"));
     agent.set(&pod).await;
-    let waits =
-        |s: &Value| s["containerStatuses"][0]["state"]["waiting"]["reason"] == "RegistryUnavailable";
+    let waits = |s: &Value| {
+        s["containerStatuses"][0]["state"]["waiting"]["reason"] == "RegistryUnavailable"
+    };
     let status = agent.until(&pod, "RegistryUnavailable", waits).await;
     let message = status["containerStatuses"][0]["state"]["waiting"]["message"]
         .as_str()
