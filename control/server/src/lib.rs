@@ -25,6 +25,7 @@ mod authn;
 mod authz;
 mod bootstrap;
 mod call;
+mod cidr;
 mod client;
 mod compress;
 mod computed;
@@ -68,7 +69,7 @@ pub use authz::{Attributes, Authorizer, FixedRules};
 pub use bootstrap::BootstrapError;
 pub use client::ClientService;
 pub use pki::{Pki, PkiConfig, PkiError};
-pub use service_ips::Cidr;
+pub use cidr::Cidr;
 pub use token::ISSUER;
 pub use user::UserInfo;
 

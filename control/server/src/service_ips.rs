@@ -1,121 +1,151 @@
 //! Addresses and node ports of Services: which are taken, and taking another.
 //!
-//! The truth is the Services in the store. What is taken is read from there when first needed and kept up to date by
-//! the verbs; a claim that is not kept (the write failed) is given back.
+//! What is taken is a key in the store, made before the Service is written and removed after it is gone, so that two
+//! control planes on one store never give the same twice. An address's key holds an IPAddress object, as
+//! kube-apiserver's do. A key whose Service never came to be (its writer was killed in between) is taken over when
+//! somebody else wants it.
 
-use std::{
-    collections::HashSet,
-    net::Ipv4Addr,
-    ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, net::Ipv4Addr, ops::RangeInclusive, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use wherry_api::{FieldError, Resource, Status, field::Path, meta};
-use wherry_store::Store;
+use wherry_store::{Durability, Store, StoreError};
 
-use crate::{stored, verbs::store_status};
+use crate::{cidr::Cidr, stored, verbs::store_status};
 
 /// Kubernetes' default `--service-node-port-range`.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// Where the addresses' keys are.
+const IPS: &str = "/registry/ipaddresses/";
+/// Where the ports' keys are.
+const PORTS: &str = "/registry/ranges/servicenodeports/";
+/// Blind tries before all keys are looked at.
+const GUESSES: u32 = 8;
+/// For a Service to follow its keys; later they are nobody's.
+const ORPHAN_AGE: Duration = Duration::from_secs(60);
 
-/// An IPv4 range, such as `10.96.0.0/12`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    first: u32,
-    prefix_len: u8,
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("{text}: not an IPv4 range such as 10.96.0.0/12");
-        let (address, prefix_len) = text.split_once('/').ok_or_else(invalid)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| invalid())?;
-        let prefix_len: u8 = prefix_len
-            .parse()
-            .ok()
-            .filter(|len| (8..=30).contains(len))
-            .ok_or_else(invalid)?;
-        Ok(Self {
-            first: u32::from(address) & (u32::MAX << (32 - prefix_len)),
-            prefix_len,
-        })
-    }
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.first), self.prefix_len)
-    }
-}
-
-impl Cidr {
-    /// The address after the network's own: that of the `kubernetes` Service.
-    pub fn first_host(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.first + 1)
-    }
-
-    fn hosts(self) -> u32 {
-        (1_u32 << (32 - self.prefix_len)) - 2
-    }
-
-    fn contains(self, ip: Ipv4Addr) -> bool {
-        (u32::from(ip).wrapping_sub(self.first + 1)) < self.hosts()
-    }
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Taken {
-    ips: HashSet<Ipv4Addr>,
-    ports: HashSet<u16>,
-}
-
-/// What Services have.
+/// Gives Services what they ask for.
 pub(crate) struct ServiceIps {
     cidr: Cidr,
-    taken: Arc<Mutex<Taken>>,
-    is_loaded: OnceCell<()>,
+    /// Services from before there were keys have theirs.
+    is_complete: OnceCell<()>,
 }
 
-/// Addresses and ports taken for a write that is under way.
+/// Whether keys are made or only looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// For a write.
+    Real,
+    /// For a dry run.
+    DryRun,
+}
+
+impl Mode {
+    pub(crate) fn of(is_dry_run: bool) -> Self {
+        if is_dry_run { Self::DryRun } else { Self::Real }
+    }
+}
+
+/// Addresses and ports taken for a write that is under way. Given back when dropped.
 pub(crate) struct Claim {
-    taken: Arc<Mutex<Taken>>,
-    ips: Vec<Ipv4Addr>,
-    ports: Vec<u16>,
-    /// Given up by the write, once it is done.
-    released: (Vec<Ipv4Addr>, Vec<u16>),
-    is_kept: bool,
+    store: Arc<dyn Store>,
+    mode: Mode,
+    owner: Value,
+    /// Taken for this write.
+    taken: Vec<String>,
+    /// Not needed any more, once it is done.
+    released: Vec<String>,
 }
 
 impl Claim {
     /// The write is done.
-    pub(crate) fn keep(mut self) {
-        self.is_kept = true;
+    pub(crate) async fn keep(mut self) {
+        self.taken.clear();
+        let released = std::mem::take(&mut self.released);
+        release_keys(&self.store, released).await;
+    }
+
+    /// Takes a key; answers whether it was free.
+    async fn take(&mut self, key: String, value: Value) -> Result<bool, Status> {
+        let fail = |error| store_status(services(), "", error);
+        if self.mode == Mode::DryRun {
+            let there = self.store.get(&key).await.map_err(fail)?.0;
+            return Ok(there.is_none() && !self.taken.contains(&key));
+        }
+        let bytes = Bytes::from(value.to_string());
+        match self
+            .store
+            .create(&key, bytes.clone(), Durability::Durable)
+            .await
+        {
+            Ok(_) => {}
+            Err(StoreError::Exists(_)) => {
+                if !take_over(&self.store, &key, bytes).await.map_err(fail)? {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(fail(error)),
+        }
+        self.taken.push(key);
+        Ok(true)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let (ips, ports) = if self.is_kept {
-            (&self.released.0, &self.released.1)
-        } else {
-            (&self.ips, &self.ports)
-        };
-        let mut taken = lock(&self.taken);
-        for ip in ips {
-            taken.ips.remove(ip);
+        if self.taken.is_empty() || self.mode == Mode::DryRun {
+            return;
         }
-        for port in ports {
-            taken.ports.remove(port);
+        let (store, taken) = (self.store.clone(), std::mem::take(&mut self.taken));
+        // Should this process end before: the keys are taken over one day.
+        tokio::spawn(async move { release_keys(&store, taken).await });
+    }
+}
+
+async fn release_keys(store: &Arc<dyn Store>, keys: Vec<String>) {
+    for key in keys {
+        match store.delete(&key, 0).await {
+            Ok(_) | Err(StoreError::NotFound(_)) => {}
+            Err(error) => {
+                tracing::warn!(key, %error, "A Service's address or port was not given back")
+            }
         }
     }
 }
 
-fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
+/// Makes a key ours that belongs to no Service; answers whether it was so.
+async fn take_over(store: &Arc<dyn Store>, key: &str, value: Bytes) -> Result<bool, StoreError> {
+    let Some(kv) = store.get(key).await?.0 else {
+        // Gone since: whoever wants it asks again.
+        return Ok(false);
+    };
+    let claim = stored::decode(&kv);
+    let text = |path: &str| claim.pointer(path).and_then(Value::as_str);
+    let age = text("/metadata/creationTimestamp")
+        .and_then(|at| at.parse::<Timestamp>().ok())
+        .and_then(|at| Duration::try_from(Timestamp::now().duration_since(at)).ok());
+    if age.is_none_or(|age| age < ORPHAN_AGE) {
+        return Ok(false);
+    }
+    let owner = "/spec/parentRef";
+    let part = |name: &str| text(&format!("{owner}/{name}")).unwrap_or_default();
+    let service = stored::key(services(), part("namespace"), part("name"));
+    if let Some(kv) = store.get(&service).await?.0
+        && keys_of(&stored::decode(&kv)).contains(&key.to_owned())
+    {
+        return Ok(false);
+    }
+    match store
+        .update(key, value, kv.mod_revision, Durability::Durable)
+        .await
+    {
+        Ok(_) => Ok(true),
+        Err(StoreError::Conflict { .. } | StoreError::NotFound(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn services() -> &'static Resource {
@@ -152,28 +182,83 @@ fn ports_of(service: &Value) -> Vec<u16> {
         .collect()
 }
 
+fn ip_key(ip: Ipv4Addr) -> String {
+    format!("{IPS}{ip}")
+}
+
+fn port_key(port: u16) -> String {
+    format!("{PORTS}{port}")
+}
+
+/// The keys of all that a Service has.
+fn keys_of(service: &Value) -> Vec<String> {
+    let ips = ips_of(service).into_iter().map(ip_key);
+    ips.chain(ports_of(service).into_iter().map(port_key))
+        .collect()
+}
+
+/// Whom a key belongs to.
+fn owner_of(service: &Value) -> Value {
+    json!({
+        "group": "",
+        "resource": "services",
+        "namespace": meta::namespace(service),
+        "name": meta::name(service),
+    })
+}
+
+fn ip_value(ip: Ipv4Addr, owner: &Value) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "IPAddress",
+        "metadata": {
+            "name": ip.to_string(),
+            "creationTimestamp": meta::format_time(Timestamp::now()),
+            "labels": {
+                "ipaddress.kubernetes.io/ip-family": "IPv4",
+                "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
+            },
+        },
+        "spec": {"parentRef": owner},
+    })
+}
+
+fn port_value(owner: &Value) -> Value {
+    json!({"metadata": {"creationTimestamp": meta::format_time(Timestamp::now())}, "spec": {"parentRef": owner}})
+}
+
 impl ServiceIps {
     pub(crate) fn new(cidr: Cidr) -> Self {
         Self {
             cidr,
-            taken: Arc::default(),
-            is_loaded: OnceCell::new(),
+            is_complete: OnceCell::new(),
         }
     }
 
-    async fn load(&self, store: &Arc<dyn Store>) -> Result<(), Status> {
-        let load = async || {
+    /// Makes the keys of Services that were written before there were keys.
+    async fn complete(&self, store: &Arc<dyn Store>) -> Result<(), Status> {
+        let complete = async || {
+            let fail = |error| store_status(services(), "", error);
             let list = store.list(&stored::prefix(services()), None, 0, 0).await;
-            let list = list.map_err(|error| store_status(services(), "", error))?;
-            let mut taken = lock(&self.taken);
-            for kv in &list.items {
+            for kv in &list.map_err(fail)?.items {
                 let service = stored::decode(kv);
-                taken.ips.extend(ips_of(&service));
-                taken.ports.extend(ports_of(&service));
+                let owner = owner_of(&service);
+                let ips = ips_of(&service).into_iter();
+                let ports = ports_of(&service).into_iter();
+                let values = ips
+                    .map(|ip| (ip_key(ip), ip_value(ip, &owner)))
+                    .chain(ports.map(|port| (port_key(port), port_value(&owner))));
+                for (key, value) in values {
+                    let value = Bytes::from(value.to_string());
+                    match store.create(&key, value, Durability::Durable).await {
+                        Ok(_) | Err(StoreError::Exists(_)) => {}
+                        Err(error) => return Err(fail(error)),
+                    }
+                }
             }
             Ok(())
         };
-        self.is_loaded.get_or_try_init(load).await.copied()
+        self.is_complete.get_or_try_init(complete).await.copied()
     }
 
     /// Gives a new Service what it asks for and lacks.
@@ -181,9 +266,10 @@ impl ServiceIps {
         &self,
         store: &Arc<dyn Store>,
         service: &mut Value,
+        mode: Mode,
     ) -> Result<Claim, Status> {
-        self.load(store).await?;
-        self.claim(service, &Value::Null)
+        self.complete(store).await?;
+        self.claim(store, service, &Value::Null, mode).await
     }
 
     /// Gives a changed Service what it asks for and lacks, and lets it keep what it has.
@@ -192,8 +278,9 @@ impl ServiceIps {
         store: &Arc<dyn Store>,
         service: &mut Value,
         old: &Value,
+        mode: Mode,
     ) -> Result<Claim, Status> {
-        self.load(store).await?;
+        self.complete(store).await?;
         if type_of(service) != "ExternalName"
             && type_of(old) != "ExternalName"
             && cluster_ip(service).is_empty()
@@ -204,28 +291,27 @@ impl ServiceIps {
                 }
             }
         }
-        self.claim(service, old)
+        self.claim(store, service, old, mode).await
     }
 
     /// A Service is gone.
-    pub(crate) fn release(&self, service: &Value) {
-        let mut taken = lock(&self.taken);
-        for ip in ips_of(service) {
-            taken.ips.remove(&ip);
-        }
-        for port in ports_of(service) {
-            taken.ports.remove(&port);
-        }
+    pub(crate) async fn release(&self, store: &Arc<dyn Store>, service: &Value) {
+        release_keys(store, keys_of(service)).await;
     }
 
-    fn claim(&self, service: &mut Value, old: &Value) -> Result<Claim, Status> {
-        let (old_ips, old_ports) = (ips_of(old), ports_of(old));
+    async fn claim(
+        &self,
+        store: &Arc<dyn Store>,
+        service: &mut Value,
+        old: &Value,
+        mode: Mode,
+    ) -> Result<Claim, Status> {
         let mut claim = Claim {
-            taken: self.taken.clone(),
-            ips: Vec::new(),
-            ports: Vec::new(),
-            released: (Vec::new(), Vec::new()),
-            is_kept: false,
+            store: store.clone(),
+            mode,
+            owner: owner_of(service),
+            taken: Vec::new(),
+            released: Vec::new(),
         };
         if type_of(service) == "ExternalName" {
             if let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut)
@@ -235,43 +321,32 @@ impl ServiceIps {
                 spec.remove("clusterIPs");
             }
         } else if cluster_ip(service) != "None" {
-            self.claim_ip(service, &old_ips, &mut claim)?;
+            self.claim_ip(service, &ips_of(old), &mut claim).await?;
         }
-        self.claim_ports(service, &old_ports, &mut claim)?;
-        let (ips, ports) = (ips_of(service), ports_of(service));
-        claim.released.0 = old_ips.into_iter().filter(|ip| !ips.contains(ip)).collect();
-        claim.released.1 = old_ports
-            .into_iter()
-            .filter(|port| !ports.contains(port))
-            .collect();
+        claim_ports(service, &ports_of(old), &mut claim).await?;
+        if mode == Mode::Real {
+            let kept = keys_of(service);
+            claim.released = keys_of(old);
+            claim.released.retain(|key| !kept.contains(key));
+        }
         Ok(claim)
     }
 
-    fn claim_ip(
+    async fn claim_ip(
         &self,
         service: &mut Value,
         old: &[Ipv4Addr],
         claim: &mut Claim,
     ) -> Result<(), Status> {
-        let name = meta::name(service).to_owned();
         let asked = cluster_ip(service).to_owned();
+        let name = meta::name(service).to_owned();
         let invalid = |detail: String| {
             let path = Path::new("spec");
             let error = FieldError::invalid(&path.child("clusterIPs"), json!([asked]), detail);
             Status::invalid(services(), &name, vec![error])
         };
-        let mut taken = lock(&self.taken);
         let ip = if asked.is_empty() {
-            // Kubernetes keeps the lower part for those who ask; so does this, by beginning above it.
-            let hosts = self.cidr.hosts();
-            let reserved = (hosts / 16).clamp(1, 256);
-            let start = rand::random_range(0..hosts - reserved);
-            let upper = (0..hosts - reserved).map(|i| reserved + (start + i) % (hosts - reserved));
-            upper
-                .chain(0..reserved)
-                .map(|offset| Ipv4Addr::from(self.cidr.first + 1 + offset))
-                .find(|ip| !taken.ips.contains(ip))
-                .ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?
+            self.take_any_ip(claim).await?
         } else {
             let ip: Ipv4Addr = match asked.parse() {
                 Ok(ip) => ip,
@@ -288,95 +363,128 @@ impl ServiceIps {
                     self.cidr
                 )));
             }
-            if taken.ips.contains(&ip) {
+            let value = ip_value(ip, &claim.owner);
+            if !claim.take(ip_key(ip), value).await? {
                 return Err(invalid(format!(
                     "failed to allocate IP {ip}: provided IP is already allocated"
                 )));
             }
             ip
         };
-        taken.ips.insert(ip);
-        claim.ips.push(ip);
         service["spec"]["clusterIP"] = ip.to_string().into();
         service["spec"]["clusterIPs"] = json!([ip.to_string()]);
         Ok(())
     }
 
-    fn claim_ports(
-        &self,
-        service: &mut Value,
-        old: &[u16],
-        claim: &mut Claim,
-    ) -> Result<(), Status> {
-        let name = meta::name(service).to_owned();
-        let has_node_ports = match type_of(service) {
-            "NodePort" => true,
-            "LoadBalancer" => {
-                service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
+    async fn take_any_ip(&self, claim: &mut Claim) -> Result<Ipv4Addr, Status> {
+        // Kubernetes keeps the lower part for those who ask; so does this, by beginning above it.
+        let hosts = self.cidr.hosts();
+        let reserved = (hosts / 16).clamp(1, 256);
+        for _ in 0..GUESSES {
+            let ip = self.cidr.host(rand::random_range(reserved..hosts));
+            let value = ip_value(ip, &claim.owner);
+            if claim.take(ip_key(ip), value).await? {
+                return Ok(ip);
             }
-            _ => false,
-        };
-        let Some(ports) = service
-            .pointer_mut("/spec/ports")
-            .and_then(Value::as_array_mut)
-        else {
-            return Ok(());
-        };
-        let mut taken = lock(&self.taken);
-        for (i, port) in ports.iter_mut().enumerate() {
-            let asked = port
-                .get("nodePort")
-                .and_then(Value::as_u64)
-                .unwrap_or_default();
-            if asked == 0 {
-                if has_node_ports {
-                    let free = NODE_PORTS
-                        .cycle_from(rand::random_range(NODE_PORTS))
-                        .find(|p| !taken.ports.contains(p));
-                    let free = free.ok_or_else(|| {
-                        Status::internal("failed to allocate a nodePort: range is full")
-                    })?;
-                    taken.ports.insert(free);
-                    claim.ports.push(free);
-                    port["nodePort"] = free.into();
-                }
-                continue;
-            }
-            let invalid = |detail: &str| {
-                let root = Path::new("spec");
-                let path = root.child("ports");
-                let path = path.index(i);
-                let error = FieldError::invalid(&path.child("nodePort"), asked, detail);
-                Status::invalid(services(), &name, vec![error])
-            };
-            let Some(wanted) = u16::try_from(asked)
-                .ok()
-                .filter(|port| NODE_PORTS.contains(port))
-            else {
-                return Err(invalid(
-                    "provided port is not in the valid range. The range of valid ports is 30000-32767",
-                ));
-            };
-            if old.contains(&wanted) || claim.ports.contains(&wanted) {
-                continue;
-            }
-            if !taken.ports.insert(wanted) {
-                return Err(invalid("provided port is already allocated"));
-            }
-            claim.ports.push(wanted);
         }
-        Ok(())
+        let taken = keys(&claim.store, IPS).await?;
+        let start = rand::random_range(0..hosts - reserved);
+        let upper = (0..hosts - reserved).map(|i| reserved + (start + i) % (hosts - reserved));
+        for ip in upper
+            .chain(0..reserved)
+            .map(|number| self.cidr.host(number))
+        {
+            let key = ip_key(ip);
+            if !taken.contains(&key) && claim.take(key, ip_value(ip, &claim.owner)).await? {
+                return Ok(ip);
+            }
+        }
+        Err(Status::internal(
+            "failed to allocate a serviceIP: range is full",
+        ))
     }
 }
 
-trait CycleFrom {
-    fn cycle_from(self, start: u16) -> impl Iterator<Item = u16>;
+async fn keys(store: &Arc<dyn Store>, prefix: &str) -> Result<HashSet<String>, Status> {
+    let list = store.list(prefix, None, 0, 0).await;
+    let list = list.map_err(|error| store_status(services(), "", error))?;
+    Ok(list.items.iter().map(|kv| kv.key.to_string()).collect())
 }
 
-impl CycleFrom for RangeInclusive<u16> {
-    fn cycle_from(self, start: u16) -> impl Iterator<Item = u16> {
-        (start..=*self.end()).chain(*self.start()..start)
+async fn claim_ports(service: &mut Value, old: &[u16], claim: &mut Claim) -> Result<(), Status> {
+    let name = meta::name(service).to_owned();
+    let has_node_ports = match type_of(service) {
+        "NodePort" => true,
+        "LoadBalancer" => {
+            service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
+        }
+        _ => false,
+    };
+    let Some(ports) = service
+        .pointer_mut("/spec/ports")
+        .and_then(Value::as_array_mut)
+    else {
+        return Ok(());
+    };
+    // One number may serve two protocols of one Service.
+    let mut given = HashSet::new();
+    for (i, port) in ports.iter_mut().enumerate() {
+        let asked = port
+            .get("nodePort")
+            .and_then(Value::as_u64)
+            .unwrap_or_default();
+        if asked == 0 {
+            if has_node_ports {
+                let free = take_any_port(claim).await?;
+                given.insert(free);
+                port["nodePort"] = free.into();
+            }
+            continue;
+        }
+        let invalid = |detail: &str| {
+            let spec = Path::new("spec");
+            let ports = spec.child("ports");
+            let port = ports.index(i);
+            let error = FieldError::invalid(&port.child("nodePort"), asked, detail);
+            Status::invalid(services(), &name, vec![error])
+        };
+        let Some(wanted) = u16::try_from(asked)
+            .ok()
+            .filter(|port| NODE_PORTS.contains(port))
+        else {
+            return Err(invalid(
+                "provided port is not in the valid range. The range of valid ports is 30000-32767",
+            ));
+        };
+        if old.contains(&wanted) || !given.insert(wanted) {
+            continue;
+        }
+        let value = port_value(&claim.owner);
+        if !claim.take(port_key(wanted), value).await? {
+            return Err(invalid("provided port is already allocated"));
+        }
     }
+    Ok(())
+}
+
+async fn take_any_port(claim: &mut Claim) -> Result<u16, Status> {
+    for _ in 0..GUESSES {
+        let port = rand::random_range(NODE_PORTS);
+        let value = port_value(&claim.owner);
+        if claim.take(port_key(port), value).await? {
+            return Ok(port);
+        }
+    }
+    let taken = keys(&claim.store, PORTS).await?;
+    for port in NODE_PORTS {
+        let key = port_key(port);
+        if !taken.contains(&key) && claim.take(key, port_value(&claim.owner)).await? {
+            return Ok(port);
+        }
+    }
+    Err(Status::internal(
+        "failed to allocate a nodePort: range is full",
+    ))
 }
 
 #[cfg(test)]
@@ -389,59 +497,91 @@ mod tests {
         json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": spec})
     }
 
+    fn store() -> Arc<dyn Store> {
+        Arc::new(MemoryStore::default())
+    }
+
+    fn ips(cidr: &str) -> ServiceIps {
+        ServiceIps::new(cidr.parse().unwrap())
+    }
+
+    async fn claim(ips: &ServiceIps, store: &Arc<dyn Store>, one: &mut Value) -> Claim {
+        ips.claim_new(store, one, Mode::Real)
+            .await
+            .unwrap_or_else(|status| panic!("{status}"))
+    }
+
     #[tokio::test]
     async fn addresses_are_given_once_and_come_back() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-        let ips = ServiceIps::new("10.0.0.0/29".parse().unwrap());
-        let mut claims = Vec::new();
+        let store = store();
+        // Two control planes.
+        let planes = [ips("10.0.0.0/29"), ips("10.0.0.0/29")];
         let mut seen = HashSet::new();
-        for _ in 0..6 {
+        let mut last = Value::Null;
+        for n in 0..6 {
             let mut one = service(json!({"type": "ClusterIP"}));
-            claims.push(
-                ips.claim_new(&store, &mut one)
-                    .await
-                    .unwrap_or_else(|status| panic!("{status}")),
-            );
+            claim(&planes[n % 2], &store, &mut one).await.keep().await;
             assert!(seen.insert(cluster_ip(&one).to_owned()));
+            last = one;
         }
         let mut one = service(json!({}));
-        assert_eq!(
-            ips.claim_new(&store, &mut one).await.err().unwrap().code,
-            500
-        );
-        claims.pop();
-        claims.push(
-            ips.claim_new(&store, &mut one)
-                .await
-                .unwrap_or_else(|status| panic!("{status}")),
-        );
-        claims.into_iter().for_each(Claim::keep);
-        ips.release(&one);
-        let mut asks = service(json!({"clusterIP": cluster_ip(&one)}));
-        assert!(ips.claim_new(&store, &mut asks).await.is_ok());
-        let mut asks = service(json!({"clusterIP": "10.0.1.1"}));
-        let status = ips.claim_new(&store, &mut asks).await.err().unwrap();
-        assert!(
-            status.message.contains("is not in the valid range"),
-            "{status}"
-        );
+        let full = planes[0].claim_new(&store, &mut one, Mode::Real).await;
+        assert_eq!(full.err().unwrap().code, 500);
+        planes[1].release(&store, &last).await;
+        claim(&planes[0], &store, &mut one).await.keep().await;
+        assert_eq!(cluster_ip(&one), cluster_ip(&last));
+
+        for (asked, trouble) in [
+            ("10.0.1.1", "is not in the valid range"),
+            (cluster_ip(&one), "provided IP is already allocated"),
+        ] {
+            let mut asks = service(json!({"clusterIP": asked}));
+            let status = planes[1].claim_new(&store, &mut asks, Mode::Real).await;
+            let status = status.err().unwrap();
+            assert!(status.message.contains(trouble), "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_write_had_taken_is_given_back() {
+        let (store, ips) = (store(), ips("10.0.0.0/24"));
+        let mut one = service(json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        let mut watch = store.watch("/registry/", 0).await.unwrap();
+        drop(claim(&ips, &store, &mut one).await);
+        let mut writes = 0;
+        while writes < 4 {
+            if let Some(wherry_store::WatchMessage::Events(events)) = watch.recv().await {
+                writes += events.len();
+            }
+        }
+        assert_eq!(store.count("/registry/").await.unwrap().0, 0);
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_takes_nothing() {
+        let (store, ips) = (store(), ips("10.0.0.0/24"));
+        let mut one = service(json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        ips.claim_new(&store, &mut one, Mode::DryRun)
+            .await
+            .unwrap_or_else(|status| panic!("{status}"))
+            .keep()
+            .await;
+        assert!(!cluster_ip(&one).is_empty());
+        assert_eq!(store.count("/registry/").await.unwrap().0, 0);
     }
 
     #[tokio::test]
     async fn node_ports_are_given_kept_and_refused_when_taken() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
-        let ips = ServiceIps::new("10.0.0.0/24".parse().unwrap());
+        let (store, ips) = (store(), ips("10.0.0.0/24"));
         let mut first = service(
             json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30001}]}),
         );
-        ips.claim_new(&store, &mut first)
-            .await
-            .unwrap_or_else(|status| panic!("{status}"))
-            .keep();
+        claim(&ips, &store, &mut first).await.keep().await;
         assert_eq!(ports_of(&first).len(), 2);
         let mut second =
             service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]}));
-        let status = ips.claim_new(&store, &mut second).await.err().unwrap();
+        let status = ips.claim_new(&store, &mut second, Mode::Real).await;
+        let status = status.err().unwrap();
         assert!(
             status.message.contains(
                 "spec.ports[0].nodePort: Invalid value: 30001: provided port is already allocated"
@@ -449,10 +589,56 @@ mod tests {
             "{status}"
         );
         let mut changed = first.clone();
-        ips.claim_changed(&store, &mut changed, &first)
+        ips.claim_changed(&store, &mut changed, &first, Mode::Real)
             .await
             .unwrap_or_else(|status| panic!("{status}"))
-            .keep();
+            .keep()
+            .await;
         assert_eq!(changed, first);
+    }
+
+    #[tokio::test]
+    async fn keys_of_services_that_never_came_to_be_are_taken_over() {
+        let (store, ips) = (store(), ips("10.0.0.0/24"));
+        let orphan = |age: i64| {
+            let mut value = ip_value("10.0.0.7".parse().unwrap(), &owner_of(&service(json!({}))));
+            let at = Timestamp::now() - jiff::SignedDuration::from_secs(age);
+            value["metadata"]["creationTimestamp"] = at.to_string().into();
+            Bytes::from(value.to_string())
+        };
+        let key = ip_key("10.0.0.7".parse().unwrap());
+        let young = store
+            .create(&key, orphan(5), Durability::Lazy)
+            .await
+            .unwrap();
+        let ask = async || {
+            let mut one = service(json!({"clusterIP": "10.0.0.7"}));
+            ips.claim_new(&store, &mut one, Mode::Real).await
+        };
+        assert!(
+            ask().await.is_err(),
+            "its Service may be about to be written"
+        );
+        store
+            .update(&key, orphan(90), young.mod_revision, Durability::Lazy)
+            .await
+            .unwrap();
+        let claim = ask().await.unwrap_or_else(|status| panic!("{status}"));
+        claim.keep().await;
+    }
+
+    #[tokio::test]
+    async fn services_from_before_there_were_keys_keep_what_they_have() {
+        let (store, ips) = (store(), ips("10.0.0.0/24"));
+        let old = service(json!({"clusterIP": "10.0.0.9", "type": "ClusterIP"}));
+        let key = stored::key(services(), "ns", "a");
+        let value = Bytes::from(old.to_string());
+        store
+            .create(&key, value, Durability::Durable)
+            .await
+            .unwrap();
+        let mut asks = service(json!({"clusterIP": "10.0.0.9"}));
+        let status = ips.claim_new(&store, &mut asks, Mode::Real).await;
+        assert!(status.err().unwrap().message.contains("already allocated"));
     }
 }

@@ -11,8 +11,9 @@ use crate::{
     admission,
     answer::{self, Answer},
     call::Call,
+    service_ips::Mode,
     stored,
-    verbs::{durability, store_status},
+    verbs::{durability, store_status, update::Record},
 };
 
 /// How often a generated name is made anew when it is taken.
@@ -23,7 +24,7 @@ pub(crate) async fn create(call: &mut Call, headers: &HeaderMap, body: &Bytes) -
         return Err(Status::path_method_not_allowed());
     }
     let object = call.read_object(headers, body)?;
-    let kv = create_object(call, object).await?;
+    let kv = create_object(call, object, Record::Track).await?;
     Ok(answer::object(
         call.accept,
         call.include()?,
@@ -42,7 +43,11 @@ pub(crate) fn counts_generation(resource: &Resource, object: &Value) -> bool {
 }
 
 /// Puts a decoded object into the store, by all the rules.
-pub(crate) async fn create_object(call: &Call, mut object: Value) -> Result<KeyValue, Status> {
+pub(crate) async fn create_object(
+    call: &Call,
+    mut object: Value,
+    record: Record,
+) -> Result<KeyValue, Status> {
     let resource = call.resource;
     if !matches!(meta::resource_version(&object), "" | "0") {
         return Err(Status::failure(
@@ -72,6 +77,7 @@ pub(crate) async fn create_object(call: &Call, mut object: Value) -> Result<KeyV
     stored::tidy_metadata(&mut object);
 
     resource.strategy.default(&mut object);
+    record.write(call, "", &Value::Null, &mut object)?;
     if !is_generated {
         return finish(call, &namespace, object).await;
     }
@@ -106,7 +112,7 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
         Some(
             call.app
                 .service_ips
-                .claim_new(&call.app.store, &mut object)
+                .claim_new(&call.app.store, &mut object, Mode::of(is_dry_run))
                 .await?,
         )
     } else {
@@ -133,7 +139,7 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
     {
         Ok(kv) => {
             if let Some(claim) = claim {
-                claim.keep();
+                claim.keep().await;
             }
             Ok(kv)
         }

@@ -2,13 +2,15 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
 use serde_json::Value;
-use wherry_api::{FieldError, Resource, Status, field::Path, meta};
+use wherry_api::{FieldError, Resource, Status, field::Path, managed, meta};
 use wherry_store::{KeyValue, StoreError};
 
 use crate::{
     answer::{self, Answer},
     call::Call,
+    service_ips::Mode,
     stored,
     verbs::{
         CONFLICT_TRIES_MAX,
@@ -63,7 +65,10 @@ pub(crate) async fn update(call: &mut Call, headers: &HeaderMap, body: &Bytes) -
                 && may_create(call.resource)
                 && meta::resource_version(&object).is_empty() =>
         {
-            (create_object(call, object).await?, StatusCode::CREATED)
+            (
+                create_object(call, object, Record::Track).await?,
+                StatusCode::CREATED,
+            )
         }
         result => (result?, StatusCode::OK),
     };
@@ -89,11 +94,61 @@ fn may_create(resource: &Resource) -> bool {
     matches!(resource.plural, "leases" | "events" | "endpoints")
 }
 
-/// Changes the object a call names: `change` makes the new one of the old, and is asked again when somebody
-/// else wrote in between, unless the new object says which version it was made of.
+/// Who keeps the record of which field is whose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// What changes is the caller's.
+    Track,
+    /// It is written already: the object was applied.
+    Written,
+}
+
+impl Record {
+    /// Writes the record of a changed object (`old` null: of a new one).
+    pub(crate) fn write(
+        self,
+        call: &Call,
+        subresource: &str,
+        old: &Value,
+        new: &mut Value,
+    ) -> Result<(), Status> {
+        // Leases and events are written all the time, and by one writer each.
+        if self == Self::Written || subresource == "binding" {
+            return Ok(());
+        }
+        if call.resource.lazy {
+            let kept = old.pointer("/metadata/managedFields").cloned();
+            let metadata = meta::metadata_mut(new);
+            metadata.remove("managedFields");
+            metadata.extend(kept.map(|kept| ("managedFields".to_owned(), kept)));
+            return Ok(());
+        }
+        let act = managed::Act {
+            resource: call.resource,
+            subresource,
+            manager: &call.field_manager()?,
+            now: &meta::format_time(Timestamp::now()),
+        };
+        managed::track_update(&act, old, new);
+        Ok(())
+    }
+}
+
+/// Changes the object a call names, and records what of it is the caller's: see [`modify_with`].
 pub(crate) async fn modify(
     call: &Call,
     subresource: &str,
+    change: impl FnMut(&Value) -> Result<Value, Status>,
+) -> Result<KeyValue, Status> {
+    modify_with(call, subresource, Record::Track, change).await
+}
+
+/// Changes the object a call names: `change` makes the new one of the old, and is asked again when somebody
+/// else wrote in between, unless the new object says which version it was made of.
+pub(crate) async fn modify_with(
+    call: &Call,
+    subresource: &str,
+    record: Record,
     mut change: impl FnMut(&Value) -> Result<Value, Status>,
 ) -> Result<KeyValue, Status> {
     let (resource, name) = (call.resource, call.name());
@@ -119,13 +174,14 @@ pub(crate) async fn modify(
             return Err(Status::conflict(resource, name, &detail));
         }
         complete(call, subresource, &mut new, &old);
+        record.write(call, subresource, &old, &mut new)?;
         let claim =
             if resource.group.is_empty() && resource.plural == "services" && subresource.is_empty()
             {
                 Some(
                     call.app
                         .service_ips
-                        .claim_changed(&call.app.store, &mut new, &old)
+                        .claim_changed(&call.app.store, &mut new, &old, Mode::of(is_dry_run))
                         .await?,
                 )
             } else {
@@ -160,9 +216,9 @@ pub(crate) async fn modify(
         match result {
             Ok(kv) => {
                 if let Some(claim) = claim {
-                    claim.keep();
+                    claim.keep().await;
                     if is_removed {
-                        call.app.service_ips.release(&new);
+                        call.app.service_ips.release(&call.app.store, &new).await;
                     }
                 }
                 return Ok(kv);
