@@ -6,12 +6,7 @@
 pub(crate) mod machine;
 mod status;
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{
@@ -34,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::status::{Health, conditions, essence, handlers, images};
-use crate::{context::Context, events::Kind};
+use crate::{context::Context, events::Kind, server::Kubelet};
 
 /// Longest wait for one call to the API server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -208,8 +203,14 @@ impl NodeKeeper {
                 )
             }));
         }
+        if not_ready.is_empty() {
+            not_ready.extend(context.sync_loop().err());
+        }
         let pressure = context.pressure.conditions();
-        let health = Health::new(&pressure, (!not_ready.is_empty()).then(|| not_ready.join("; ")));
+        let health = Health::new(
+            &pressure,
+            (!not_ready.is_empty()).then(|| not_ready.join("; ")),
+        );
         let mut info = context.machine.info.clone();
         info.container_runtime_version
             .clone_from(&self.runtime_version);

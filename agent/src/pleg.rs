@@ -58,6 +58,8 @@ struct Entry {
 #[derive(Default)]
 pub(crate) struct Actual {
     pods: Mutex<HashMap<PodUid, Entry>>,
+    /// When each runtime last told all it holds.
+    relisted: Mutex<HashMap<&'static str, Instant>>,
 }
 
 impl Actual {
@@ -226,7 +228,17 @@ impl Actual {
         let sandboxes = runtime.list_pod_sandboxes().await?;
         let containers = runtime.list_containers().await?;
         self.repair(runtime.handler(), sandboxes, containers, only, begun);
+        if only.is_none() {
+            let mut relisted = self.relisted.lock().unwrap_or_else(PoisonError::into_inner);
+            relisted.insert(runtime.handler(), begun);
+        }
         Ok(())
+    }
+
+    /// How long ago a runtime last told all it holds; `None` if it never did.
+    pub(crate) fn last_relist(&self, handler: &str) -> Option<Duration> {
+        let relisted = self.relisted.lock().unwrap_or_else(PoisonError::into_inner);
+        relisted.get(handler).map(Instant::elapsed)
     }
 }
 

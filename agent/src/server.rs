@@ -2,14 +2,15 @@
 //! API server can proxy to this node.
 //!
 //! ```text
-//!  API server ── TLS, client certificate ──▶ Server ── who ──▶ router ──▶ one file per endpoint
+//!  API server ── TLS, certificate or token ──▶ Server ── who ──▶ router ──▶ one file per endpoint
 //!                                                               │
 //!                          Kubelet (pods with status, runtimes) ◀┘   streams: wherry-streaming
 //! ```
 //!
 //! What an endpoint needs from the agent is the [`Kubelet`] trait and no more: handlers read pods and
 //! ask runtimes, and never change either. Everything but `/healthz` wants a client certificate of the
-//! cluster's CA (401 without one) that belongs to an API server or an administrator (403 otherwise).
+//! cluster's CA or a bearer token that the API server knows (401 otherwise), and a user who is an API
+//! server or an administrator or has access to that subresource of this node (403 otherwise).
 
 mod auth;
 mod container;
@@ -20,6 +21,7 @@ mod logs;
 mod metrics;
 mod pods;
 mod router;
+mod run;
 pub(crate) mod stats;
 mod streams;
 #[cfg(test)]
@@ -33,6 +35,7 @@ use wherry_runtime_api::{FsUsage, Runtime};
 
 use crate::eviction::storage::{FileSystem, PodDisk};
 
+pub use auth::{KubeReviewer, Reviewer, User, review::Access};
 pub use error::ServerError;
 pub use listener::Server;
 pub use router::{State, router};
@@ -80,6 +83,11 @@ pub trait Kubelet: Send + Sync + 'static {
     /// How the agent was configured, for `/configz`: fields of Kubernetes' KubeletConfiguration.
     fn configuration(&self) -> serde_json::Value {
         serde_json::json!({})
+    }
+
+    /// Why pods are not looked after at present, if so.
+    fn sync_loop(&self) -> Result<(), String> {
+        Ok(())
     }
 
     /// How probes went, in Prometheus' text format.

@@ -26,6 +26,7 @@ use wherry_volumes::{PodContext, Refreshed};
 use crate::{
     Agent, Config,
     context::Context,
+    eviction::Evictor,
     network::{Attach, Network},
     pod::{self, manager::Manager, restart::BackoffPolicy},
     source::{PodUpdate, Source, mirror::Mirrors},
@@ -209,6 +210,11 @@ impl Node {
 }
 
 impl Running {
+    /// What evicts pods here, looking only when told to.
+    pub(crate) fn evictor(&self) -> Evictor {
+        Evictor::new(Arc::clone(&self.context), self.updates.clone())
+    }
+
     pub(crate) async fn set(&self, pod: &Pod) {
         self.updates
             .send(PodUpdate::Set(Arc::new(pod.clone())))

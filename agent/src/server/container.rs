@@ -27,6 +27,29 @@ pub(crate) fn find_pod(
         .ok_or_else(|| HttpError::not_found("pod does not exist"))
 }
 
+/// What a path's parts are called and are.
+pub(crate) type Names = Vec<(String, String)>;
+
+fn part<'n>(names: &'n Names, part: &str) -> Option<&'n str> {
+    let mut names = names.iter();
+    names
+        .find(|(name, _)| name == part)
+        .map(|(_, value)| value.as_str())
+}
+
+/// The pod that a path names, by its uid too where the path has one, and the container's name.
+pub(crate) fn find_named_pod<'n>(
+    kubelet: &dyn Kubelet,
+    names: &'n Names,
+) -> Result<(Arc<Pod>, &'n str), HttpError> {
+    let of = |name| part(names, name).unwrap_or_default();
+    let pod = find_pod(kubelet, of("namespace"), of("pod"))?;
+    match part(names, "uid") {
+        Some(wanted) if wanted != uid(&pod) => Err(HttpError::not_found("pod does not exist")),
+        _ => Ok((pod, of("container"))),
+    }
+}
+
 /// A pod's uid as the runtimes know it.
 pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()

@@ -21,6 +21,9 @@ use crate::{
 
 /// How old a measure of a pod's disk may be, as with the kubelet (`--volume-stats-agg-period`).
 const DISK_AGE_MAX: Duration = Duration::from_secs(60);
+/// A runtime not heard of in so long leaves its pods without anybody (`relistThreshold` in
+/// pkg/kubelet/pleg).
+const RELIST_AGE_MAX: Duration = Duration::from_secs(180);
 
 #[async_trait]
 impl Kubelet for Context {
@@ -50,6 +53,29 @@ impl Kubelet for Context {
 
     async fn pod_disk(&self, pod: &Pod) -> Option<Arc<PodDisk>> {
         eviction::pod_disk(self, pod, DISK_AGE_MAX).await
+    }
+
+    fn sync_loop(&self) -> Result<(), String> {
+        let threshold = RELIST_AGE_MAX.max(self.config.tuning.relist_period * 3);
+        for runtime in &self.config.runtimes {
+            let handler = runtime.handler();
+            match self.actual.last_relist(handler) {
+                Some(age) if age <= threshold => {}
+                Some(age) => {
+                    return Err(format!(
+                        "PLEG is not healthy: {handler} was last relisted {} ago; threshold is {}",
+                        go_duration(Duration::from_secs(age.as_secs())),
+                        go_duration(threshold)
+                    ));
+                }
+                None => {
+                    return Err(format!(
+                        "PLEG is not healthy: {handler} has yet to be relisted successfully"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn configuration(&self) -> Value {

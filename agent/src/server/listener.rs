@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::{
-    Config, Kubelet, ServerError, State,
+    Config, Kubelet, Reviewer, ServerError, State,
     auth::{Caller, User},
     router,
 };
@@ -41,7 +41,11 @@ pub struct Server {
 
 impl Server {
     /// Binds the address. Connections are accepted once [`Server::run`] is polled.
-    pub async fn bind(config: Config, kubelet: Arc<dyn Kubelet>) -> Result<Self, ServerError> {
+    pub async fn bind(
+        config: Config,
+        kubelet: Arc<dyn Kubelet>,
+        reviewer: Option<Arc<dyn Reviewer>>,
+    ) -> Result<Self, ServerError> {
         let tls = tls_config(&config)?;
         let bind = |source| ServerError::Bind {
             address: config.listen,
@@ -51,7 +55,7 @@ impl Server {
         Ok(Self {
             listener,
             acceptor: TlsAcceptor::from(Arc::new(tls)),
-            state: State::new(config, kubelet),
+            state: State::new(config, kubelet, reviewer),
         })
     }
 

@@ -1,12 +1,12 @@
 //! `/pods`: what should run here, with statuses. `/runningpods`: what the runtimes hold.
-//! `/configz`: how the agent was configured.
+//! `/configz`: how the agent was configured. `/healthz/syncloop`: whether it looks after its pods.
 
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State as Shared};
 use serde_json::{Value, json};
 
-use super::{State, container::is_running};
+use super::{State, container::is_running, error::HttpError};
 
 pub(crate) async fn pods(Shared(state): Shared<State>) -> Json<Value> {
     let pods: Vec<Value> = state
@@ -65,4 +65,13 @@ pub(crate) async fn running_pods(Shared(state): Shared<State>) -> Json<Value> {
 
 pub(crate) async fn configz(Shared(state): Shared<State>) -> Json<Value> {
     Json(state.kubelet.configuration())
+}
+
+pub(crate) async fn sync_loop(Shared(state): Shared<State>) -> Result<&'static str, HttpError> {
+    match state.kubelet.sync_loop() {
+        Ok(()) => Ok("ok"),
+        Err(why) => Err(HttpError::internal(format!(
+            "[-]syncloop failed: {why}\nhealthz check failed"
+        ))),
+    }
 }

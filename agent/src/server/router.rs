@@ -2,10 +2,13 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use axum::{Router, middleware, routing::get};
+use axum::{
+    Router, middleware,
+    routing::{get, post},
+};
 use wherry_streaming::{StreamServer, Timeouts};
 
-use super::{Config, Kubelet, auth, logs, metrics, pods, stats, streams};
+use super::{Config, Kubelet, Reviewer, auth, logs, metrics, pods, run, stats, streams};
 
 /// What handlers share.
 #[derive(Clone)]
@@ -16,11 +19,18 @@ pub struct State {
     pub(crate) log_watcher: logs::LogWatcher,
     pub(crate) usage: stats::UsageHistory,
     pub(crate) started_at: SystemTime,
+    pub(crate) reviewer: Option<Arc<dyn Reviewer>>,
+    pub(crate) reviews: auth::Reviews,
 }
 
 impl State {
-    /// The state of a server that has served nothing yet.
-    pub fn new(config: Config, kubelet: Arc<dyn Kubelet>) -> Self {
+    /// The state of a server that has served nothing yet. Without a reviewer only those get in whom
+    /// the config names.
+    pub fn new(
+        config: Config,
+        kubelet: Arc<dyn Kubelet>,
+        reviewer: Option<Arc<dyn Reviewer>>,
+    ) -> Self {
         let timeouts = Timeouts {
             idle: config.streaming_connection_idle_timeout,
             ..Timeouts::default()
@@ -32,6 +42,8 @@ impl State {
             log_watcher: logs::LogWatcher::default(),
             usage: stats::UsageHistory::default(),
             started_at: SystemTime::now(),
+            reviewer,
+            reviews: auth::Reviews::default(),
         }
     }
 }
@@ -52,13 +64,30 @@ pub fn router(state: State) -> Router {
             get(streams::exec).post(streams::exec),
         )
         .route(
+            "/exec/{namespace}/{pod}/{uid}/{container}",
+            get(streams::exec).post(streams::exec),
+        )
+        .route(
             "/attach/{namespace}/{pod}/{container}",
+            get(streams::attach).post(streams::attach),
+        )
+        .route(
+            "/attach/{namespace}/{pod}/{uid}/{container}",
             get(streams::attach).post(streams::attach),
         )
         .route(
             "/portForward/{namespace}/{pod}",
             get(streams::port_forward).post(streams::port_forward),
         )
+        .route(
+            "/portForward/{namespace}/{pod}/{uid}",
+            get(streams::port_forward).post(streams::port_forward),
+        )
+        .route("/run/{namespace}/{pod}/{container}", post(run::run))
+        .route("/run/{namespace}/{pod}/{uid}/{container}", post(run::run))
+        .route("/logs", get(run::logs_disabled))
+        .route("/logs/", get(run::logs_disabled))
+        .route("/logs/{*path}", get(run::logs_disabled))
         .route("/stats/summary", get(stats::summary))
         .route("/metrics", get(metrics::metrics))
         .route("/metrics/resource", get(metrics::resource))
@@ -72,6 +101,8 @@ pub fn router(state: State) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/healthz/ping", get(async || "ok"))
+        .route("/healthz/log", get(async || "ok"))
+        .route("/healthz/syncloop", get(pods::sync_loop))
         .merge(guarded)
         .with_state(state)
 }

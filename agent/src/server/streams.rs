@@ -10,7 +10,7 @@ use wherry_streaming::StreamOptions;
 
 use super::{
     State,
-    container::{find_pod, find_running, find_sandbox, has_tty, uid},
+    container::{Names, find_named_pod, find_running, find_sandbox, has_tty, uid},
     error::HttpError,
 };
 
@@ -35,7 +35,7 @@ fn stream_options(pairs: &[(String, String)]) -> StreamOptions {
 
 pub(crate) async fn exec(
     Shared(state): Shared<State>,
-    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Path(names): Path<Names>,
     Query(pairs): Pairs,
     mut request: Request,
 ) -> Result<Response, HttpError> {
@@ -50,8 +50,8 @@ pub(crate) async fn exec(
             "you must specify at least one command",
         ));
     }
-    let pod = find_pod(&*state.kubelet, &namespace, &pod)?;
-    let found = find_running(&*state.kubelet, &pod, &container).await?;
+    let (pod, container) = find_named_pod(&*state.kubelet, &names)?;
+    let found = find_running(&*state.kubelet, &pod, container).await?;
     let exec = ExecRequest {
         command,
         tty: options.tty,
@@ -68,17 +68,17 @@ pub(crate) async fn exec(
 
 pub(crate) async fn attach(
     Shared(state): Shared<State>,
-    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Path(names): Path<Names>,
     Query(pairs): Pairs,
     mut request: Request,
 ) -> Result<Response, HttpError> {
     let options = stream_options(&pairs);
-    let pod = find_pod(&*state.kubelet, &namespace, &pod)?;
-    let found = find_running(&*state.kubelet, &pod, &container).await?;
+    let (pod, container) = find_named_pod(&*state.kubelet, &names)?;
+    let found = find_running(&*state.kubelet, &pod, container).await?;
     let attach = AttachRequest {
         stdin: options.stdin,
         stdout: options.stdout,
-        stderr: options.stderr && !has_tty(&pod, &container),
+        stderr: options.stderr && !has_tty(&pod, container),
     };
     let open = async move || found.runtime.attach(&found.id, &attach).await;
     Ok(state
@@ -89,12 +89,12 @@ pub(crate) async fn attach(
 
 pub(crate) async fn port_forward(
     Shared(state): Shared<State>,
-    Path((namespace, pod)): Path<(String, String)>,
+    Path(names): Path<Names>,
     Query(pairs): Pairs,
     mut request: Request,
 ) -> Result<Response, HttpError> {
     let ports = requested_ports(&pairs)?;
-    let pod = find_pod(&*state.kubelet, &namespace, &pod)?;
+    let (pod, _) = find_named_pod(&*state.kubelet, &names)?;
     let (runtime, sandbox) = find_sandbox(&*state.kubelet, &pod).await?;
     let uid = uid(&pod).to_owned();
     let connect = move |port| {

@@ -1,6 +1,9 @@
 //! Requests over real TLS against a server whose agent is a table of pods and the in-memory runtime.
 
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use axum::body::Body;
 use http::{Method, Request, StatusCode, header};
@@ -85,6 +88,10 @@ fn leaf(issuer: &Issuer<'static, KeyPair>, name: &str, group: &str) -> (String, 
 }
 
 async fn serve() -> Served {
+    serve_with(None).await
+}
+
+async fn serve_with(reviewer: Option<Arc<dyn Reviewer>>) -> Served {
     let ca_key = KeyPair::generate().expect("randomness");
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -107,7 +114,7 @@ async fn serve() -> Served {
         key,
         ca_pem.clone(),
     );
-    let server = Server::bind(config, node.clone())
+    let server = Server::bind(config, node.clone(), reviewer)
         .await
         .expect("a free port");
     let address = server.local_addr().expect("bound");
@@ -294,12 +301,15 @@ async fn only_health_answers_strangers() {
         served.get_as(None, "/healthz").await,
         (StatusCode::OK, "ok".into())
     );
-    for path in [
-        "/pods",
-        "/metrics",
-        "/stats/summary",
-        "/containerLogs/default/p/c",
-        "/exec/default/p/c?command=ls",
+    for (path, subresources) in [
+        ("/pods", "pods proxy"),
+        ("/metrics", "metrics"),
+        ("/metrics/cadvisor", "metrics"),
+        ("/stats/summary", "stats"),
+        ("/configz", "configz proxy"),
+        ("/logs/", "log"),
+        ("/containerLogs/default/p/c", "proxy"),
+        ("/exec/default/p/c?command=ls", "proxy"),
     ] {
         assert_eq!(
             served.get_as(None, path).await,
@@ -312,13 +322,144 @@ async fn only_health_answers_strangers() {
         assert_eq!(status, StatusCode::FORBIDDEN);
         assert_eq!(
             text,
-            "Forbidden (user=system:node:other, verb=get, resource=nodes, subresource(s)=[proxy])"
+            format!(
+                "Forbidden (user=system:node:other, verb=get, resource=nodes, subresource(s)=[{subresources}])"
+            )
         );
     }
+    let (status, text) = served.get("/metrics").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(text.starts_with("agent_says 1\n"), "{text}");
+    assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+}
+
+/// Knows two tokens; `scraper` may read figures. Remembers what it is asked.
+#[derive(Default)]
+struct FakeReviewer {
+    asked: Mutex<Vec<String>>,
+    is_down: AtomicBool,
+}
+
+impl FakeReviewer {
+    fn ask(&self, what: String) -> Result<(), String> {
+        self.asked.lock().expect("not poisoned").push(what);
+        match self.is_down.load(Ordering::SeqCst) {
+            true => Err("connection refused".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Reviewer for FakeReviewer {
+    async fn token(&self, token: &str) -> Result<Option<User>, String> {
+        self.ask(format!("token {token}"))?;
+        let is_known = matches!(token, "scraper" | "nobody");
+        Ok(is_known.then(|| User {
+            name: token.into(),
+            groups: vec!["system:authenticated".into()],
+        }))
+    }
+
+    async fn access(&self, access: &Access<'_>) -> Result<bool, String> {
+        let Access {
+            user,
+            verb,
+            node,
+            subresource,
+        } = access;
+        let name = &user.name;
+        self.ask(format!("{name} {verb} {node}/{subresource}"))?;
+        Ok(name == "scraper"
+            && *verb == "get"
+            && ["stats", "metrics", "pods"].contains(subresource))
+    }
+}
+
+#[tokio::test]
+async fn tokens_and_access_are_reviewed_and_the_answers_kept() {
+    let reviewer = Arc::new(FakeReviewer::default());
+    let served = serve_with(Some(reviewer.clone())).await;
+    let get = async |token: &str, path: &str| {
+        let request = Request::get(path)
+            .header(header::HOST, "node")
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .body(Body::empty())
+            .expect("valid");
+        served.send(None, request).await.status().as_u16()
+    };
+    for _ in 0..2 {
+        for (token, path, expected) in [
+            ("scraper", "/stats/summary", 200),
+            ("scraper", "/pods", 200),
+            ("scraper", "/containerLogs/default/p/c", 403),
+            ("nobody", "/configz", 403),
+        ] {
+            assert_eq!(get(token, path).await, expected, "{token} {path}");
+        }
+    }
+    // Each was asked once; a narrower subresource is enough, and a wider one is asked for only then.
     assert_eq!(
-        served.get("/metrics").await,
-        (StatusCode::OK, "agent_says 1\n".into())
+        *reviewer.asked.lock().expect("not poisoned"),
+        [
+            "token scraper",
+            "scraper get node/stats",
+            "scraper get node/pods",
+            "scraper get node/proxy",
+            "token nobody",
+            "nobody get node/configz",
+            "nobody get node/proxy",
+        ]
     );
+    assert_eq!(get("stranger", "/pods").await, 401);
+    reviewer.is_down.store(true, Ordering::SeqCst);
+    assert_eq!(get("scraper", "/stats/summary").await, 200, "known already");
+    assert_eq!(get("scraper", "/metrics").await, 500, "not known");
+    assert_eq!(get("other", "/metrics").await, 401);
+    // Whoever the config names is asked nothing about.
+    assert_eq!(served.get("/pods").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_command_is_run_and_its_output_is_the_answer() {
+    let served = serve().await;
+    served.run_pod("p").await;
+    served.runtime.exec_exits("false", 1);
+    let post = async |path: &str| {
+        let request = Request::post(path)
+            .header(header::HOST, "node")
+            .body(Body::empty())
+            .expect("valid");
+        let user = Some(("admin", "system:masters"));
+        let response = served.send(user, request).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("whole body");
+        (
+            status,
+            String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        )
+    };
+    let (status, text) = post("/run/default/p/c?cmd=echo+hi").await;
+    assert_eq!(status, 200, "{text}");
+    let (status, _) = post("/run/default/p/uid-p/c?cmd=echo").await;
+    assert_eq!(status, 200);
+    let (status, text) = post("/run/default/p/c?cmd=false").await;
+    assert_eq!(status, 500);
+    assert!(
+        text.ends_with("command terminated with exit code 1\n"),
+        "{text}"
+    );
+    for (path, expected) in [
+        ("/run/default/p/c", 400),
+        ("/run/default/absent/c?cmd=echo", 404),
+        ("/run/default/p/another-uid/c?cmd=echo", 404),
+    ] {
+        assert_eq!(post(path).await.0, expected, "{path}");
+    }
+    let logs = served.get("/logs/messages").await;
+    assert_eq!(logs.0, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(logs.1, "logs endpoint is disabled.");
+    assert_eq!(served.get("/healthz/syncloop").await.0, StatusCode::OK);
 }
 
 #[tokio::test]
