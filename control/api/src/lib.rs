@@ -10,6 +10,7 @@
 
 pub mod decode;
 pub mod field;
+pub mod managed;
 pub mod meta;
 pub mod openapi;
 pub mod patch;

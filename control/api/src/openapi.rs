@@ -275,6 +275,17 @@ fn adapt(spec: Spec, short_name: &str, definition: &mut Value) {
                 property["x-kubernetes-patch-merge-key"] = rule.merge_key.into();
             }
         }
+        match schema::list_type(short_name, field) {
+            schema::ListType::Keyed(keys) => {
+                property["x-kubernetes-list-type"] = "map".into();
+                property["x-kubernetes-list-map-keys"] = keys.into();
+            }
+            schema::ListType::Set => property["x-kubernetes-list-type"] = "set".into(),
+            schema::ListType::Atomic if property["type"] == "array" => {
+                property["x-kubernetes-list-type"] = "atomic".into();
+            }
+            schema::ListType::Atomic => {}
+        }
         let description = property
             .get("description")
             .and_then(Value::as_str)

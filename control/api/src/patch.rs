@@ -59,8 +59,12 @@ impl PatchKind {
         "application/json-patch+json",
         "application/merge-patch+json",
         "application/strategic-merge-patch+json",
+        APPLY_CONTENT_TYPE,
     ];
 }
+
+/// Content type of a configuration to be applied: see [`crate::managed`].
+pub const APPLY_CONTENT_TYPE: &str = "application/apply-patch+yaml";
 
 /// Applies a patch. The result is not yet checked: [`crate::decode::check`] does that.
 ///

@@ -138,6 +138,11 @@ impl Object {
         self.name.rsplit('.').next().unwrap_or_default()
     }
 
+    /// Whether it has one manager as a whole.
+    pub(crate) fn is_atomic(&self) -> bool {
+        ATOMIC_OBJECTS.contains(&self.short_name())
+    }
+
     pub(crate) fn field(&self, name: &str) -> Option<&Field> {
         self.fields
             .binary_search_by(|field| (*field.name).cmp(name))
@@ -151,7 +156,134 @@ pub(crate) struct Field {
     name: Box<str>,
     pub(crate) type_: Type,
     pub(crate) patch: Option<&'static PatchRule>,
+    /// How a list is managed.
+    pub(crate) list: ListType,
+    /// A map that has one manager as a whole.
+    pub(crate) is_atomic_map: bool,
 }
+
+/// How those who manage fields share a list: `x-kubernetes-list-type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ListType {
+    /// One has it as a whole.
+    Atomic,
+    /// Items are told apart by these fields.
+    Keyed(&'static [&'static str]),
+    /// Items are plain values.
+    Set,
+}
+
+/// `listType` and `listMapKey` of Kubernetes' types; every other list is atomic.
+static LIST_TYPES: &[(&str, &str, ListType)] = &[
+    ("Container", "env", ListType::Keyed(&["name"])),
+    (
+        "Container",
+        "ports",
+        ListType::Keyed(&["containerPort", "protocol"]),
+    ),
+    (
+        "Container",
+        "volumeDevices",
+        ListType::Keyed(&["devicePath"]),
+    ),
+    ("Container", "volumeMounts", ListType::Keyed(&["mountPath"])),
+    (
+        "ContainerStatus",
+        "allocatedResourcesStatus",
+        ListType::Keyed(&["name"]),
+    ),
+    (
+        "ContainerStatus",
+        "volumeMounts",
+        ListType::Keyed(&["mountPath"]),
+    ),
+    ("EphemeralContainer", "env", ListType::Keyed(&["name"])),
+    (
+        "EphemeralContainer",
+        "ports",
+        ListType::Keyed(&["containerPort", "protocol"]),
+    ),
+    (
+        "EphemeralContainer",
+        "volumeDevices",
+        ListType::Keyed(&["devicePath"]),
+    ),
+    (
+        "EphemeralContainer",
+        "volumeMounts",
+        ListType::Keyed(&["mountPath"]),
+    ),
+    ("NamespaceStatus", "conditions", ListType::Keyed(&["type"])),
+    ("NodeSpec", "podCIDRs", ListType::Set),
+    ("NodeStatus", "addresses", ListType::Keyed(&["type"])),
+    ("NodeStatus", "conditions", ListType::Keyed(&["type"])),
+    ("ObjectMeta", "finalizers", ListType::Set),
+    ("ObjectMeta", "ownerReferences", ListType::Keyed(&["uid"])),
+    ("PodSpec", "containers", ListType::Keyed(&["name"])),
+    ("PodSpec", "ephemeralContainers", ListType::Keyed(&["name"])),
+    ("PodSpec", "hostAliases", ListType::Keyed(&["ip"])),
+    ("PodSpec", "imagePullSecrets", ListType::Keyed(&["name"])),
+    ("PodSpec", "initContainers", ListType::Keyed(&["name"])),
+    ("PodSpec", "resourceClaims", ListType::Keyed(&["name"])),
+    ("PodSpec", "schedulingGates", ListType::Keyed(&["name"])),
+    (
+        "PodSpec",
+        "topologySpreadConstraints",
+        ListType::Keyed(&["topologyKey", "whenUnsatisfiable"]),
+    ),
+    ("PodSpec", "volumes", ListType::Keyed(&["name"])),
+    ("PodStatus", "conditions", ListType::Keyed(&["type"])),
+    ("PodStatus", "podIPs", ListType::Keyed(&["ip"])),
+    (
+        "PodStatus",
+        "resourceClaimStatuses",
+        ListType::Keyed(&["name"]),
+    ),
+    ("ResourceRequirements", "claims", ListType::Keyed(&["name"])),
+    ("ServiceAccount", "secrets", ListType::Keyed(&["name"])),
+    (
+        "ServiceSpec",
+        "ports",
+        ListType::Keyed(&["port", "protocol"]),
+    ),
+    ("ServiceStatus", "conditions", ListType::Keyed(&["type"])),
+];
+
+/// How a list is managed, by the short name of the type that has it.
+pub(crate) fn list_type(object: &str, field: &str) -> ListType {
+    LIST_TYPES
+        .iter()
+        .find(|(found, name, _)| *found == object && *name == field)
+        .map_or(ListType::Atomic, |(_, _, list)| *list)
+}
+
+/// Maps that have one manager as a whole: `x-kubernetes-map-type`.
+static ATOMIC_MAPS: &[(&str, &str)] = &[
+    ("PodSpec", "nodeSelector"),
+    ("Scheduling", "nodeSelector"),
+    ("ServiceSpec", "selector"),
+];
+
+/// Structures that have one manager as a whole.
+static ATOMIC_OBJECTS: &[&str] = &[
+    "ConfigMapKeySelector",
+    "ConfigMapNodeConfigSource",
+    "EndpointAddress",
+    "EndpointPort",
+    "LabelSelector",
+    "LocalObjectReference",
+    "NodeSelector",
+    "NodeSelectorTerm",
+    "ObjectFieldSelector",
+    "ObjectReference",
+    "OwnerReference",
+    "ResourceFieldSelector",
+    "RoleRef",
+    "SecretKeySelector",
+    "SecretReference",
+    "Subject",
+    "TypedLocalObjectReference",
+];
 
 /// How a strategic merge patch treats a field that it would otherwise replace.
 #[derive(Debug, PartialEq, Eq)]
@@ -274,6 +406,8 @@ impl Schema {
                     name: field.as_str().into(),
                     type_,
                     patch,
+                    list: list_type(object.short_name(), field),
+                    is_atomic_map: ATOMIC_MAPS.contains(&(object.short_name(), field.as_str())),
                 });
             }
             object.fields.sort_by(|a, b| a.name.cmp(&b.name));
@@ -394,6 +528,38 @@ mod tests {
                 },
                 other => panic!("{rule:?} is of type {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn every_list_type_names_a_list_that_exists_and_keys_of_its_items() {
+        let schema = Schema::get();
+        for (object, field, list) in LIST_TYPES {
+            let found = schema
+                .objects
+                .iter()
+                .find(|found| found.short_name() == *object);
+            let found = found.and_then(|found| found.field(field)).expect(field);
+            match (&found.type_, list) {
+                (Type::List(item), ListType::Keyed(keys)) => {
+                    let Type::Object(id) = **item else {
+                        panic!("{object}.{field} has no objects");
+                    };
+                    for key in *keys {
+                        assert!(schema.object(id).field(key).is_some(), "{object}.{field}");
+                    }
+                }
+                (Type::List(_), _) => {}
+                (other, _) => panic!("{object}.{field} is of type {other:?}"),
+            }
+        }
+        for (object, field) in ATOMIC_MAPS {
+            let found = schema
+                .objects
+                .iter()
+                .find(|found| found.short_name() == *object);
+            let found = found.and_then(|found| found.field(field)).expect(field);
+            assert!(found.is_atomic_map && matches!(found.type_, Type::Map(_)));
         }
     }
 

@@ -15,6 +15,9 @@ use crate::{
 /// Largest body that is read; kube-apiserver's limit.
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
+/// Longest name of a field manager.
+const MANAGER_CHARS_MAX: usize = 128;
+
 /// Media types of bodies.
 const BODY_TYPES: &[&str] = &[
     "application/json",
@@ -31,6 +34,8 @@ pub(crate) struct Call {
     pub(crate) path: ResourcePath,
     pub(crate) query: Query,
     pub(crate) accept: Accept,
+    /// What the client calls itself.
+    pub(crate) user_agent: String,
     /// Sent back in `Warning` headers.
     pub(crate) warnings: Vec<String>,
 }
@@ -50,6 +55,39 @@ impl Call {
 
     pub(crate) fn name(&self) -> &str {
         &self.path.name
+    }
+
+    /// Whose the fields are that this request changes.
+    ///
+    /// # Errors
+    /// The name given cannot be one.
+    pub(crate) fn field_manager(&self) -> Result<String, Status> {
+        let given = self.query.get("fieldManager");
+        if given.is_empty() {
+            // As `prefixFromUserAgent`: `kubectl/v1.33.0 (linux/amd64) …`.
+            let prefix = self.user_agent.split('/').next().unwrap_or_default();
+            let printable = prefix.chars().filter(|c| !c.is_control());
+            let name: String = printable.take(MANAGER_CHARS_MAX).collect();
+            return Ok(if name.is_empty() {
+                "unknown".to_owned()
+            } else {
+                name
+            });
+        }
+        let path = Path::new("fieldManager");
+        let error = if given.len() > MANAGER_CHARS_MAX {
+            FieldError::too_long(&path, MANAGER_CHARS_MAX)
+        } else if given.chars().any(char::is_control) {
+            FieldError::invalid(&path, given, "should only contain printable characters")
+        } else {
+            return Ok(given.to_owned());
+        };
+        Err(Status::invalid_kind(
+            "meta.k8s.io",
+            "PatchOptions",
+            "",
+            vec![error],
+        ))
     }
 
     /// Whether nothing is to be written.
@@ -94,6 +132,17 @@ impl Call {
         let decoded = decode::check(resource, &mut object, &raw).map_err(Status::bad_request)?;
         self.apply_field_validation(&decoded)?;
         Ok(object)
+    }
+
+    /// A configuration to be applied, its known fields checked.
+    pub(crate) fn read_config(&mut self, body: &Bytes) -> Result<Value, Status> {
+        let mut config: Value = serde_saphyr::from_slice(body)
+            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+        self.check_type(&mut config)?;
+        let decoded =
+            decode::check(self.resource, &mut config, &[]).map_err(Status::bad_request)?;
+        self.apply_field_validation(&decoded)?;
+        Ok(config)
     }
 
     /// The types of an object that a patch made.

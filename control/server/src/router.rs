@@ -204,6 +204,12 @@ async fn serve(
         } else {
             accept?
         },
+        user_agent: request
+            .headers()
+            .get(http::header::USER_AGENT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
         warnings: Vec::new(),
     };
     check_scope(&call)?;

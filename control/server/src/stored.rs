@@ -75,12 +75,7 @@ pub(crate) fn encode(resource: &Resource, object: &Value) -> Bytes {
         .unwrap_or(&empty);
     let mut first = true;
     for (name, value) in metadata {
-        // Who manages which field is not recorded.
-        if matches!(
-            name.as_str(),
-            "resourceVersion" | "managedFields" | "selfLink"
-        ) || value.is_null()
-        {
+        if matches!(name.as_str(), "resourceVersion" | "selfLink") || value.is_null() {
             continue;
         }
         write_member(&mut out, &mut first, name, value);
@@ -101,7 +96,6 @@ pub(crate) fn tidy_metadata(object: &mut Value) {
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
         return;
     };
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
     metadata.retain(|_, value| match value {
         Value::Null => false,
@@ -197,7 +191,7 @@ mod tests {
     fn what_is_spliced_is_what_would_be_parsed_and_written() {
         let object = json!({
             "apiVersion": "v1", "kind": "Pod", "spec": {"containers": []},
-            "metadata": {"name": "a", "namespace": "ns", "resourceVersion": "1", "managedFields": [{}], "selfLink": "x"},
+            "metadata": {"name": "a", "namespace": "ns", "resourceVersion": "1", "selfLink": "x"},
         });
         let kv = kv(encode(pods(), &object));
         let mut out = Vec::new();

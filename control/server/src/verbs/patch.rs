@@ -1,34 +1,41 @@
-//! PATCH: JSON, merge and strategic merge.
+//! PATCH: JSON, merge and strategic merge, and what is applied.
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
 use serde_json::Value;
 use wherry_api::{
-    Status, meta,
-    patch::{self, PatchError, PatchKind},
+    FieldError, Status,
+    field::Path,
+    managed, meta,
+    patch::{self, APPLY_CONTENT_TYPE, PatchError, PatchKind},
 };
 
 use crate::{
     answer::{self, Answer},
     call::Call,
-    verbs::update::modify,
+    verbs::{
+        create::create_object,
+        update::{Record, modify, modify_with},
+    },
 };
-
-/// What is taken; `application/apply-patch+yaml` needs managed fields, which are not recorded yet.
-const PATCH_TYPES: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
 
 pub(crate) async fn patch(call: &mut Call, headers: &HeaderMap, body: &Bytes) -> Answer {
     let content_type = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let kind =
-        PatchKind::from_content_type(content_type.split(';').next().unwrap_or_default().trim())
-            .ok_or_else(|| Status::unsupported_media_type(PATCH_TYPES))?;
+    let content_type = content_type.split(';').next().unwrap_or_default().trim();
+    if content_type == APPLY_CONTENT_TYPE {
+        return apply(call, body).await;
+    }
+    let kind = PatchKind::from_content_type(content_type)
+        .ok_or_else(|| Status::unsupported_media_type(PatchKind::CONTENT_TYPES))?;
+    if call.query.has("force") {
+        let detail = "may not be specified for non-apply patch";
+        let error = FieldError::forbidden(&Path::new("force"), detail);
+        return Err(invalid_options(error));
+    }
     let patch: Value = serde_json::from_slice(body)
         .or_else(|error| serde_saphyr::from_slice(body).map_err(|_| error))
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
@@ -39,6 +46,84 @@ pub(crate) async fn patch(call: &mut Call, headers: &HeaderMap, body: &Bytes) ->
         call.include()?,
         call.resource,
         StatusCode::OK,
+        &kv,
+    ))
+}
+
+fn invalid_options(error: FieldError) -> Status {
+    Status::invalid_kind("meta.k8s.io", "PatchOptions", "", vec![error])
+}
+
+/// Server-side apply: the object becomes what the configuration says, and is made if there is none.
+async fn apply(call: &mut Call, body: &Bytes) -> Answer {
+    if call.query.get("fieldManager").is_empty() {
+        let path = Path::new("fieldManager");
+        let error = FieldError::required(&path, "is required for apply patch");
+        return Err(invalid_options(error));
+    }
+    let manager = call.field_manager()?;
+    let is_forced = call.query.flag("force");
+    let mut config = call.read_config(body)?;
+    let (name, namespace) = (call.name().to_owned(), call.namespace().to_owned());
+    for (field, found, expected) in [
+        ("name", meta::name(&config), &name),
+        ("namespace", meta::namespace(&config), &namespace),
+    ] {
+        if !found.is_empty() && found != expected {
+            return Err(Status::bad_request(format!(
+                "the {field} of the object ({found}) does not match the {field} on the URL ({expected})"
+            )));
+        }
+    }
+    let metadata = meta::metadata_mut(&mut config);
+    metadata.insert("name".to_owned(), name.into());
+    if call.resource.namespaced {
+        metadata.insert("namespace".to_owned(), namespace.into());
+    }
+    let subresource = call.path.subresource.clone();
+    let now = meta::format_time(Timestamp::now());
+    let act = managed::Act {
+        resource: call.resource,
+        subresource: &subresource,
+        manager: &manager,
+        now: &now,
+    };
+    let applied = |live: &Value| {
+        let mut new =
+            managed::apply(&act, live, &config, is_forced).map_err(|error| error.to_status())?;
+        // What the configuration does not name, it does not insist on.
+        if meta::resource_version(&config).is_empty() {
+            meta::metadata_mut(&mut new).remove("resourceVersion");
+        }
+        Ok(new)
+    };
+    let changed = modify_with(call, &subresource, Record::Written, applied).await;
+    let (kv, code) = match changed {
+        Err(status) if status.is("NotFound") && subresource.is_empty() => {
+            if !meta::uid(&config).is_empty() {
+                let detail = format!(
+                    "uid mismatch: the provided object specified uid {}, and no existing object was found",
+                    meta::uid(&config)
+                );
+                return Err(Status::conflict(call.resource, call.name(), &detail));
+            }
+            let object = applied(&Value::Null)?;
+            match create_object(call, object, Record::Written).await {
+                // Somebody was faster: then it is a change.
+                Err(status) if status.is("AlreadyExists") => {
+                    let changed = modify_with(call, &subresource, Record::Written, applied);
+                    (changed.await?, StatusCode::OK)
+                }
+                result => (result?, StatusCode::CREATED),
+            }
+        }
+        result => (result?, StatusCode::OK),
+    };
+    Ok(answer::object(
+        call.accept,
+        call.include()?,
+        call.resource,
+        code,
         &kv,
     ))
 }

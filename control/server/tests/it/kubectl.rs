@@ -307,3 +307,43 @@ async fn debug_adds_a_container_and_a_patch_resizes_one() {
     );
     assert_eq!(pod["metadata"]["generation"], 2);
 }
+
+#[tokio::test]
+async fn server_side_apply_takes_over_from_the_client_s_side() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    let map = |data: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{{data}}}\n")
+    };
+    kubectl.ok("apply -f -", &map("a: x, b: x")).await;
+    let taken = kubectl.ok("apply --server-side -f -", &map("a: y")).await;
+    assert_eq!(taken, "configmap/m serverside-applied\n");
+    let path = "/api/v1/namespaces/default/configmaps/m";
+    let object = server.get(path).await.expect(200).body;
+    assert_eq!(
+        object["data"],
+        json!({"a": "y"}),
+        "what it no longer names goes: {object}"
+    );
+    let same = kubectl.ok("diff --server-side -f -", &map("a: y")).await;
+    assert_eq!(same, "");
+    let other = ["apply", "--server-side", "--field-manager=other", "-f", "-"];
+    let (is_ok, _, error) = kubectl.run(&other, &map("a: z")).await;
+    assert!(
+        !is_ok && error.contains("conflict with \"kubectl\""),
+        "{error}"
+    );
+    let forced = kubectl.ok(
+        "apply --server-side --field-manager=other --force-conflicts -f -",
+        &map("a: z"),
+    );
+    forced.await;
+    assert_eq!(server.get(path).await.body["data"]["a"], "z");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}\n";
+    kubectl.ok("apply --server-side -f -", pod).await;
+    kubectl.ok("apply --server-side -f -", pod).await;
+    kubectl.ok("label pod p x=y", "").await;
+    kubectl.ok("apply --server-side -f -", pod).await;
+    let pod = server.get("/api/v1/namespaces/default/pods/p").await.body;
+    assert_eq!(pod["metadata"]["labels"], json!({"x": "y"}));
+}
