@@ -8,9 +8,13 @@
 //! case is run all the same: the runtime has to refuse it as [`RuntimeError::Unsupported`], before it starts anything,
 //! and a limitation that is none any more fails.
 
+mod context;
 mod life;
 mod limits;
 mod logs;
+mod mounts;
+mod namespaces;
+mod security;
 mod stop;
 mod streams;
 mod support;
@@ -165,21 +169,72 @@ macro_rules! cases {
 /// All claims, by name.
 pub const CASES: &[(&str, Case)] = cases! {
     life::a_container_goes_through_its_life
+    life::an_exit_code_is_the_apps_own
+    life::what_was_given_is_given_back
     life::calls_can_be_repeated
+    life::calls_at_the_same_time_agree
+    life::containers_of_a_pod_do_not_wait_for_each_other
+    life::removing_a_running_container_ends_it
+    life::a_sandbox_can_be_made_anew
     life::what_is_gone_is_ok_to_stop_and_remove
+    life::what_is_unknown_is_not_found
     life::an_image_that_is_not_there_is_said_so
     life::nothing_notices_an_agent_restart
+    life::a_container_runs_in_a_sandbox_of_another_runtime
+    context::arguments_and_environment_reach_the_app
+    context::a_working_directory_is_made_and_entered
     logs::output_is_logged_in_cri_format
+    logs::a_line_without_an_end_is_marked
+    logs::no_line_is_lost_or_doubled
+    logs::a_log_is_rotated_at_its_size
+    logs::a_log_that_was_moved_is_opened_anew
     stop::a_deaf_container_is_killed_after_its_grace_period
     stop::a_second_stop_shortens_the_grace_period
+    stop::an_app_that_is_asked_may_exit_by_itself
+    stop::a_stopped_container_is_not_oom_killed
     stop::stopping_a_sandbox_ends_its_containers
     limits::memory_beyond_the_limit_is_oom_killed
     limits::stats_are_of_running_containers
+    limits::usage_grows_with_use
+    limits::limits_are_changed_in_place
+    mounts::a_volume_is_shared_by_containers_and_node
+    mounts::a_readonly_volume_is_not_written
+    mounts::a_volume_lies_within_another
+    mounts::a_single_file_is_mounted
     streams::exec_sync_answers_output_and_exit_code
+    streams::exec_sync_keeps_no_more_than_its_bound
+    streams::execs_at_the_same_time_keep_their_output_apart
     streams::exec_streams_both_ways
     streams::attach_reaches_stdin_and_stdout
+    streams::stdin_stays_open_between_attached_clients
+    streams::a_terminal_has_the_size_it_is_given
     streams::a_port_nobody_listens_on_is_refused
+    streams::a_port_reaches_who_listens_on_it
+    security::an_apparmor_profile_the_node_cannot_apply_is_refused
 };
 
 /// Further claims about runtimes whose containers are Linux processes, by name.
-pub const LINUX_CASES: &[(&str, Case)] = cases! {};
+pub const LINUX_CASES: &[(&str, Case)] = cases! {
+    life::a_command_that_is_not_there_fails_to_start
+    stop::what_an_app_left_running_ends_with_it
+    limits::a_raised_memory_limit_holds
+    limits::a_container_has_no_more_processes_than_its_limit
+    limits::an_app_sees_its_own_limits
+    limits::a_pod_has_no_more_memory_than_its_limit
+    mounts::recursive_readonly_reaches_mounts_below
+    streams::dropping_an_exec_kills_its_command
+    streams::a_missing_exec_command_is_told
+    namespaces::containers_of_a_pod_share_network_ipc_and_host_name
+    namespaces::a_pod_may_share_its_processes
+    namespaces::a_pod_may_share_the_nodes_namespaces
+    namespaces::a_debugger_sees_its_targets_processes
+    namespaces::sysctls_are_the_pods_own
+    namespaces::a_pod_may_have_a_user_namespace
+    security::an_app_runs_as_the_user_it_is_given
+    security::capabilities_are_those_given
+    security::privileges_are_not_gained_nor_the_root_written
+    security::system_calls_are_filtered_as_asked
+    security::what_of_proc_is_hidden_can_be_shown
+    security::a_privileged_container_may_what_the_node_may
+    security::devices_are_those_given
+};

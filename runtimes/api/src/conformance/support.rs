@@ -70,7 +70,10 @@ pub(super) fn ok<T>(result: Result<T, RuntimeError>) -> T {
 /// Lines of a log: stream, tag, text.
 pub(super) fn log_lines(path: &Path) -> Vec<(String, String, String)> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines()
+    // What is being written this moment is not there yet.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
         .map(|line| {
             let mut parts = line.splitn(4, ' ').map(str::to_owned);
             let time = parts.next().unwrap_or_default();
@@ -92,4 +95,53 @@ pub(super) async fn up(config: &ContainerConfig) {
             .then_some(())
     })
     .await;
+}
+
+/// Waits until the container's log has a line.
+pub(super) async fn logged(config: &ContainerConfig, line: &str) {
+    let what = format!("the log of {} says {line}", config.name);
+    eventually(&what, async || {
+        log_lines(&config.log_path)
+            .iter()
+            .any(|(_, _, text)| text == line)
+            .then_some(())
+    })
+    .await;
+}
+
+/// Runs a script to its end: its exit code, and its log's lines.
+pub(super) async fn run_script(
+    fixture: &dyn Fixture,
+    sandbox: &PodSandbox,
+    name: &str,
+    script: &'static str,
+    change: impl FnOnce(&mut ContainerConfig),
+) -> (i32, Vec<String>) {
+    let mut config = fixture.container_config(sandbox, name, super::Program::Shell(script));
+    change(&mut config);
+    let id = start(fixture, sandbox, &config).await;
+    let ended = exit(&fixture.runtime(), &id).await;
+    let lines = log_lines(&config.log_path);
+    (
+        ended.exit_code,
+        lines.into_iter().map(|(_, _, text)| text).collect(),
+    )
+}
+
+/// A mount as most are.
+pub(super) fn mount(host: &Path, container: &str) -> Mount {
+    Mount {
+        container_path: container.into(),
+        host_path: host.to_owned(),
+        readonly: false,
+        recursive_readonly: false,
+        propagation: MountPropagation::None,
+    }
+}
+
+/// A directory for a volume, as the agent would make it.
+pub(super) fn volume(sandbox: &PodSandbox, name: &str) -> std::path::PathBuf {
+    let path = sandbox.config.log_directory.join("volumes").join(name);
+    std::fs::create_dir_all(&path).expect("a volume can be made");
+    path
 }

@@ -104,7 +104,7 @@ struct Container {
     stage2: Option<OwnedFd>,
     phase: Phase,
     /// Who waits for stage 2.
-    waiting: Option<u64>,
+    waiting: Vec<u64>,
     stdin: Option<Rc<OwnedFd>>,
     terminal: Option<Rc<OwnedFd>>,
     streams: Vec<Stream>,
@@ -530,8 +530,8 @@ impl Supervisor {
         }
         if let Some(container) = self.container(&config.id) {
             if container.phase == Phase::Creating {
-                // Two agents in a row asked; the newer one waits for the answer.
-                container.waiting = Some(id);
+                // Two agents in a row asked, or one twice.
+                container.waiting.push(id);
                 return;
             }
             let record = container.record.clone();
@@ -546,7 +546,7 @@ impl Supervisor {
         };
         match self.fork_container(config, target) {
             Ok(mut container) => {
-                container.waiting = Some(id);
+                container.waiting.push(id);
                 self.containers.push(container);
             }
             Err(error) => self.fail(id, kind_of(&error), error.to_string()),
@@ -637,7 +637,7 @@ impl Supervisor {
             identity: Identity::default(),
             stage2: Some(stage2),
             phase: Phase::Creating,
-            waiting: None,
+            waiting: Vec::new(),
             stdin,
             terminal: None,
             streams,
@@ -664,13 +664,13 @@ impl Supervisor {
             }
             Phase::Created => {
                 container.phase = Phase::Starting;
-                container.waiting = Some(id);
+                container.waiting.push(id);
                 if let Some(stage2) = &container.stage2 {
                     // If it is gone, its end is on the way.
                     let _ = rustix::net::send(stage2, b"go", rustix::net::SendFlags::NOSIGNAL);
                 }
             }
-            Phase::Starting => container.waiting = Some(id),
+            Phase::Starting => container.waiting.push(id),
             Phase::Running | Phase::Exited => {
                 let record = container.record.clone();
                 self.reply(id, Reply::Container(record), &[]);
@@ -709,7 +709,7 @@ impl Supervisor {
                     container.terminal = Some(terminal);
                 }
                 let record = container.record.clone();
-                if let Some(waiting) = container.waiting.take() {
+                for waiting in std::mem::take(&mut container.waiting) {
                     self.reply(waiting, Reply::Container(record.clone()), &[]);
                 }
                 self.broadcast(&record);
@@ -724,7 +724,7 @@ impl Supervisor {
                     Err(error) => (FailureKind::Internal, error.to_string()),
                 };
                 // Never created, so there is nothing to remember; the process is reaped as a stranger.
-                let waiting = container.waiting.take();
+                let waiting = std::mem::take(&mut container.waiting);
                 if let Some(pid) = container.record.pid {
                     let _ = nix::sys::signal::kill(
                         Pid::from_raw(pid),
@@ -732,8 +732,8 @@ impl Supervisor {
                     );
                 }
                 self.containers.retain(|container| container.key != key);
-                if let Some(waiting) = waiting {
-                    self.fail(waiting, kind, text);
+                for waiting in waiting {
+                    self.fail(waiting, kind, text.as_str());
                 }
             }
             (Phase::Starting, Ok(None)) => {
@@ -746,17 +746,17 @@ impl Supervisor {
                     eprintln!("{}: {error}", file.display());
                 }
                 let record = container.record.clone();
-                let waiting = container.waiting.take();
+                let waiting = std::mem::take(&mut container.waiting);
                 self.broadcast(&record);
-                if let Some(waiting) = waiting {
-                    self.reply(waiting, Reply::Container(record), &[]);
+                for waiting in waiting {
+                    self.reply(waiting, Reply::Container(record.clone()), &[]);
                 }
             }
             (Phase::Starting, Ok(Some((Stage2Message::Failed { kind, message }, _)))) => {
                 container.stage2 = None;
                 container.start_failure = Some(message.clone());
-                if let Some(waiting) = container.waiting.take() {
-                    self.fail(waiting, kind, message);
+                for waiting in std::mem::take(&mut container.waiting) {
+                    self.fail(waiting, kind, message.as_str());
                 }
             }
             // Its end, before it was told to go on or while it was being executed: reap() says how.
@@ -1150,9 +1150,9 @@ impl Supervisor {
         }
         container.streams.retain(Stream::is_held_up);
         let record = container.record.clone();
-        let waiting = container.waiting.take();
+        let waiting = std::mem::take(&mut container.waiting);
         self.broadcast(&record);
-        if let Some(waiting) = waiting {
+        for waiting in waiting {
             self.reply(waiting, Reply::Container(record.clone()), &[]);
         }
         let attached: Vec<u64> = self
