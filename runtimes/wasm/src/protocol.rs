@@ -1,7 +1,7 @@
 //! What the agent and a worker say to each other.
 //!
 //! ```text
-//!  agent ── Bootstrap (fds: listener, lock, exits, [netns]) ──▶ worker's stdin, once, answered by Ready
+//!  agent ── Bootstrap (fds: listener, lock, exits, …) ───────▶ worker's stdin, once, answered by Ready
 //!  agent ── connect(sock), Request{seq} ─────────────────────▶ worker
 //!        ◀─ ToAgent::Reply{seq} / ToAgent::Event ──────────────
 //! ```
@@ -20,8 +20,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The first thing a worker reads, on its stdin, as root: what to become.
 ///
-/// Comes with these descriptors: the listening socket, the lock, the exit file, and the network
-/// namespace if `has_network_namespace`.
+/// Comes with these descriptors: the listening socket, the lock, the exit file, the network namespace
+/// if `has_network_namespace`, and the certificate authorities if `has_authorities`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bootstrap {
     /// [`PROTOCOL_VERSION`] of the agent.
@@ -32,12 +32,15 @@ pub struct Bootstrap {
     pub uid: u32,
     /// Group it becomes.
     pub gid: u32,
-    /// Directory that becomes its root; holds nothing but resolver configuration.
+    /// Empty directory that becomes its root.
     pub jail: PathBuf,
     /// `cgroup.procs` files to enter, one per hierarchy.
     pub cgroup_procs: Vec<PathBuf>,
     /// Whether a network namespace to enter comes along.
     pub has_network_namespace: bool,
+    /// Whether the node's bundle of certificate authorities comes along, after it.
+    #[serde(default)]
+    pub has_authorities: bool,
     /// Instances it will hold at most.
     pub instances_max: u32,
 }
@@ -133,6 +136,12 @@ pub struct ContainerSpec {
     pub preopens: Vec<Preopen>,
     /// Which addresses its sockets may use.
     pub network: NetworkPolicy,
+    /// The pod's `/etc/hosts`.
+    #[serde(default)]
+    pub hosts: String,
+    /// The pod's `/etc/resolv.conf`.
+    #[serde(default)]
+    pub resolv_conf: String,
     /// The first of `http_ports`, for workers that know only one.
     pub http_port: u16,
     /// Ports on which an HTTP component is served; empty from an older agent.

@@ -47,7 +47,7 @@ use crate::{
     protocol::{ContainerReport, ContainerSpec, Event, NetworkPolicy, ReplyBody, RequestBody},
     record::{ContainerRecord, read_all, remove_directory, write_json},
     spec::{
-        app_args, check, check_sandbox, environment, exec_args, http_ports, ignored, limits,
+        app_args, check, check_sandbox, environment, etc, exec_args, http_ports, ignored, limits,
         new_worker,
     },
     stream::{KillOnDrop, Streams, collect},
@@ -407,13 +407,16 @@ impl Runtime for WasmRuntime {
         resources: &LinuxResources,
     ) -> Result<(), RuntimeError> {
         let container = self.0.container(id)?;
-        if !matches!(lock(&container.record).state(), ContainerState::Exited(_)) {
-            let body = RequestBody::Update {
-                id: id.to_string(),
-                limits: limits(resources),
-            };
-            container.worker.client()?.ask(body, &[]).await?;
+        if matches!(lock(&container.record).state(), ContainerState::Exited(_)) {
+            return Err(RuntimeError::FailedPrecondition(format!(
+                "container {id} has exited"
+            )));
         }
+        let body = RequestBody::Update {
+            id: id.to_string(),
+            limits: limits(resources),
+        };
+        container.worker.client()?.ask(body, &[]).await?;
         let mut record = lock(&container.record);
         if container.is_forgotten.load(Ordering::Relaxed) {
             return Ok(());

@@ -1,12 +1,7 @@
 //! From CRI's config to what a worker is told: arguments, environment, limits, ports, and which
 //! worker it is to be.
 
-use std::{
-    fs::File,
-    hash::{DefaultHasher, Hash, Hasher},
-    io,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
@@ -208,17 +203,7 @@ pub(crate) fn limits(resources: &LinuxResources) -> Limits {
     }
 }
 
-pub(crate) fn new_worker<'a>(sandbox: &'a PodSandbox, config: &ContainerConfig) -> NewWorker<'a> {
-    let mounted = |path: &str| {
-        let mount = config
-            .mounts
-            .iter()
-            .find(|mount| mount.container_path == Path::new(path))?;
-        read_limited(&mount.host_path).ok()
-    };
-    let given = mounted("/etc/resolv.conf");
-    let mut hasher = DefaultHasher::new();
-    given.hash(&mut hasher);
+pub(crate) fn new_worker(sandbox: &PodSandbox) -> NewWorker<'_> {
     let pod = WorkerKey::Pod {
         sandbox: sandbox.id.to_string(),
     };
@@ -229,14 +214,10 @@ pub(crate) fn new_worker<'a>(sandbox: &'a PodSandbox, config: &ContainerConfig) 
             let key = WorkerKey::Tenant {
                 namespace: sandbox.config.namespace.clone(),
                 host_network: *network == SandboxNetwork::Host,
-                resolver: hasher.finish(),
+                resolver: 0,
             };
             (key, None)
         }
-    };
-    let hosts = match key {
-        WorkerKey::Pod { .. } => mounted("/etc/hosts"),
-        WorkerKey::Tenant { .. } => None,
     };
     let cgroup_parent = match key {
         WorkerKey::Pod { .. } => Some(sandbox.config.cgroup_parent.as_str()),
@@ -246,11 +227,19 @@ pub(crate) fn new_worker<'a>(sandbox: &'a PodSandbox, config: &ContainerConfig) 
         key,
         network_namespace,
         cgroup_parent,
-        resolv_conf: given
-            .or_else(|| read_limited(Path::new("/etc/resolv.conf")).ok())
-            .unwrap_or_default(),
-        hosts: hosts.unwrap_or_else(|| b"127.0.0.1 localhost\n::1 localhost\n".to_vec()),
     }
+}
+
+/// What the container would find in a file of `/etc` if it were a process: what is mounted there, or
+/// else the node's.
+pub(crate) fn etc(config: &ContainerConfig, name: &str) -> String {
+    let path = Path::new("/etc").join(name);
+    let mount = config
+        .mounts
+        .iter()
+        .find(|mount| mount.container_path == path);
+    let source = mount.map_or(path.as_path(), |mount| mount.host_path.as_path());
+    String::from_utf8_lossy(&read_limited(source).unwrap_or_default()).into_owned()
 }
 
 fn read_limited(path: &Path) -> io::Result<Vec<u8>> {

@@ -4,7 +4,7 @@
 //! <run>/wasm/workers/<id>/lock      held by the worker for as long as it lives
 //! <run>/wasm/workers/<id>/sock      where it listens
 //! <run>/wasm/workers/<id>/worker.json
-//! <run>/wasm/workers/<id>/jail/     its root: resolver configuration and nothing else
+//! <run>/wasm/workers/<id>/jail/     its root: nothing
 //! <run>/wasm/workers/<id>/stderr    what it has to say when it dies
 //! <root>/wasm/exits/<id>            exits nobody has acknowledged, one line of JSON each
 //! ```
@@ -45,13 +45,23 @@ const EXITS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const CGROUP_TRIES_MAX: u32 = 100;
 const CGROUP_PAUSE: Duration = Duration::from_millis(10);
 
+/// Where distributions keep the bundle of certificate authorities.
+const AUTHORITIES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
 /// Whose containers a worker holds, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum WorkerKey {
-    /// Those of a tenant on the node's network, with one resolver configuration.
+    /// Those of a tenant on the node's network.
     Tenant {
         namespace: String,
         host_network: bool,
+        /// Of workers that knew one resolver configuration for all they held; now 0.
+        #[serde(default)]
         resolver: u64,
     },
     /// Those of one pod.
@@ -96,8 +106,6 @@ pub(crate) struct NewWorker<'a> {
     pub(crate) network_namespace: Option<&'a Path>,
     /// The pod's cgroup, for a worker that holds one pod's containers.
     pub(crate) cgroup_parent: Option<&'a str>,
-    pub(crate) resolv_conf: Vec<u8>,
-    pub(crate) hosts: Vec<u8>,
 }
 
 impl Worker {
@@ -191,7 +199,7 @@ impl Worker {
     ) -> Result<(), RuntimeError> {
         let failed = |what: &str| RuntimeError::io(format!("wasm worker {}: {what}", self.id));
         let jail = self.directory.join("jail");
-        std::fs::create_dir_all(jail.join("etc")).map_err(failed("directory"))?;
+        std::fs::create_dir_all(&jail).map_err(failed("directory"))?;
         std::fs::set_permissions(&self.directory, Permissions::from_mode(0o711))
             .map_err(failed("directory"))?;
         write_json(
@@ -202,14 +210,6 @@ impl Worker {
             },
         )
         .map_err(failed("file"))?;
-        let resolver = [
-            ("resolv.conf", new.resolv_conf.as_slice()),
-            ("hosts", new.hosts.as_slice()),
-            ("nsswitch.conf", b"hosts: files dns\n"),
-        ];
-        for (name, content) in resolver {
-            std::fs::write(jail.join("etc").join(name), content).map_err(failed(name))?;
-        }
         let lock = File::create(self.directory.join("lock")).map_err(failed("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| failed("lock")(error.into()))?;
@@ -230,6 +230,7 @@ impl Worker {
             Some(path) => Some(File::open(path).map_err(failed("network namespace"))?),
             None => None,
         };
+        let authorities = AUTHORITIES.iter().find_map(|path| File::open(path).ok());
         let cgroup_procs = cgroup::make(&self.cgroup_parent, &self.id);
         let bootstrap = Bootstrap {
             protocol: PROTOCOL_VERSION,
@@ -239,6 +240,7 @@ impl Worker {
             jail,
             cgroup_procs,
             has_network_namespace: network_namespace.is_some(),
+            has_authorities: authorities.is_some(),
             instances_max: config.instances_per_worker_max,
         };
         let unavailable = |error: io::Error| {
@@ -249,6 +251,7 @@ impl Worker {
                 .map_err(unavailable)?;
         let mut descriptors = vec![listener.as_fd(), lock.as_fd(), exits.as_fd()];
         descriptors.extend(network_namespace.as_ref().map(AsFd::as_fd));
+        descriptors.extend(authorities.as_ref().map(AsFd::as_fd));
         let ready: Result<Ready, _> =
             child::ask(socket, &bootstrap, &descriptors, START_TIMEOUT).await;
         match ready {

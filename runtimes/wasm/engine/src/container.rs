@@ -44,11 +44,12 @@ use crate::{
     http,
     limits::{Limiter, Memory},
     log::{LogFile, Stream},
-    network::Network,
     output::{self, Chunk, Client, Clients, GuestOutput, Input, InputEnd},
+    pod::Pod,
     sched::CpuAccount,
     serve::Worker,
     state::{component_store, module_store},
+    tls::NodeRoots,
 };
 
 const SIGINT: i32 = 2;
@@ -124,7 +125,7 @@ pub(crate) struct Container {
     pub(crate) loaded: Arc<Loaded>,
     /// Directories of `spec.preopens`, in order.
     preopens: Mutex<Vec<OwnedFd>>,
-    pub(crate) network: Arc<Network>,
+    pub(crate) pod: Arc<Pod>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) cpu: Arc<CpuAccount>,
     instances: AtomicU64,
@@ -171,7 +172,9 @@ impl Container {
         loaded: Arc<Loaded>,
         log: LogFile,
         preopens: Vec<OwnedFd>,
+        node: Arc<NodeRoots>,
     ) -> Self {
+        let pod = Pod::new(&spec, &preopens, node);
         let memory = Memory::default();
         memory.set_max(spec.limits.memory_bytes_max);
         let (stdin, stdin_guest) = if spec.stdin {
@@ -183,7 +186,7 @@ impl Container {
         Self {
             loaded,
             preopens: Mutex::new(preopens),
-            network: Arc::new((&spec.network).into()),
+            pod,
             memory: Arc::new(memory),
             cpu: Arc::new(CpuAccount::new(&spec.limits, Instant::now())),
             instances: AtomicU64::new(0),
@@ -244,7 +247,7 @@ impl Container {
                 };
                 let failed =
                     |message| WorkerError::new(WorkerErrorKind::FailedPrecondition, message);
-                Some(http::listen(&self.network, ports).map_err(failed)?)
+                Some(http::listen(&self.pod.network, ports).map_err(failed)?)
             }
             _ => None,
         };
@@ -340,6 +343,7 @@ impl Container {
         *lock(&self.output) = None;
         // Volumes are not held by what only waits to be forgotten.
         lock(&self.preopens).clear();
+        self.pod.trust.release();
         if let Some(pump) = pump {
             let _ = pump.await;
         }
@@ -401,7 +405,7 @@ impl Container {
 
     async fn call(&self, mut wasi: WasiCtxBuilder) -> wasmtime::Result<i32> {
         let limiter = Limiter::new(self.memory.clone());
-        let network = self.network.clone();
+        let pod = self.pod.clone();
         match &*self.loaded {
             Loaded::Module(pre) => {
                 let mut store = module_store(pre.module().engine(), wasi.build_p1(), limiter);
@@ -421,7 +425,7 @@ impl Container {
                 run: Some(Run::P2(pre)),
                 ..
             } => {
-                let mut store = component_store(pre.engine(), wasi.build(), network, limiter);
+                let mut store = component_store(pre.engine(), wasi.build(), pod, limiter);
                 let command = pre.instantiate_async(&mut store).await?;
                 let answer = command.wasi_cli_run().call_run(&mut store).await?;
                 Ok(i32::from(answer.is_err()))
@@ -435,7 +439,7 @@ impl Container {
                 run: Some(Run::P3(pre)),
                 ..
             } => {
-                let mut store = component_store(pre.engine(), wasi.build(), network, limiter);
+                let mut store = component_store(pre.engine(), wasi.build(), pod, limiter);
                 let command = pre.instantiate_async(&mut store).await?;
                 let answer = store
                     .run_concurrent(async |accessor| {
@@ -509,12 +513,12 @@ impl Container {
                     .map(|_| ())
             })??;
         }
-        let network = self.network.clone();
+        let pod = self.pod.clone();
         wasi.allow_tcp(true)
             .allow_udp(true)
             .allow_ip_name_lookup(true)
             .socket_addr_check(move |address, use_| {
-                let is_allowed = network.allows(address, use_);
+                let is_allowed = pod.network.allows(address, use_);
                 Box::pin(std::future::ready(is_allowed))
             });
         Ok(wasi)

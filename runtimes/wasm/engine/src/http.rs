@@ -1,6 +1,5 @@
-//! HTTP, both ways: serving a component that exports `wasi:http/incoming-handler` (0.2) or
-//! `wasi:http/handler` (0.3), with an instance for each request, and sending what a guest asks to
-//! send, from the pod's address.
+//! Serving a component that exports `wasi:http/incoming-handler` (0.2) or `wasi:http/handler` (0.3),
+//! with an instance for each request.
 
 use std::{
     convert::Infallible,
@@ -12,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, uri::Scheme};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -22,7 +21,7 @@ use tokio::{
     task::JoinSet,
 };
 use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttpHooks, WasiHttpView,
+    Error, WasiHttpView,
     p2::{
         bindings::http::types::{ErrorCode, Scheme as WasiScheme},
         body::HyperOutgoingBody,
@@ -41,8 +40,6 @@ use crate::{
 /// Connections of one container at once; more wait in the backlog.
 const CONNECTIONS_MAX: usize = 512;
 const BACKLOG: u32 = 1024;
-/// Where a guest gives no time-out of its own.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 /// After a failed accept (no descriptors left): how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -227,7 +224,7 @@ async fn handle(
     };
     let wasi = container.wasi(&container.spec.args, output, false)?.build();
     let limiter = Limiter::new(container.memory.clone());
-    let store = |engine| component_store(engine, wasi, container.network.clone(), limiter);
+    let store = |engine| component_store(engine, wasi, container.pod.clone(), limiter);
     match &*container.loaded {
         Loaded::Http { serve: pre, .. } => {
             let mut store = store(pre.engine());
@@ -293,110 +290,4 @@ impl http_body::Body for Held {
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
     }
-}
-
-/// Sends what guests ask to send.
-pub(crate) struct Outgoing(Arc<Network>);
-
-impl Outgoing {
-    pub(crate) fn new(network: Arc<Network>) -> Self {
-        Self(network)
-    }
-}
-
-type SendFuture<T> = Box<dyn Future<Output = Result<T, Error>> + Send>;
-
-impl WasiHttpHooks for Outgoing {
-    fn is_supported_scheme(&mut self, scheme: &Scheme) -> bool {
-        *scheme == Scheme::HTTP
-    }
-
-    fn default_scheme(&mut self) -> Option<Scheme> {
-        Some(Scheme::HTTP)
-    }
-
-    fn send_request(
-        &mut self,
-        request: Request<WasiBody>,
-        options: Option<RequestOptions>,
-        _sent: SendFuture<()>,
-    ) -> SendFuture<(Response<WasiBody>, SendFuture<()>)> {
-        Box::new(send(self.0.clone(), request, options.unwrap_or_default()))
-    }
-}
-
-async fn send(
-    network: Arc<Network>,
-    mut request: Request<WasiBody>,
-    options: RequestOptions,
-) -> Result<(Response<WasiBody>, SendFuture<()>), Error> {
-    let authority = request
-        .uri()
-        .authority()
-        .ok_or(Error::HttpRequestUriInvalid)?;
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
-    let port = authority.port_u16().unwrap_or(80);
-    let connect = tokio::time::timeout(options.connect_timeout.unwrap_or(TIMEOUT_DEFAULT), async {
-        let stream = connect(&network, &host, port).await?;
-        Ok::<_, Error>(hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?)
-    });
-    let (mut sender, connection) = connect.await.map_err(|_| Error::ConnectionTimeout)??;
-    // A request to the server itself names only the path; the host is in its header.
-    *request.uri_mut() = http::Uri::builder()
-        .path_and_query(
-            request
-                .uri()
-                .path_and_query()
-                .map_or("/", |path| path.as_str()),
-        )
-        .build()
-        .map_err(|_| Error::HttpRequestUriInvalid)?;
-    let connection = tokio::spawn(connection);
-    let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT_DEFAULT);
-    let response = tokio::time::timeout(first_byte, sender.send_request(request))
-        .await
-        .map_err(|_| Error::ConnectionReadTimeout)??;
-    let aborts = AbortOnDrop(connection);
-    let io: SendFuture<()> = Box::new(async move {
-        let mut aborts = aborts;
-        match (&mut aborts.0).await {
-            Ok(result) => result.map_err(Error::from),
-            Err(_) => Err(Error::ConnectionTerminated),
-        }
-    });
-    Ok((
-        response.map(|body| body.map_err(Error::from).boxed_unsync()),
-        io,
-    ))
-}
-
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Tries each address of the host in turn.
-async fn connect(network: &Network, host: &str, port: u16) -> Result<TcpStream, Error> {
-    let unresolved = |error: std::io::Error| Error::DnsError {
-        rcode: Some(error.to_string()),
-        info_code: None,
-    };
-    let addresses = tokio::net::lookup_host((host, port))
-        .await
-        .map_err(unresolved)?;
-    let mut last = Error::DestinationNotFound;
-    for address in addresses {
-        match network.connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = Error::Connect(error),
-        }
-    }
-    Err(last)
 }

@@ -56,6 +56,11 @@ impl Network {
         }
     }
 
+    /// Whether an address of this family is of any use to the pod.
+    pub(crate) fn has_family_of(&self, like: IpAddr) -> bool {
+        *self == Self::Open || self.source(like).is_some()
+    }
+
     /// The address to bind when a guest asks for `address`; `None` if it may not.
     pub(crate) fn bind_address(&self, address: SocketAddr) -> Option<SocketAddr> {
         if *self == Self::Open {

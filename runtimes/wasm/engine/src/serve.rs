@@ -29,6 +29,7 @@ use crate::{
     log::{LogFile, LogWriter},
     output::Client,
     sched::Pool,
+    tls::NodeRoots,
 };
 
 /// Events on their way to an agent. One that is so far behind is disconnected, and asks for
@@ -68,6 +69,7 @@ pub(crate) struct Worker {
     pub(crate) exits: Exits,
     pub(crate) http_instances: Arc<Semaphore>,
     instances_max: usize,
+    roots: Arc<NodeRoots>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Code in memory, shared by the containers of one image.
     modules: Mutex<HashMap<String, Weak<Loaded>>>,
@@ -81,6 +83,7 @@ impl Worker {
         log: LogWriter,
         exits: Exits,
         instances_max: usize,
+        roots: Arc<NodeRoots>,
     ) -> Arc<Self> {
         Arc::new(Self {
             engines,
@@ -89,6 +92,7 @@ impl Worker {
             exits,
             http_instances: Arc::new(Semaphore::new(POOLED_INSTANCES_MAX as usize)),
             instances_max,
+            roots,
             containers: Mutex::default(),
             modules: Mutex::default(),
             events: broadcast::Sender::new(EVENTS_MAX),
@@ -393,9 +397,15 @@ impl Worker {
             let _ = events.send(Event::LogFull { id: id.clone() });
         });
         let id = spec.id.clone();
-        lock(&self.containers)
-            .entry(id)
-            .or_insert_with(|| Arc::new(Container::new(spec, loaded, log, preopens)));
+        lock(&self.containers).entry(id).or_insert_with(|| {
+            Arc::new(Container::new(
+                spec,
+                loaded,
+                log,
+                preopens,
+                self.roots.clone(),
+            ))
+        });
         Ok(ReplyBody::Done)
     }
 

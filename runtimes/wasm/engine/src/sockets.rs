@@ -26,24 +26,26 @@ use wasmtime_wasi::{
     sockets::{WasiSocketsCtxView, WasiSocketsView},
 };
 
-use crate::{network::Network, state::State};
+use crate::{network::Network, pod::Pod, state::State};
 
+mod lookup;
 mod p3;
 
-/// Replaces `wasi:sockets/tcp` and `udp` in a linker.
+/// Replaces `wasi:sockets/tcp`, `udp` and `ip-name-lookup` in a linker.
 pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     tcp::add_to_linker::<_, PodSockets>(linker, pod_sockets)?;
     udp::add_to_linker::<_, PodSockets>(linker, pod_sockets)?;
     p3::types::add_to_linker::<_, PodSockets>(linker, pod_sockets)?;
+    lookup::add_to_linker(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }
 
 fn pod_sockets(state: &mut State) -> PodSocketsView<'_> {
-    let network = state.network.clone();
+    let pod = state.pod.clone();
     PodSocketsView {
-        network,
+        pod,
         sockets: state.sockets(),
     }
 }
@@ -55,7 +57,7 @@ impl HasData for PodSockets {
 }
 
 pub(crate) struct PodSocketsView<'a> {
-    network: std::sync::Arc<Network>,
+    pod: std::sync::Arc<Pod>,
     sockets: WasiSocketsCtxView<'a>,
 }
 
@@ -70,6 +72,7 @@ fn unspecified(family: IpAddressFamily) -> SocketAddr {
 impl PodSocketsView<'_> {
     fn bind_address(&self, asked: IpSocketAddress) -> SocketResult<IpSocketAddress> {
         Ok(self
+            .pod
             .network
             .bind_address(asked.into())
             .ok_or(ErrorCode::AddressNotBindable)?
@@ -78,6 +81,7 @@ impl PodSocketsView<'_> {
 
     fn peer_address(&self, asked: IpSocketAddress) -> SocketResult<IpSocketAddress> {
         Ok(self
+            .pod
             .network
             .peer_address(asked.into())
             .ok_or(ErrorCode::RemoteUnreachable)?
@@ -152,8 +156,8 @@ impl HostTcpSocket for PodSocketsView<'_> {
         let own = || Resource::new_borrow(this.rep());
         let family =
             HostTcpSocket::address_family(&mut self.sockets, own()).map_err(SocketError::trap)?;
-        let source = self.network.bind_address(unspecified(family));
-        if *self.network != Network::Open
+        let source = self.pod.network.bind_address(unspecified(family));
+        if self.pod.network != Network::Open
             && HostTcpSocket::local_address(&mut self.sockets, own()).is_err()
         {
             let source = source.ok_or(ErrorCode::RemoteUnreachable)?;

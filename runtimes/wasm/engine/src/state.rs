@@ -6,13 +6,13 @@ use wasmtime::{Engine, Store, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, p1::WasiP1Ctx};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::{http::Outgoing, limits::Limiter, network::Network};
+use crate::{limits::Limiter, outgoing::Outgoing, pod::Pod};
 
 /// Store data of a component.
 pub(crate) struct State {
     pub(crate) wasi: WasiCtx,
     pub(crate) table: ResourceTable,
-    pub(crate) network: Arc<Network>,
+    pub(crate) pod: Arc<Pod>,
     http: WasiHttpCtx,
     outgoing: Outgoing,
     limiter: Limiter,
@@ -47,14 +47,14 @@ impl WasiHttpView for State {
 pub(crate) fn component_store(
     engine: &Engine,
     wasi: WasiCtx,
-    network: Arc<Network>,
+    pod: Arc<Pod>,
     limiter: Limiter,
 ) -> Store<State> {
     let state = State {
         wasi,
         table: ResourceTable::new(),
-        outgoing: Outgoing::new(network.clone()),
-        network,
+        outgoing: Outgoing::new(pod.clone()),
+        pod,
         http: WasiHttpCtx::new(),
         limiter,
     };

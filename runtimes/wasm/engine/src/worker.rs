@@ -26,6 +26,7 @@ use crate::{
     sched::Pool,
     seccomp,
     serve::{Exits, Worker},
+    tls::NodeRoots,
 };
 
 /// Guest threads: more than a few would only take turns on the same cores.
@@ -88,6 +89,7 @@ struct Prepared {
     listener: std::os::unix::net::UnixListener,
     _lock: OwnedFd,
     exits: OwnedFd,
+    authorities: Option<OwnedFd>,
     engines: Arc<Engines>,
 }
 
@@ -111,6 +113,10 @@ fn prepare(config: &Bootstrap, descriptors: Vec<OwnedFd>) -> io::Result<Prepared
             .ok_or_else(|| missing("network namespace"))?;
         bootstrap::enter_network_namespace(&namespace)?;
     }
+    let authorities = match config.has_authorities {
+        true => Some(descriptors.next().ok_or_else(|| missing("authorities"))?),
+        false => None,
+    };
     bootstrap::enter_cgroups(&config.cgroup_procs);
     bootstrap::give_up_privileges(
         &config.jail,
@@ -125,6 +131,7 @@ fn prepare(config: &Bootstrap, descriptors: Vec<OwnedFd>) -> io::Result<Prepared
         listener,
         _lock: lock,
         exits,
+        authorities,
         engines: Arc::new(engines),
     })
 }
@@ -150,6 +157,7 @@ impl Prepared {
             log,
             exits,
             config.instances_max as usize,
+            NodeRoots::new(self.authorities),
         );
         runtime.block_on(async {
             let listener = tokio::net::UnixListener::from_std(self.listener)?;

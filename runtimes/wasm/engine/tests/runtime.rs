@@ -12,6 +12,9 @@ mod contract;
 #[path = "runtime/harness.rs"]
 mod harness;
 
+#[path = "runtime/outside.rs"]
+mod outside;
+
 use std::{net::IpAddr, process::ExitCode, time::Duration};
 
 use harness::{Node, eventually, main_of_tests};
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         an_agent_killed_anywhere_leaks_nothing,
     );
     trials.extend(contract::trials());
+    trials.extend(outside::trials());
     trials.extend(conformance::trials());
     main_of_tests(trials)
 }
@@ -998,12 +1002,6 @@ async fn tenants_do_not_share_a_worker_and_a_full_one_gets_a_second() {
         node.workers() == 3
     })
     .await;
-    let mut resolver = sleeper("d");
-    let file = node.directory("resolver").join("resolv.conf");
-    std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
-    resolver.mounts = vec![harness::mount("/etc/resolv.conf", &file, true)];
-    node.run(&blue, &resolver).await;
-    assert_eq!(node.workers(), 4, "names are resolved another way");
 }
 
 async fn an_agent_killed_anywhere_leaks_nothing() {

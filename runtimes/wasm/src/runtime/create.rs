@@ -68,6 +68,8 @@ impl Inner {
                 SandboxNetwork::Confined => NetworkPolicy::Confined(sandbox.ips.clone()),
                 _ => NetworkPolicy::Open,
             },
+            hosts: etc(config, "hosts"),
+            resolv_conf: etc(config, "resolv.conf"),
             http_port: ports[0],
             http_ports: ports,
             limits: limits(&config.resources),
@@ -77,7 +79,7 @@ impl Inner {
             log_size_bytes_max: config.log_rotation.size_bytes_max,
         };
         let engine = self.aot.engine().await?;
-        let (worker, client) = self.worker_for(new_worker(sandbox, config), engine).await?;
+        let (worker, client) = self.worker_for(new_worker(sandbox), engine).await?;
         let record = ContainerRecord {
             worker: worker.id.clone(),
             ..record

@@ -50,6 +50,7 @@ fn at_once<T>(call: impl Future<Output = SocketResult<T>>) -> SocketResult<T> {
 impl PodSocketsView<'_> {
     fn p3_bind_address(&self, asked: IpSocketAddress) -> SocketResult<IpSocketAddress> {
         Ok(self
+            .pod
             .network
             .bind_address(asked.into())
             .ok_or(ErrorCode::AddressNotBindable)?
@@ -58,6 +59,7 @@ impl PodSocketsView<'_> {
 
     fn p3_peer_address(&self, asked: IpSocketAddress) -> SocketResult<IpSocketAddress> {
         Ok(self
+            .pod
             .network
             .peer_address(asked.into())
             .ok_or(ErrorCode::RemoteUnreachable)?
@@ -66,6 +68,7 @@ impl PodSocketsView<'_> {
 
     fn source(&self, family: IpAddressFamily) -> SocketResult<IpSocketAddress> {
         Ok(self
+            .pod
             .network
             .bind_address(unspecified(family))
             .ok_or(ErrorCode::AddressNotBindable)?
@@ -74,7 +77,7 @@ impl PodSocketsView<'_> {
 
     fn bind_tcp(&mut self, socket: &Resource<TcpSocket>) -> SocketResult<()> {
         let own = || Resource::new_borrow(socket.rep());
-        if *self.network == Network::Open
+        if self.pod.network == Network::Open
             || HostTcpSocket::get_local_address(&mut self.sockets, own()).is_ok()
         {
             return Ok(());
@@ -87,7 +90,7 @@ impl PodSocketsView<'_> {
 
     fn bind_udp(&mut self, socket: &Resource<UdpSocket>) -> SocketResult<()> {
         let own = || Resource::new_borrow(socket.rep());
-        if *self.network == Network::Open
+        if self.pod.network == Network::Open
             || HostUdpSocket::get_local_address(&mut self.sockets, own()).is_ok()
         {
             return Ok(());

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use libtest_mimic::Trial;
 use wherry_runtime_api::{
     ContainerConfig, PodSandbox, PodSandboxConfig, Runtime,
-    conformance::{CASES, Fixture, Program},
+    conformance::{CASES, Fixture, Program, check},
 };
 
 use crate::harness::{Node, block_on, next_ip};
@@ -23,7 +23,7 @@ pub(crate) fn trials() -> impl Iterator<Item = Trial> {
         Trial::test(format!("conformance::{name}"), move || {
             block_on(async {
                 let fixture = WasmFixture(Mutex::new(Some(Node::new().await)));
-                case(&fixture).await;
+                check(&fixture, name, *case).await;
             });
             Ok(())
         })
@@ -73,9 +73,11 @@ impl Fixture for WasmFixture {
     }
 
     fn container_config(&self, _: &PodSandbox, name: &str, program: Program) -> ContainerConfig {
-        // A core module: components of 0.2 keep only whether an exit code is 0.
-        let config = self.with(|node| node.core_module("programs"));
+        let config = self.with(|node| node.container("programs"));
+        // The end of its stdin is what tells a component that it is asked to stop.
+        let stdin = matches!(program, Program::Polite { .. });
         ContainerConfig {
+            stdin,
             name: name.to_owned(),
             args: words(program),
             ..config
