@@ -8,6 +8,7 @@
 //!  the table ─▶ discovery, OpenAPI v2 and v3
 //! ```
 
+pub mod cron;
 pub mod decode;
 pub mod field;
 pub mod managed;

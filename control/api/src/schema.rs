@@ -8,8 +8,10 @@ use std::{borrow::Cow, collections::BTreeMap, sync::OnceLock};
 use k8s_openapi::{
     Resource as Kind,
     api::{
-        authentication::v1 as authentication, authorization::v1 as authorization,
-        coordination::v1 as coordination, core::v1 as core, node::v1 as node, policy::v1 as policy,
+        apps::v1 as apps, authentication::v1 as authentication, authorization::v1 as authorization,
+        autoscaling::v1 as autoscaling, batch::v1 as batch, coordination::v1 as coordination,
+        core::v1 as core, discovery::v1 as discovery, node::v1 as node, policy::v1 as policy,
+        scheduling::v1 as scheduling,
     },
     apimachinery::pkg::apis::meta::v1 as meta,
     schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings},
@@ -52,6 +54,18 @@ pub(crate) const KINDS: &[KindSchema] = &[
     kind::<coordination::Lease>(),
     kind::<node::RuntimeClass>(),
     kind::<policy::Eviction>(),
+    kind::<policy::PodDisruptionBudget>(),
+    kind::<core::ReplicationController>(),
+    kind::<apps::ControllerRevision>(),
+    kind::<apps::DaemonSet>(),
+    kind::<apps::Deployment>(),
+    kind::<apps::ReplicaSet>(),
+    kind::<apps::StatefulSet>(),
+    kind::<autoscaling::Scale>(),
+    kind::<batch::CronJob>(),
+    kind::<batch::Job>(),
+    kind::<discovery::EndpointSlice>(),
+    kind::<scheduling::PriorityClass>(),
     kind::<authentication::TokenRequest>(),
     kind::<authentication::TokenReview>(),
     kind::<authentication::SelfSubjectReview>(),
@@ -576,7 +590,14 @@ mod tests {
             }
         }
         any.sort();
-        assert_eq!(any, ["ManagedFieldsEntry.fieldsV1", "WatchEvent.object"]);
+        assert_eq!(
+            any,
+            [
+                "ControllerRevision.data",
+                "ManagedFieldsEntry.fieldsV1",
+                "WatchEvent.object"
+            ]
+        );
     }
 
     /// Random numbers that are the same in every run.

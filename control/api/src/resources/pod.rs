@@ -19,10 +19,11 @@ mod validate;
 mod volumes;
 
 pub(super) use container::{port_number, port_number_or_name};
+pub(super) use defaults::default_template_spec;
 pub use defaults::qos_class;
 pub(super) use resources::overhead;
-pub(super) use scheduling::tolerations;
-pub(super) use validate::ip;
+pub(super) use scheduling::{label_selector, tolerations};
+pub(super) use validate::{ip, pod_spec};
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),

@@ -13,16 +13,22 @@ const TOLERATION_SECONDS: i64 = 300;
 const DEFAULT_MODE: i64 = 0o644;
 
 pub(super) fn default_pod_spec(spec: &mut Value) {
+    default_template_spec(spec);
+    for field in ["initContainers", "containers"] {
+        list_mut(spec, field).iter_mut().for_each(default_requests);
+    }
+    default_pod_requests(spec);
+    default(spec, "enableServiceLinks", true);
+}
+
+/// What the spec in a template of pods gets: less than a pod's own, which is made of it later.
+pub(in super::super) fn default_template_spec(spec: &mut Value) {
     let is_host_network = value::flag(spec, "hostNetwork");
     for field in ["initContainers", "containers", "ephemeralContainers"] {
         for container in list_mut(spec, field) {
             default_container(container, is_host_network);
-            if field != "ephemeralContainers" {
-                default_requests(container);
-            }
         }
     }
-    default_pod_requests(spec);
     for volume in list_mut(spec, "volumes") {
         default_volume(volume);
     }
@@ -34,7 +40,6 @@ pub(super) fn default_pod_spec(spec: &mut Value) {
     if value::integer(spec, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
         spec["terminationGracePeriodSeconds"] = 1.into();
     }
-    default(spec, "enableServiceLinks", true);
     // `serviceAccount` is the old name of `serviceAccountName`; both are shown.
     let account = match text(spec, "serviceAccountName") {
         "" => text(spec, "serviceAccount").to_owned(),

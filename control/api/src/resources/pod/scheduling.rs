@@ -161,7 +161,7 @@ fn spread_label_keys(constraint: &Value, path: &Path<'_>, errors: &mut Errors) {
 }
 
 /// `LabelSelector`; null is none.
-pub(super) fn label_selector(selector: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(in super::super) fn label_selector(selector: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(labels) = selector.get("matchLabels") {
         errors.extend(meta::validate_labels(labels, &path.child("matchLabels")));
     }

@@ -135,7 +135,8 @@ pub(super) fn not_negative(object: &Value, field: &str, path: &Path<'_>, errors:
     }
 }
 
-fn pod_spec(name: &str, spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+/// What is wrong with a pod's spec; `name` is the pod's where that is known.
+pub(in super::super) fn pod_spec(name: &str, spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     let volumes = volumes::validate(name, list(spec, "volumes"), &path.child("volumes"), errors);
     resources::pod_claims(spec, &path.child("resourceClaims"), errors);
     containers(spec, &volumes, path, errors);
