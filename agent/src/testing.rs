@@ -119,7 +119,7 @@ pub(crate) struct Node {
     pub(crate) network: Arc<FakeNetwork>,
     pub(crate) volumes: Arc<FakeVolumes>,
     pub(crate) backoff: BackoffPolicy,
-    clock: FakeClock,
+    pub(crate) clock: FakeClock,
 }
 
 /// An agent without its sources: the test is the source.

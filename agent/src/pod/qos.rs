@@ -282,3 +282,6 @@ pub(crate) fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity_by
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -336,7 +336,7 @@ pub(crate) fn plan(view: View<'_>, now: SystemTime) -> Plan {
 }
 
 /// Whether the container is to run another image than it does.
-fn has_changed(container: &Container, status: &ContainerStatus) -> bool {
+pub(crate) fn has_changed(container: &Container, status: &ContainerStatus) -> bool {
     container
         .image
         .as_ref()

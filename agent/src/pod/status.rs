@@ -108,6 +108,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) image_refs: &'a BTreeMap<String, String>,
     /// Highest attempt ever seen, by container name.
     pub(crate) attempts: &'a BTreeMap<String, u32>,
+    /// Exited containers that start again whatever the policy says.
+    pub(crate) coming_back: &'a BTreeSet<ContainerId>,
     /// What containers that run were given, by container name.
     pub(crate) actuated: &'a BTreeMap<String, ResourceRequirements>,
     /// Where a change of resources is.
@@ -376,6 +378,12 @@ fn container(seen: Observed<'_>, container: &Container, part: Part) -> ApiContai
             full_name(seen.pod),
         );
         waiting(reason::CRASH_LOOP_BACK_OFF, Some(message))
+    } else if let Some(end) = newest
+        .filter(|c| seen.coming_back.contains(&c.id) && !seen.is_terminal)
+        .and_then(|c| ended(seen, c))
+    {
+        last = Some(end);
+        waiting(reason::CONTAINER_CREATING, None)
     } else if let Some(end) = newest.and_then(|c| ended(seen, c)) {
         last = older.and_then(|c| ended(seen, c));
         ContainerState {

@@ -825,7 +825,7 @@ impl Worker {
                     delay: schedule.initial_delay.saturating_sub(ran),
                     schedule,
                     counter: Counter::new(probe, known),
-                    prober: Arc::clone(&self.context.config.prober),
+                    prober: self.context.prober(&self.pod, &status.name, kind),
                     exec: ContainerExec {
                         runtime: Arc::clone(runtime),
                         id: status.id.clone(),
@@ -1072,6 +1072,7 @@ impl Worker {
         };
         let started = self.started();
         let ready = self.ready(&started);
+        let coming_back = self.coming_back();
         let status = status::compute(
             Observed {
                 pod: &self.pod,
@@ -1084,6 +1085,7 @@ impl Worker {
                 messages: &self.messages,
                 image_refs: &self.record.image_refs,
                 attempts: &self.record.attempts,
+                coming_back: &coming_back,
                 actuated: &self.record.actuated,
                 resize: self.record.resize.as_ref(),
                 has_recursive_readonly: &|handler| {
@@ -1117,6 +1119,27 @@ impl Worker {
         self.context
             .publisher
             .put(&self.uid, status, self.is_urgent);
+    }
+
+    /// Exited containers that start again whatever the policy says.
+    fn coming_back(&self) -> BTreeSet<ContainerId> {
+        let is_wanted = |status: &&ContainerStatus| {
+            self.doomed
+                .get(&status.id)
+                .is_some_and(|doom| doom.comes_back)
+                || spec(&self.pod)
+                    .containers
+                    .iter()
+                    .any(|c| c.name == status.name && restart::has_changed(c, status))
+        };
+        let exited = self
+            .containers
+            .iter()
+            .filter(|status| matches!(status.state, ContainerState::Exited(_)));
+        exited
+            .filter(is_wanted)
+            .map(|status| status.id.clone())
+            .collect()
     }
 
     fn save_pod(&mut self) {

@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -66,11 +69,13 @@ impl Default for Behaviour {
     }
 }
 
-/// Wall-clock time that follows tokio's clock, paused or not.
+/// Wall-clock time that follows tokio's clock, paused or not, and can be put forward.
 #[derive(Clone, Copy, Debug)]
 pub struct FakeClock {
     wall: SystemTime,
     monotonic: Instant,
+    /// Shared by copies of one clock. Leaked: a few bytes for each clock of a test.
+    ahead_millis: &'static AtomicU64,
 }
 
 impl Default for FakeClock {
@@ -78,6 +83,7 @@ impl Default for FakeClock {
         Self {
             wall: SystemTime::now(),
             monotonic: Instant::now(),
+            ahead_millis: Box::leak(Box::default()),
         }
     }
 }
@@ -85,7 +91,14 @@ impl Default for FakeClock {
 impl FakeClock {
     /// The time now.
     pub fn now(&self) -> SystemTime {
-        self.wall + self.monotonic.elapsed()
+        let ahead = Duration::from_millis(self.ahead_millis.load(Ordering::Relaxed));
+        self.wall + self.monotonic.elapsed() + ahead
+    }
+
+    /// Puts the clock forward, for all who have it. Nobody who sleeps is woken by that.
+    pub fn advance(&self, by: Duration) {
+        let millis = u64::try_from(by.as_millis()).expect("a test is not that long");
+        self.ahead_millis.fetch_add(millis, Ordering::Relaxed);
     }
 }
 

@@ -219,3 +219,101 @@ proptest! {
         prop_assert!(!plan.is_over || plan.start.is_empty());
     }
 }
+
+#[test]
+fn the_restart_table_of_the_source_documents_holds() {
+    // What ended, with which code, in pods of one and of two containers; what follows by policy.
+    enum Row {
+        Restarts,
+        StaysRunning,
+        Ends,
+    }
+    use Row::{Ends, Restarts, StaysRunning};
+    let table: [(&[Option<i32>], [Row; 3]); 6] = [
+        (&[Some(0)], [Restarts, Ends, Ends]),
+        (&[Some(1)], [Restarts, Restarts, Ends]),
+        (&[Some(1), None], [Restarts, Restarts, StaysRunning]),
+        (&[Some(0), None], [Restarts, StaysRunning, StaysRunning]),
+        (&[Some(1), Some(1)], [Restarts, Restarts, Ends]),
+        (&[Some(0), Some(0)], [Restarts, Ends, Ends]),
+    ];
+    for (codes, rows) in table {
+        for (policy, row) in ["Always", "OnFailure", "Never"].into_iter().zip(rows) {
+            let names = ["a", "b"];
+            let list: Vec<_> = names[..codes.len()]
+                .iter()
+                .map(|name| json!({ "name": name, "image": "i" }))
+                .collect();
+            let pod = pod(json!({ "restartPolicy": policy, "containers": list }));
+            let containers: Vec<_> = names
+                .iter()
+                .zip(codes)
+                .map(|(name, code)| match code {
+                    Some(code) => exited(name, 0, *code, at(1)),
+                    None => running(name, 0),
+                })
+                .collect();
+            let plan = plan_of(&pod, &containers, &BTreeMap::new(), at(2));
+            let what = format!("{policy} {codes:?}");
+            let restarted = match row {
+                Restarts => codes.iter().flatten().count(),
+                StaysRunning | Ends => 0,
+            };
+            assert_eq!(plan.start.len(), restarted, "{what}");
+            assert_eq!(plan.is_over, matches!(row, Ends), "{what}");
+        }
+    }
+}
+
+#[test]
+fn rules_of_a_container_go_before_its_policy_and_that_before_the_pods() {
+    let rule = |operator: &str, code: i32| json!([{ "action": "Restart", "exitCodes": { "operator": operator, "values": [code] } }]);
+    let table = [
+        ("Always", json!("Never"), json!([]), 1, false),
+        ("Never", json!("OnFailure"), json!([]), 1, true),
+        ("Never", json!("OnFailure"), json!([]), 0, false),
+        ("Never", json!("Never"), rule("In", 42), 42, true),
+        ("Never", json!("Never"), rule("In", 42), 1, false),
+        ("Never", json!("Never"), rule("NotIn", 42), 1, true),
+        ("Never", json!(null), rule("NotIn", 42), 42, false),
+    ];
+    for (policy, own, rules, code, restarts) in table {
+        let container =
+            json!({ "name": "a", "image": "i", "restartPolicy": own, "restartPolicyRules": rules });
+        let pod = pod(json!({ "restartPolicy": policy, "containers": [container] }));
+        let plan = plan_of(
+            &pod,
+            &[exited("a", 0, code, at(0))],
+            &BTreeMap::new(),
+            at(0),
+        );
+        assert_eq!(
+            plan.start.len() == 1,
+            restarts,
+            "{policy} {own} {rules} {code}"
+        );
+        assert_eq!(plan.is_over, !restarts, "{policy} {own} {rules} {code}");
+    }
+}
+
+#[test]
+fn ephemeral_containers_wait_for_nobody_and_run_once() {
+    let pod = pod(json!({
+        "initContainers": [{ "name": "i", "image": "i" }],
+        "containers": [{ "name": "a", "image": "i" }],
+        "ephemeralContainers": [{ "name": "d", "image": "i" }],
+    }));
+    let none = BTreeMap::new();
+    let plan = plan_of(&pod, &[running("i", 0)], &none, at(0));
+    assert_eq!(names(&plan), [("d", 0)]);
+    for state in [running("d", 0), exited("d", 0, 1, at(0))] {
+        let plan = plan_of(&pod, &[running("i", 0), state], &none, at(0));
+        assert!(plan.start.is_empty());
+    }
+    let done = [
+        exited("i", 0, 0, at(0)),
+        running("a", 0),
+        exited("d", 0, 1, at(0)),
+    ];
+    assert!(!plan_of(&pod, &done, &none, at(0)).has_work());
+}

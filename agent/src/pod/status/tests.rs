@@ -73,6 +73,15 @@ impl Case {
     }
 
     fn status(&self, pod: &Pod, now: SystemTime) -> PodStatus {
+        self.status_while(pod, now, None)
+    }
+
+    fn status_while(
+        &self,
+        pod: &Pod,
+        now: SystemTime,
+        resize: Option<&crate::pod::resize::Progress>,
+    ) -> PodStatus {
         let all: BTreeSet<_> = self.containers.iter().map(|c| c.id.clone()).collect();
         let (none, empty) = (BTreeMap::new(), BTreeMap::new());
         let seen = Observed {
@@ -86,8 +95,9 @@ impl Case {
             messages: &none,
             image_refs: &empty,
             attempts: &BTreeMap::new(),
+            coming_back: &BTreeSet::new(),
             actuated: &BTreeMap::new(),
-            resize: None,
+            resize,
             has_recursive_readonly: &|_| false,
             host_ips: &[],
             verdict: self.verdict.as_ref(),
@@ -245,4 +255,104 @@ fn init_containers_hold_the_rest_back() {
     let a = status.container_statuses.expect("set").remove(0);
     let reason = a.state.and_then(|s| s.waiting).and_then(|w| w.reason);
     assert_eq!(reason.as_deref(), Some("PodInitializing"));
+}
+
+#[test]
+fn a_change_of_resources_is_a_condition_as_long_as_it_lasts() {
+    use crate::pod::resize::{Progress, Refusal};
+    let pod = two("Always");
+    let case = Case::with([
+        container_of("a", 0, running()),
+        container_of("b", 0, running()),
+    ]);
+    let table = [
+        (None, None),
+        (
+            Some(Progress::Pending(Refusal::Deferred("later".into()))),
+            Some(("PodResizePending", Some("Deferred"))),
+        ),
+        (
+            Some(Progress::Pending(Refusal::Infeasible("never".into()))),
+            Some(("PodResizePending", Some("Infeasible"))),
+        ),
+        (
+            Some(Progress::InProgress(None)),
+            Some(("PodResizeInProgress", None)),
+        ),
+        (
+            Some(Progress::InProgress(Some("in use".into()))),
+            Some(("PodResizeInProgress", Some("Error"))),
+        ),
+    ];
+    for (progress, expected) in table {
+        let status = case.status_while(&pod, at(9), progress.as_ref());
+        let shown = status.conditions.into_iter().flatten();
+        let shown: Vec<_> = shown
+            .filter(|c| RESIZING.contains(&c.type_.as_str()))
+            .collect();
+        let shown = shown
+            .iter()
+            .map(|c| (c.type_.as_str(), c.reason.as_deref()))
+            .next();
+        assert_eq!(shown, expected);
+    }
+}
+
+#[test]
+fn many_containers_share_the_room_for_last_words() {
+    let names: Vec<_> = (0..24).map(|n| format!("c{n}")).collect();
+    let list: Vec<_> = names
+        .iter()
+        .map(|name| json!({ "name": name, "image": "x" }))
+        .collect();
+    let pod = pod(json!({ "restartPolicy": "Never", "containers": list }));
+    let state = || match exited(1) {
+        RuntimeState::Exited(exit) => RuntimeState::Exited(ContainerExit {
+            message: Some("é".repeat(2000)),
+            ..exit
+        }),
+        other => other,
+    };
+    let case = Case::with(names.iter().map(|name| container_of(name, 0, state())));
+    let status = case.status(&pod, at(9));
+    let words = status
+        .container_statuses
+        .into_iter()
+        .flatten()
+        .map(|status| {
+            let end = status.state.and_then(|state| state.terminated);
+            end.and_then(|end| end.message)
+                .map_or(0, |message| message.len())
+        });
+    assert_eq!(words.collect::<Vec<_>>(), [512; 24]);
+}
+
+#[test]
+fn what_the_spec_says_about_user_signal_and_mounts_is_shown_of_what_was_made() {
+    let pod = pod(json!({
+        "securityContext": { "runAsUser": 1000, "runAsGroup": 2000, "fsGroup": 3000, "supplementalGroups": [4000] },
+        "containers": [{
+            "name": "a",
+            "image": "x",
+            "lifecycle": { "stopSignal": "SIGUSR1" },
+            "volumeMounts": [
+                { "name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "IfPossible" },
+                { "name": "w", "mountPath": "/w" },
+            ],
+        }],
+    }));
+    let status = Case::with([container_of("a", 0, running())]).status(&pod, at(9));
+    let shown = serde_json::to_value(&status.container_statuses.expect("one")[0]).expect("JSON");
+    assert_eq!(shown["stopSignal"], "SIGUSR1");
+    assert_eq!(
+        shown["user"]["linux"],
+        json!({ "uid": 1000, "gid": 2000, "supplementalGroups": [2000, 3000, 4000] })
+    );
+    assert_eq!(
+        shown["volumeMounts"],
+        json!([
+            { "name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "Disabled" },
+            { "name": "w", "mountPath": "/w" },
+        ])
+    );
 }

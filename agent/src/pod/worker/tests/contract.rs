@@ -237,3 +237,57 @@ async fn a_failed_probe_may_have_a_grace_period_of_its_own() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn a_crash_loop_waits_as_long_as_from_the_kubelet() {
+    let mut node = Node::new();
+    node.backoff = crate::BackoffPolicy::default();
+    node.oci.behave("nginx:1", exits(1));
+    let agent = node.start().await;
+    let pod = pod("p", one("Always"));
+    agent.set(&pod).await;
+    let pause = |status: &Value| {
+        let message = &status["containerStatuses"][0]["state"]["waiting"]["message"];
+        let message = message.as_str().unwrap_or_default();
+        let rest = message.strip_prefix("back-off ")?;
+        let (pause, rest) = rest.split_once(' ')?;
+        assert_eq!(rest, "restarting failed container=a pod=p_ns(p)");
+        Some(pause.to_owned())
+    };
+    let pauses = [10, 20, 40, 80, 160, 300, 300];
+    let shown = ["10s", "20s", "40s", "1m20s", "2m40s", "5m0s", "5m0s"];
+    for (index, (seconds, shown)) in pauses.into_iter().zip(shown).enumerate() {
+        let count = i64::try_from(index + 1).expect("few");
+        agent
+            .until(&pod, shown, |s| {
+                pause(s).as_deref() == Some(shown)
+                    && s["containerStatuses"][0]["restartCount"] == count
+            })
+            .await;
+        // Not a second too early.
+        node.clock.advance(Duration::from_secs(seconds - 5));
+        agent.set(&pod).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(
+            agent.status(&pod)["containerStatuses"][0]["restartCount"],
+            count
+        );
+        if index + 1 == pauses.len() {
+            // What follows runs for long.
+            node.oci
+                .behave("nginx:1", wherry_runtime_api::fake::Behaviour::default());
+        }
+        node.clock.advance(Duration::from_secs(5));
+        agent.set(&pod).await;
+    }
+    agent.until_ready(&pod).await;
+    // Ten minutes make everything good again.
+    node.clock.advance(Duration::from_secs(601));
+    node.oci.behave("nginx:1", exits(1));
+    node.oci.exit("p", "a", 1, false);
+    agent
+        .until(&pod, "a short pause", |s| {
+            pause(s).as_deref() == Some("10s")
+        })
+        .await;
+}
