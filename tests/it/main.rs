@@ -4,7 +4,9 @@
 //! their own. Started by tests/run.sh, which makes the images and guests.
 
 mod bad_input;
+mod behaviours;
 mod cgroup_v2;
+mod control_planes;
 mod images;
 mod kubectl;
 mod lifecycle;
@@ -21,9 +23,19 @@ use std::sync::{
 use libtest_mimic::{Arguments, Failed, Trial};
 use wherry_tests::{Cluster, guest, made_by_run_sh};
 
-/// The node that most tests share, started by the first that needs it.
+/// Which of the shared nodes a test is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// The one for nearly all.
+    Usual,
+    /// The same with docker as its default, and without privileged pods.
+    Strict,
+}
+
+/// The nodes that tests share, each started by the first that needs it.
 struct Shared {
-    cluster: OnceLock<Cluster>,
+    usual: OnceLock<Cluster>,
+    strict: OnceLock<Cluster>,
     namespaces: AtomicU32,
 }
 
@@ -31,9 +43,13 @@ struct Shared {
 type SharedTest = fn(&Cluster, &str);
 
 impl Shared {
-    fn cluster(&self) -> &Cluster {
-        self.cluster.get_or_init(|| {
-            let mut cluster = Cluster::prepare(&[]);
+    fn cluster(&self, node: Node) -> &Cluster {
+        let (slot, args): (_, &[&str]) = match node {
+            Node::Usual => (&self.usual, &[]),
+            Node::Strict => (&self.strict, &["--allow-privileged", "false"]),
+        };
+        slot.get_or_init(|| {
+            let mut cluster = Cluster::prepare(args);
             let manifests = cluster.root().join("manifests");
             std::fs::create_dir(&manifests).expect("a directory can be made");
             cluster.add_args(&["--pod-manifest-path", &manifests.to_string_lossy()]);
@@ -43,12 +59,22 @@ impl Shared {
         })
     }
 
-    fn run(&self, test: SharedTest) {
-        let cluster = self.cluster();
+    /// Runs a test in a new namespace, which is deleted even if the test fails.
+    fn in_namespace(&self, node: Node, test: impl FnOnce(&Cluster, &str)) {
+        let cluster = self.cluster(node);
         let namespace = format!("t{}", self.namespaces.fetch_add(1, Ordering::Relaxed));
         cluster.kubectl(&["create", "namespace", &namespace]);
-        test(cluster, &namespace);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            test(cluster, &namespace);
+        }));
         cluster.kubectl(&["delete", "namespace", &namespace, "--wait=false"]);
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn run(&self, test: SharedTest) {
+        self.in_namespace(Node::Usual, test);
     }
 }
 
@@ -67,6 +93,7 @@ pub(crate) fn import_all(cluster: &Cluster) {
         "ticker",
         "spin",
         "eat-memory",
+        "toolbox",
         "trap",
         "cat",
         "files",
@@ -115,10 +142,12 @@ fn main() {
     // Most of a test is waiting; more at once would only make the waits longer on two cores.
     arguments.test_threads.get_or_insert(4);
     let shared = Arc::new(Shared {
-        cluster: OnceLock::new(),
+        usual: OnceLock::new(),
+        strict: OnceLock::new(),
         namespaces: AtomicU32::new(0),
     });
     let trials = [
+        behaviours::trials(&shared),
         kubectl::trials(&shared),
         pods::trials(&shared),
         wasm::trials(&shared),
@@ -126,6 +155,7 @@ fn main() {
         bad_input::trials(&shared),
         images::trials(),
         cgroup_v2::trials(),
+        control_planes::trials(),
         lifecycle::trials(),
         restarts::trials(),
     ];
