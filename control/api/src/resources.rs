@@ -3,16 +3,25 @@
 use crate::{Resource, Subresource, Verb};
 
 mod configmap;
+mod daemonset;
+mod deployment;
 mod endpoints;
+mod endpointslice;
 mod event;
+mod job;
 mod lease;
 mod namespace;
 mod node;
 mod pod;
+mod poddisruptionbudget;
+mod priorityclass;
+mod replicaset;
 mod runtimeclass;
 mod secret;
 mod service;
 mod serviceaccount;
+mod statefulset;
+mod workload;
 
 pub use pod::qos_class;
 
@@ -168,6 +177,26 @@ pub static RESOURCES: &[Resource] = &[
     Resource {
         group: "",
         version: "v1",
+        kind: "ReplicationController",
+        list_kind: "ReplicationControllerList",
+        plural: "replicationcontrollers",
+        singular: "replicationcontroller",
+        short_names: &["rc"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[
+            sub("scale", "Scale", STATUS_VERBS),
+            sub("status", "ReplicationController", STATUS_VERBS),
+        ],
+        columns: replicaset::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &replicaset::ReplicationController,
+    },
+    Resource {
+        group: "",
+        version: "v1",
         kind: "Secret",
         list_kind: "SecretList",
         plural: "secrets",
@@ -220,6 +249,134 @@ pub static RESOURCES: &[Resource] = &[
         strategy: &service::Service,
     },
     Resource {
+        group: "apps",
+        version: "v1",
+        kind: "ControllerRevision",
+        list_kind: "ControllerRevisionList",
+        plural: "controllerrevisions",
+        singular: "controllerrevision",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        columns: statefulset::REVISION_COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &statefulset::ControllerRevision,
+    },
+    Resource {
+        group: "apps",
+        version: "v1",
+        kind: "DaemonSet",
+        list_kind: "DaemonSetList",
+        plural: "daemonsets",
+        singular: "daemonset",
+        short_names: &["ds"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "DaemonSet", STATUS_VERBS)],
+        columns: daemonset::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &daemonset::DaemonSet,
+    },
+    Resource {
+        group: "apps",
+        version: "v1",
+        kind: "Deployment",
+        list_kind: "DeploymentList",
+        plural: "deployments",
+        singular: "deployment",
+        short_names: &["deploy"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[
+            sub("scale", "Scale", STATUS_VERBS),
+            sub("status", "Deployment", STATUS_VERBS),
+        ],
+        columns: deployment::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &deployment::Deployment,
+    },
+    Resource {
+        group: "apps",
+        version: "v1",
+        kind: "ReplicaSet",
+        list_kind: "ReplicaSetList",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[
+            sub("scale", "Scale", STATUS_VERBS),
+            sub("status", "ReplicaSet", STATUS_VERBS),
+        ],
+        columns: replicaset::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &replicaset::ReplicaSet,
+    },
+    Resource {
+        group: "apps",
+        version: "v1",
+        kind: "StatefulSet",
+        list_kind: "StatefulSetList",
+        plural: "statefulsets",
+        singular: "statefulset",
+        short_names: &["sts"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[
+            sub("scale", "Scale", STATUS_VERBS),
+            sub("status", "StatefulSet", STATUS_VERBS),
+        ],
+        columns: statefulset::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &statefulset::StatefulSet,
+    },
+    Resource {
+        group: "batch",
+        version: "v1",
+        kind: "CronJob",
+        list_kind: "CronJobList",
+        plural: "cronjobs",
+        singular: "cronjob",
+        short_names: &["cj"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "CronJob", STATUS_VERBS)],
+        columns: job::CRON_COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &job::CronJob,
+    },
+    Resource {
+        group: "batch",
+        version: "v1",
+        kind: "Job",
+        list_kind: "JobList",
+        plural: "jobs",
+        singular: "job",
+        short_names: &[],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "Job", STATUS_VERBS)],
+        columns: job::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &job::Job,
+    },
+    Resource {
         group: "coordination.k8s.io",
         version: "v1",
         kind: "Lease",
@@ -237,6 +394,23 @@ pub static RESOURCES: &[Resource] = &[
         strategy: &lease::Lease,
     },
     Resource {
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind: "EndpointSlice",
+        list_kind: "EndpointSliceList",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        columns: endpointslice::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &endpointslice::EndpointSlice,
+    },
+    Resource {
         group: "node.k8s.io",
         version: "v1",
         kind: "RuntimeClass",
@@ -252,6 +426,40 @@ pub static RESOURCES: &[Resource] = &[
         lazy: false,
         deletion_grace_seconds: None,
         strategy: &runtimeclass::RuntimeClass,
+    },
+    Resource {
+        group: "policy",
+        version: "v1",
+        kind: "PodDisruptionBudget",
+        list_kind: "PodDisruptionBudgetList",
+        plural: "poddisruptionbudgets",
+        singular: "poddisruptionbudget",
+        short_names: &["pdb"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "PodDisruptionBudget", STATUS_VERBS)],
+        columns: poddisruptionbudget::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &poddisruptionbudget::PodDisruptionBudget,
+    },
+    Resource {
+        group: "scheduling.k8s.io",
+        version: "v1",
+        kind: "PriorityClass",
+        list_kind: "PriorityClassList",
+        plural: "priorityclasses",
+        singular: "priorityclass",
+        short_names: &["pc"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[],
+        columns: priorityclass::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &priorityclass::PriorityClass,
     },
 ];
 
