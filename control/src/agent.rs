@@ -152,6 +152,7 @@ pub(crate) async fn build(
     config.register_node = args.register_node;
     config.node_labels = labels(&args.node_labels)?;
     config.max_pods = args.max_pods;
+    args.pulls.apply(&mut config)?;
     Ok(Agent::build(config).await?)
 }
 

@@ -7,6 +7,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::pulls::PullArgs;
+
 /// A node that runs pods of containers and Wasm components, and the control plane for it where there is no cluster.
 #[derive(Parser)]
 #[command(version, max_term_width = 120)]
@@ -237,6 +239,8 @@ pub(crate) struct NodeArgs {
     pub(crate) cluster_domain: String,
     #[command(flatten)]
     pub(crate) images: ImageArgs,
+    #[command(flatten)]
+    pub(crate) pulls: PullArgs,
 }
 
 /// How registries are reached.

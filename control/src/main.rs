@@ -12,6 +12,7 @@ mod control;
 mod down;
 mod image;
 mod lock;
+mod pulls;
 mod record;
 mod shutdown;
 mod store;

@@ -74,6 +74,23 @@ pub(crate) fn mount_tmpfs(path: &Path, mode: u32, size_bytes: Option<u64>) -> io
     Ok(())
 }
 
+/// Mounts huge pages of one size at `path` unless something is mounted there.
+pub(crate) fn mount_hugetlbfs(path: &Path, page_bytes: u64) -> io::Result<()> {
+    if is_mount_point(path)? {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let options = format!("pagesize={page_bytes}");
+    let none = Some("nodev");
+    Ok(mount(
+        none,
+        path,
+        Some("hugetlbfs"),
+        flags,
+        Some(options.as_str()),
+    )?)
+}
+
 /// Takes off whatever is mounted at an entry of a directory. Gone already: `Ok`.
 fn unmount_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     // Through the descriptor, so that nobody can swap a directory above for a link meanwhile.
@@ -245,6 +262,19 @@ mod tests {
         drop(at);
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
+    }
+
+    #[test]
+    fn huge_pages_are_mounted_and_taken_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("huge");
+        fs::create_dir(&at).unwrap();
+        mount_hugetlbfs(&at, 2 << 20).unwrap();
+        mount_hugetlbfs(&at, 2 << 20).unwrap();
+        let found = nix::sys::statvfs::statvfs(&at).unwrap();
+        assert_eq!(found.fragment_size(), 2 << 20);
+        remove_tree(&at).unwrap();
+        assert!(!at.exists());
     }
 
     #[test]

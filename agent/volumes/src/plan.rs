@@ -1,6 +1,9 @@
 //! What each volume of a pod takes, before anything is fetched or made. Pure.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use k8s_openapi::{
     api::core::v1::{
@@ -11,7 +14,11 @@ use k8s_openapi::{
 };
 use wherry_api::quantity;
 
-use crate::{SetUpError, empty_dir::EmptyDir, payload};
+use crate::{
+    SetUpError,
+    empty_dir::{EmptyDir, Medium},
+    payload,
+};
 
 /// The kubelet's directory for image volumes.
 pub(crate) const IMAGE_PLUGIN_DIR: &str = "kubernetes.io~image";
@@ -185,31 +192,78 @@ fn empty_dir(
     source: &EmptyDirVolumeSource,
     allocatable: &BTreeMap<String, Quantity>,
 ) -> Result<EmptyDir, SetUpError> {
-    let in_memory = match source.medium.as_deref().unwrap_or_default() {
-        "" => false,
-        "Memory" => true,
-        other => {
-            return Err(SetUpError::Unsupported(format!(
-                "emptyDir of medium {other}"
+    let medium = match source.medium.as_deref().unwrap_or_default() {
+        "" => Medium::Disk,
+        "Memory" => {
+            let limits = [source.size_limit.as_ref(), allocatable.get("memory")];
+            let sizes = limits
+                .into_iter()
+                .flatten()
+                .filter_map(bytes)
+                .chain(pod_memory_limit(pod));
+            let size_bytes = sizes.filter(|size| *size > 0).min();
+            Medium::Memory { size_bytes }
+        }
+        medium => match medium.strip_prefix("HugePages") {
+            Some(size) => Medium::HugePages {
+                page_bytes: huge_page_bytes(pod, medium, size)?,
+            },
+            None => {
+                return Err(SetUpError::Invalid(format!(
+                    "unknown storage medium \"{medium}\""
+                )));
+            }
+        },
+    };
+    Ok(EmptyDir {
+        medium,
+        fs_group: fs_group(pod),
+    })
+}
+
+/// The page size of a medium `HugePages` or `HugePages-<size>`: one that a container requests, and
+/// without a size the only one.
+fn huge_page_bytes(pod: &Pod, medium: &str, size: &str) -> Result<u64, SetUpError> {
+    let wanted = match size.strip_prefix('-') {
+        Some(size) => Some(
+            bytes(&Quantity(size.into()))
+                .filter(|size| *size > 0)
+                .ok_or_else(|| {
+                    SetUpError::Invalid(format!(
+                        "medium {medium}: {size} is not the size of a page"
+                    ))
+                })?,
+        ),
+        None if size.is_empty() => None,
+        None => {
+            return Err(SetUpError::Invalid(format!(
+                "unknown storage medium \"{medium}\""
             )));
         }
     };
-    let limits = [source.size_limit.as_ref(), allocatable.get("memory")];
-    let sizes = limits
+    let spec = pod.spec.iter();
+    let containers = spec.flat_map(|spec| {
+        spec.containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+    });
+    let requested: BTreeSet<u64> = containers
+        .filter_map(|container| container.resources.as_ref())
+        .flat_map(|resources| resources.requests.iter().chain(&resources.limits).flatten())
+        .filter_map(|(name, _)| bytes(&Quantity(name.strip_prefix("hugepages-")?.into())))
+        .collect();
+    let mut sizes = requested
         .into_iter()
-        .flatten()
-        .filter_map(bytes)
-        .chain(pod_memory_limit(pod));
-    let size_bytes = if in_memory {
-        sizes.filter(|size| *size > 0).min()
-    } else {
-        None
-    };
-    Ok(EmptyDir {
-        in_memory,
-        size_bytes,
-        fs_group: fs_group(pod),
-    })
+        .filter(|size| wanted.is_none_or(|wanted| wanted == *size));
+    match (sizes.next(), sizes.next()) {
+        (Some(size), None) => Ok(size),
+        (Some(_), Some(_)) => Err(SetUpError::Invalid(format!(
+            "medium {medium} can't be used if container requests multiple huge page sizes"
+        ))),
+        (None, _) => Err(SetUpError::Invalid(format!(
+            "medium {medium} can't be used: no container requests huge pages of that size"
+        ))),
+    }
 }
 
 /// The sum of the containers' memory limits, if each has one: more than that cannot be used.
@@ -413,16 +467,64 @@ mod tests {
                 Some(1 << 20),
             ),
         ] {
-            let in_memory = source.get("medium").is_some();
+            let medium = match source.get("medium") {
+                Some(_) => Medium::Memory { size_bytes: want },
+                None => Medium::Disk,
+            };
             let want = Plan::EmptyDir(EmptyDir {
-                in_memory,
-                size_bytes: want,
+                medium,
                 fs_group: None,
             });
             assert_eq!(
                 read(spec, json!({ "name": "v", "emptyDir": source })).unwrap(),
                 want
             );
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_of_the_size_that_is_requested() {
+        let request = |sizes: &[&str]| {
+            let limits: serde_json::Map<_, _> = sizes
+                .iter()
+                .map(|size| (format!("hugepages-{size}"), "4Mi".into()))
+                .collect();
+            json!({ "containers": [{ "name": "c", "resources": { "limits": limits } }] })
+        };
+        let many = "medium HugePages can't be used if container requests multiple huge page sizes";
+        for (sizes, medium, want) in [
+            (&["2Mi"] as &[&str], "HugePages", Ok(2 << 20)),
+            (&["2Mi"], "HugePages-2Mi", Ok(2 << 20)),
+            (&["2Mi", "1Gi"], "HugePages-1Gi", Ok(1 << 30)),
+            (&["2Mi", "1Gi"], "HugePages", Err(many)),
+            (
+                &["2Mi"],
+                "HugePages-1Gi",
+                Err(
+                    "medium HugePages-1Gi can't be used: no container requests huge pages of that size",
+                ),
+            ),
+            (
+                &["2Mi"],
+                "HugePages-x",
+                Err("medium HugePages-x: x is not the size of a page"),
+            ),
+            (
+                &["2Mi"],
+                "HugePagesX",
+                Err("unknown storage medium \"HugePagesX\""),
+            ),
+        ] {
+            let volume = json!({ "name": "v", "emptyDir": { "medium": medium } });
+            let want = want
+                .map(|page_bytes| {
+                    Plan::EmptyDir(EmptyDir {
+                        medium: Medium::HugePages { page_bytes },
+                        fs_group: None,
+                    })
+                })
+                .map_err(str::to_owned);
+            assert_eq!(read(request(sizes), volume), want, "{medium}");
         }
     }
 
@@ -436,7 +538,11 @@ mod tests {
             ),
             (
                 json!({ "emptyDir": { "medium": "HugePages" } }),
-                "no volume plugin matched: emptyDir of medium HugePages volumes are not supported on this node",
+                "medium HugePages can't be used: no container requests huge pages of that size",
+            ),
+            (
+                json!({ "emptyDir": { "medium": "Floppy" } }),
+                "unknown storage medium \"Floppy\"",
             ),
             (
                 json!({ "projected": { "sources": [{ "clusterTrustBundle": { "path": "x" } }] } }),
