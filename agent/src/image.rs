@@ -140,3 +140,6 @@ impl ImageManager {
         self.puller.pauses().forget(uid);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,3 +138,177 @@ impl Sources {
         Ok(usage)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use wherry_runtime_api::fake::FakeImages;
+
+    use super::*;
+
+    async fn with(present: &[(&str, ImageKind)]) -> Arc<dyn ImageService> {
+        let images = FakeImages::new(present);
+        for (name, _) in present {
+            let pulled = images.pull_image(name, &[], None).await;
+            pulled.expect("its registry has it");
+        }
+        images
+    }
+
+    #[tokio::test]
+    async fn who_keeps_an_image_goes_by_class_then_by_who_has_it_then_by_what_it_is() {
+        use {ImageKind::*, PullPolicy::*};
+        let engine = with(&[("nginx:1", Container), ("both:1", Container)]).await;
+        let store = with(&[
+            ("hello:1", Wasm),
+            ("redis:1", Container),
+            ("both:1", Container),
+        ])
+        .await;
+        let sources = |default_handler| Sources {
+            store: Arc::clone(&store),
+            engines: vec![("docker", Arc::clone(&engine))],
+            default_handler,
+        };
+        let not_found = || ImageError::NotFound {
+            reference: "x".into(),
+        };
+        for (default, class, name, policy, answer, in_engine, kind) in [
+            (
+                "docker",
+                None,
+                "nginx:1",
+                IfNotPresent,
+                None,
+                true,
+                Some(Container),
+            ),
+            (
+                "docker",
+                None,
+                "both:1",
+                IfNotPresent,
+                None,
+                true,
+                Some(Container),
+            ),
+            ("docker", None, "hello:1", Always, None, false, Some(Wasm)),
+            // It is where the engine cannot run it from: the engine pulls it again.
+            (
+                "docker",
+                None,
+                "redis:1",
+                IfNotPresent,
+                None,
+                true,
+                Some(Container),
+            ),
+            (
+                "docker",
+                None,
+                "new:1",
+                IfNotPresent,
+                Some(Ok(Wasm)),
+                false,
+                Some(Wasm),
+            ),
+            (
+                "docker",
+                None,
+                "new:1",
+                IfNotPresent,
+                Some(Ok(Container)),
+                true,
+                Some(Container),
+            ),
+            (
+                "docker",
+                None,
+                "new:1",
+                IfNotPresent,
+                Some(Err(not_found())),
+                true,
+                None,
+            ),
+            ("docker", None, "new:1", Never, None, true, None),
+            (
+                "docker",
+                Some("oci"),
+                "nginx:1",
+                Always,
+                None,
+                false,
+                Some(Container),
+            ),
+            (
+                "docker",
+                Some("wasm"),
+                "nginx:1",
+                Always,
+                None,
+                false,
+                Some(Wasm),
+            ),
+            (
+                "oci",
+                Some("docker"),
+                "new:1",
+                Always,
+                None,
+                true,
+                Some(Container),
+            ),
+            (
+                "oci",
+                None,
+                "nginx:1",
+                IfNotPresent,
+                Some(Ok(Container)),
+                false,
+                Some(Container),
+            ),
+            (
+                "oci",
+                None,
+                "hello:1",
+                IfNotPresent,
+                None,
+                false,
+                Some(Wasm),
+            ),
+        ] {
+            let what = format!("{name} {policy:?} default {default} class {class:?}");
+            let (asked, is_wanted) = (Cell::new(false), answer.is_some());
+            let ask = async {
+                asked.set(true);
+                answer.expect("nobody is to be asked")
+            };
+            let choice = sources(default).choose(class, name, policy, ask).await;
+            assert_eq!(Arc::ptr_eq(&choice.service, &engine), in_engine, "{what}");
+            assert_eq!(choice.kind, kind, "{what}");
+            assert_eq!(asked.get(), is_wanted, "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_two_keep_is_listed_once_and_all_of_it_counts() {
+        let (engine, store) = (
+            with(&[("a:1", ImageKind::Container)]).await,
+            with(&[("a:1", ImageKind::Container), ("b:1", ImageKind::Container)]).await,
+        );
+        let sources = Sources {
+            store,
+            engines: vec![("docker", engine)],
+            default_handler: "docker",
+        };
+        let ids: Vec<_> = sources
+            .list()
+            .await
+            .into_iter()
+            .map(|image| image.id)
+            .collect();
+        assert_eq!(ids, ["sha256:a:1", "sha256:b:1"]);
+        assert_eq!(sources.fs_info().await.expect("answers").used_bytes, 3000);
+    }
+}
