@@ -15,9 +15,6 @@ use crate::{
 pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     trials![shared;
         a_manifest_with_unknown_or_wrong_fields_is_refused,
-        an_invalid_pod_gets_the_messages_of_kubernetes,
-        an_image_that_cannot_be_had_is_told_from_a_bad_name,
-        a_command_that_is_not_there_is_named,
         a_wasm_file_that_does_not_validate_is_refused,
         a_component_with_foreign_imports_is_refused_by_name,
         an_image_that_escapes_its_root_touches_nothing,
@@ -67,109 +64,6 @@ fn a_manifest_with_unknown_or_wrong_fields_is_refused(cluster: &Cluster, ns: &st
     );
     let said = refused(cluster, "absent", &good);
     assert!(said.contains("namespaces \"absent\" not found"), "{said}");
-}
-
-fn an_invalid_pod_gets_the_messages_of_kubernetes(cluster: &Cluster, ns: &str) {
-    let good = shell_pod("bad", "sleep 1");
-    for (yaml, message) in [
-        (
-            good.replace("name: main", "name: Main"),
-            "spec.containers[0].name: Invalid value: \"Main\"",
-        ),
-        (
-            good.replace("    image: test/busybox:1\n", ""),
-            "spec.containers[0].image: Required value",
-        ),
-        (
-            good.replace("spec:", "spec:\n  restartPolicy: Sometimes"),
-            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
-        ),
-        (
-            good.replace(
-                "    image:",
-                "    volumeMounts: [{name: v, mountPath: /v}]\n    image:",
-            ),
-            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
-        ),
-        (
-            good.replace(
-                "    image:",
-                "    ports: [{containerPort: 70000}]\n    image:",
-            ),
-            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
-        ),
-        (
-            good.replace(
-                "    image:",
-                "    resources: {requests: {cpu: 2}, limits: {cpu: 1}}\n    image:",
-            ),
-            "must be less than or equal to cpu limit of 1",
-        ),
-    ] {
-        let said = refused(cluster, ns, &yaml);
-        assert!(
-            said.contains("is invalid") && said.contains(message),
-            "no {message:?} in {said}"
-        );
-    }
-}
-
-fn an_image_that_cannot_be_had_is_told_from_a_bad_name(cluster: &Cluster, ns: &str) {
-    let with = |name: &str, image: &str, policy: &str| {
-        shell_pod(name, "sleep 1")
-            .replace("test/busybox:1", image)
-            .replace("Never", policy)
-    };
-    let reason = ".status.containerStatuses[0].state.waiting.reason";
-    apply(cluster, ns, &with("never", "test/absent:1", "Never"));
-    cluster.wait_field(ns, "pod/never", reason, "ErrImageNeverPull");
-    apply(
-        cluster,
-        ns,
-        &with("name", "'test/Bad Name:1'", "IfNotPresent"),
-    );
-    cluster.wait_field(ns, "pod/name", reason, "InvalidImageName");
-    // Nothing listens there; the pull fails, is said, and is tried again later.
-    apply(
-        cluster,
-        ns,
-        &with("gone", "127.0.0.1:9/test/absent:1", "Always"),
-    );
-    let failed = cluster.wait_event(ns, "gone", "Failed");
-    assert!(
-        failed.contains("Failed to pull image \"127.0.0.1:9/test/absent:1\""),
-        "{failed}"
-    );
-    cluster.wait_field(ns, "pod/gone", reason, "ImagePullBackOff");
-    assert!(
-        cluster
-            .wait_event(ns, "gone", "BackOff")
-            .contains("Back-off pulling image")
-    );
-}
-
-fn a_command_that_is_not_there_is_named(cluster: &Cluster, ns: &str) {
-    let yaml = shell_pod("nocommand", "x").replace("[sh, -c, \"x\"]", "[no-such-program]");
-    apply(
-        cluster,
-        ns,
-        &yaml.replace("spec:", "spec:\n  restartPolicy: Never"),
-    );
-    cluster.wait_field(
-        ns,
-        "pod/nocommand",
-        ".status.containerStatuses[0].state.terminated.reason",
-        "StartError",
-    );
-    let message = cluster.field(
-        ns,
-        "pod/nocommand",
-        ".status.containerStatuses[0].state.terminated.message",
-    );
-    assert!(
-        message.contains("exec: \"no-such-program\": executable file not found in $PATH"),
-        "{message}"
-    );
 }
 
 /// Imports bytes as a Wasm file; gives what `wherry image import` said if it failed.

@@ -66,8 +66,6 @@ const RUN: [Runtime; 2] = [Runtime::Oci, Runtime::Wasm];
 pub(crate) enum Expect {
     /// It holds.
     Works,
-    /// It holds as far as the reason says; the test knows the difference.
-    Partly(&'static str),
     /// It does not, for this reason; whoever asks for it is told in these words.
     Cannot {
         reason: &'static str,
@@ -122,10 +120,6 @@ impl Behaviour {
         self.expect(Runtime::Wasm, Expect::Cannot { reason, words })
     }
 
-    const fn wasm_partly(self, reason: &'static str) -> Self {
-        self.expect(Runtime::Wasm, Expect::Partly(reason))
-    }
-
     const fn wasm_moot(self, reason: &'static str) -> Self {
         self.expect(Runtime::Wasm, Expect::Moot(reason))
     }
@@ -174,7 +168,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
                 let refusal = match row.expected(runtime) {
                     Expect::Moot(_) => continue,
                     Expect::Cannot { words, .. } => Some(words),
-                    Expect::Works | Expect::Partly(_) => None,
+                    Expect::Works => None,
                 };
                 let name = format!(
                     "behaviours::{}::{}::{}",

@@ -10,7 +10,6 @@ mod control_planes;
 mod images;
 mod kubectl;
 mod lifecycle;
-mod network;
 mod pods;
 mod restarts;
 mod wasm;
@@ -151,7 +150,6 @@ fn main() {
         kubectl::trials(&shared),
         pods::trials(&shared),
         wasm::trials(&shared),
-        network::trials(&shared),
         bad_input::trials(&shared),
         images::trials(),
         cgroup_v2::trials(),

@@ -15,14 +15,9 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     trials![shared;
         a_component_gets_arguments_and_environment,
         exit_codes_and_traps_are_told_apart,
-        the_memory_limit_is_oom_killed,
-        a_spinning_guest_starves_nobody,
         volumes_are_directories_of_the_component,
-        exec_runs_the_component_again,
-        stdin_and_attach_reach_the_component,
         sockets_are_confined_to_the_pod,
         an_http_component_serves_the_container_port,
-        a_mixed_pod_shares_address_loopback_and_volumes,
         the_example_serves_its_page,
         the_runtime_class_names_the_runtime,
         deleting_a_component_ends_it,
@@ -122,90 +117,6 @@ fn exit_codes_and_traps_are_told_apart(cluster: &Cluster, ns: &str) {
     assert!(logs(cluster, ns, "trapped", "main").contains("about to trap"));
 }
 
-fn the_memory_limit_is_oom_killed(cluster: &Cluster, ns: &str) {
-    let line = component("main", "eat-memory", &[])
-        .replace("args:", "resources: {limits: {memory: 32Mi}}, args:");
-    let neighbour = component("main", "ticker", &["20"]);
-    apply(
-        cluster,
-        ns,
-        &pod("neighbour", &format!("  containers:\n{neighbour}")),
-    );
-    cluster.wait_ready(ns, "neighbour");
-    apply(
-        cluster,
-        ns,
-        &pod(
-            "eater",
-            &format!("  restartPolicy: Never\n  containers:\n{line}"),
-        ),
-    );
-    cluster.wait_field(
-        ns,
-        "pod/eater",
-        ".status.containerStatuses[0].state.terminated.reason",
-        "OOMKilled",
-    );
-    assert_eq!(
-        cluster.field(
-            ns,
-            "pod/eater",
-            ".status.containerStatuses[0].state.terminated.exitCode"
-        ),
-        "137"
-    );
-    assert_unhurt(cluster, ns);
-}
-
-/// The ticker called `neighbour` ticks on and never restarted.
-fn assert_unhurt(cluster: &Cluster, ns: &str) {
-    let ticks = || logs(cluster, ns, "neighbour", "main").lines().count();
-    let before = ticks();
-    eventually("the neighbour ticks on", || {
-        if ticks() > before {
-            Ok(())
-        } else {
-            Err(ticks().to_string())
-        }
-    });
-    assert_eq!(
-        cluster.field(
-            ns,
-            "pod/neighbour",
-            ".status.containerStatuses[0].restartCount"
-        ),
-        "0"
-    );
-}
-
-fn a_spinning_guest_starves_nobody(cluster: &Cluster, ns: &str) {
-    apply(
-        cluster,
-        ns,
-        &pod(
-            "neighbour",
-            &format!("  containers:\n{}", component("main", "ticker", &["20"])),
-        ),
-    );
-    cluster.wait_ready(ns, "neighbour");
-    for n in 0..4 {
-        let line = component("main", "spin", &[])
-            .replace("args:", "resources: {limits: {cpu: 100m}}, args:");
-        apply(
-            cluster,
-            ns,
-            &pod(&format!("spin{n}"), &format!("  containers:\n{line}")),
-        );
-        cluster.wait_ready(ns, &format!("spin{n}"));
-    }
-    assert_unhurt(cluster, ns);
-    // A spinner asks for nothing and still ends when it is told to.
-    cluster.kubectl(&[
-        "delete", "pod", "spin0", "spin1", "spin2", "spin3", "-n", ns,
-    ]);
-    assert_unhurt(cluster, ns);
-}
-
 fn volumes_are_directories_of_the_component(cluster: &Cluster, ns: &str) {
     cluster.kubectl(&[
         "create",
@@ -233,66 +144,6 @@ fn volumes_are_directories_of_the_component(cluster: &Cluster, ns: &str) {
     // Nothing but what the pod names is there.
     refuse(&["read", "/etc/passwd"]);
     refuse(&["read", "/data/../../../../etc/passwd"]);
-}
-
-fn exec_runs_the_component_again(cluster: &Cluster, ns: &str) {
-    apply(
-        cluster,
-        ns,
-        &pod(
-            "again",
-            &format!("  containers:\n{}", component("main", "sleeper", &[])),
-        ),
-    );
-    cluster.wait_ready(ns, "again");
-    // A sleeper sleeps in an exec as well, so a different component shows the exit code.
-    apply(
-        cluster,
-        ns,
-        &pod(
-            "files",
-            &format!("  containers:\n{}", component("main", "files", &["wait"])),
-        ),
-    );
-    cluster.wait_ready(ns, "files");
-    let output = cluster
-        .kubectl_command(&["exec", "-n", ns, "files", "--", "read", "/absent"])
-        .output()
-        .expect("kubectl starts");
-    assert_eq!(
-        output.status.code(),
-        Some(1),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(String::from_utf8_lossy(&output.stderr).contains("files read /absent"));
-    assert_eq!(
-        cluster.field(ns, "pod/files", ".status.containerStatuses[0].restartCount"),
-        "0"
-    );
-}
-
-fn stdin_and_attach_reach_the_component(cluster: &Cluster, ns: &str) {
-    let line =
-        component("main", "cat", &[]).replace("args:", "stdin: true, stdinOnce: true, args:");
-    apply(
-        cluster,
-        ns,
-        &pod(
-            "cat",
-            &format!("  restartPolicy: Never\n  containers:\n{line}"),
-        ),
-    );
-    cluster.wait_ready(ns, "cat");
-    let output = cluster.kubectl_with_input(&["attach", "-i", "-n", ns, "cat"], "over the wire\n");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        said.contains("over the wire\n"),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    cluster.wait_field(ns, "pod/cat", ".status.phase", "Succeeded");
-    assert_eq!(logs(cluster, ns, "cat", "main"), "over the wire\n");
 }
 
 fn sockets_are_confined_to_the_pod(cluster: &Cluster, ns: &str) {
@@ -349,33 +200,6 @@ fn an_http_component_serves_the_container_port(cluster: &Cluster, ns: &str) {
         "0"
     );
     wait_log(cluster, ns, "http", "main", "request for /boat");
-}
-
-fn a_mixed_pod_shares_address_loopback_and_volumes(cluster: &Cluster, ns: &str) {
-    let spec = format!(
-        "  containers:\n{}{}",
-        component("wasm", "tcp", &["serve", "127.0.0.1:7000", "from wasm"]),
-        crate::pods::container(
-            "box",
-            "nc -ll -p 7001 -e echo from the container & sleep 1000"
-        ),
-    );
-    apply(cluster, ns, &pod("mixed", &spec));
-    cluster.wait_ready(ns, "mixed");
-    wait_log(cluster, ns, "mixed", "wasm", "listening on 127.0.0.1:7000");
-    let exec = |container: &str, args: &[&str]| {
-        cluster.kubectl(&[&["exec", "-n", ns, "mixed", "-c", container, "--"], args].concat())
-    };
-    assert_eq!(
-        exec("box", &["sh", "-c", "nc 127.0.0.1 7000 < /dev/null"]),
-        "from wasm\n"
-    );
-    assert_eq!(
-        exec("wasm", &["get", "127.0.0.1:7001"]),
-        "from the container\n"
-    );
-    let ids = cluster.field(ns, "pod/mixed", ".status.containerStatuses[*].containerID");
-    assert!(ids.contains("wasm://") && ids.contains("oci://"), "{ids}");
 }
 
 fn the_example_serves_its_page(cluster: &Cluster, ns: &str) {

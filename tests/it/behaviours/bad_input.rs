@@ -13,10 +13,6 @@ pub(super) const GROUP: Group = Group {
     name: "bad_input",
     title: "Bad input",
     rows: &[
-        Behaviour::new(
-            "a manifest with unknown or wrong fields is refused",
-            manifest,
-        ),
         Behaviour::new("names and images are checked", |case| refused(case, NAMES)),
         Behaviour::new("ports and policies are checked", |case| {
             refused(case, PORTS)
@@ -320,24 +316,6 @@ fn refused(case: &Case<'_>, table: &[Bad]) -> Outcome {
             words,
         );
     }
-    Ok(())
-}
-
-fn manifest(case: &Case<'_>) -> Outcome {
-    let pod = case.pod_with("bad", &[stay()], json!({"imagee": "x"}));
-    case.invalid(
-        &pod,
-        "strict decoding error: unknown field \"spec.containers[0].imagee\"",
-    );
-    let pod = case
-        .pod("bad", &[stay()])
-        .spec(json!({"terminationGracePeriodSeconds": "soon"}));
-    let said = String::from_utf8_lossy(&case.apply_output(&pod.object).stderr).into_owned();
-    assert!(
-        said.contains("cannot unmarshal string into Go struct field")
-            || said.contains("unrecognized type"),
-        "{said}"
-    );
     Ok(())
 }
 

@@ -10,7 +10,7 @@ const END: &str = "<!-- behaviours:end -->";
 const INTRODUCTION: &str = "# What a pod can rely on, by runtime
 
 Each row is a test of [tests/it/behaviours](../tests/it/behaviours), run through the API with `kubectl` on every runtime; this
-page is generated from the same table. ✓ works, ◐ works as far as the note says, ✗ does not and is refused or flagged with a
+page is generated from the same table. ✓ works, ✗ does not and is refused or flagged with a
 message that says so (which is tested as well), – does not arise.
 
 ";
@@ -40,7 +40,6 @@ impl Notes {
 fn mark(expect: Expect, notes: &mut Notes) -> String {
     match expect {
         Expect::Works => "✓".to_owned(),
-        Expect::Partly(reason) => format!("◐ ({})", notes.number(reason)),
         Expect::Cannot { reason, .. } => format!("✗ ({})", notes.number(reason)),
         Expect::Moot(reason) => format!("– ({})", notes.number(reason)),
     }
@@ -91,17 +90,10 @@ fn section(groups: &[Group]) -> String {
     text.push_str("\nWhat a runtime cannot do, and says so when it is asked for:\n\n");
     for runtime in Runtime::ALL {
         for row in groups.iter().flat_map(|group| group.rows) {
-            let (how, reason) = match row.expected(runtime) {
-                Expect::Cannot { reason, .. } => ("", reason),
-                Expect::Partly(reason) => ("in part: ", reason),
-                Expect::Works | Expect::Moot(_) => continue,
+            let Expect::Cannot { reason, .. } = row.expected(runtime) else {
+                continue;
             };
-            let _ = writeln!(
-                text,
-                "- **{}**, {how}{}: {reason}.",
-                runtime.class(),
-                row.name
-            );
+            let _ = writeln!(text, "- **{}**, {}: {reason}.", runtime.class(), row.name);
         }
     }
     text
