@@ -8,13 +8,25 @@ use std::{
 };
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::api::resource::Quantity};
+use wherry_plugin_host::Prober;
 use wherry_runtime_api::{PodUid, Runtime, RuntimeFeatures};
 use wherry_volumes::PodContext;
 
 use crate::{
     config::Config,
-    eviction::{Pressure, storage::Meter}, directory::Directory, events::Recorder, image::ImageManager, metrics::Metrics,
-    node::machine::Machine, objects::Objects, pleg::Actual, pod::userns::UserNamespaces, publish::Publisher, volume::Volumes,
+    directory::Directory,
+    events::Recorder,
+    eviction::{Pressure, storage::Meter},
+    image::ImageManager,
+    metered::MeteredProber,
+    metrics::Metrics,
+    node::machine::Machine,
+    objects::Objects,
+    pleg::Actual,
+    pod::userns::UserNamespaces,
+    probe::ProbeKind,
+    publish::Publisher,
+    volume::Volumes,
 };
 
 /// What the agent's parts share.
@@ -40,7 +52,9 @@ pub(crate) struct Context {
     /// What pods take of its disk.
     pub(crate) meter: Meter,
     /// What it counted of its own work.
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
+    /// What it counted of its pods' probes.
+    pub(crate) probe_metrics: Arc<Metrics>,
     /// The machine.
     pub(crate) machine: Machine,
     /// Ranges of IDs for pods with user namespaces of their own.
@@ -113,6 +127,27 @@ impl Context {
         PodContext {
             allocatable: self.allocatable(),
         }
+    }
+
+    /// What makes a container's checks of one kind, and counts them.
+    pub(crate) fn prober(&self, pod: &Pod, container: &str, kind: ProbeKind) -> Arc<dyn Prober> {
+        Arc::new(MeteredProber::new(
+            Arc::clone(&self.config.prober),
+            Arc::clone(&self.probe_metrics),
+            pod,
+            container,
+            kind.as_str(),
+        ))
+    }
+
+    /// Forgets what was counted of probes of pods that are gone.
+    pub(crate) fn forget_probes(&self, pods: &[Arc<Pod>]) {
+        let uids: Vec<_> = pods
+            .iter()
+            .map(|pod| format!("pod_uid=\"{}\"", crate::pod::uid(pod)))
+            .collect();
+        self.probe_metrics
+            .retain(|label| uids.iter().any(|uid| label.contains(uid)));
     }
 
     /// Records an event about a pod.

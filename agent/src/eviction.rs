@@ -191,6 +191,7 @@ impl Evictor {
         let pods = self.context.directory.pods();
         let live: std::collections::HashSet<_> = pods.iter().map(|pod| pod::uid(pod)).collect();
         self.context.meter.retain(|uid| live.contains(uid));
+        self.context.forget_probes(&pods);
         for pod in pods.iter().filter(|pod| is_here(pod)) {
             if !storage::has_limits(pod) || rank::is_critical(pod) {
                 continue;
@@ -380,10 +381,7 @@ pub(crate) async fn pod_disk(
         pod::translate::log_directory(&context.config.log_root(), pod),
         pod,
     );
-    context
-        .meter
-        .measure(&pod::uid(pod), places, age_max)
-        .await
+    context.meter.measure(&pod::uid(pod), places, age_max).await
 }
 
 /// Whether a pod holds resources and is not on its way out.

@@ -21,6 +21,7 @@ mod directory;
 mod events;
 pub mod eviction;
 mod image;
+mod metered;
 mod metrics;
 pub mod network;
 mod node;
@@ -50,6 +51,7 @@ use directory::Directory;
 use events::Recorder;
 use image::ImageManager;
 use node::machine::Machine;
+pub use node::reserved::{ReservedError, parse_reserved};
 use objects::Objects;
 use pleg::{Actual, Pleg};
 use pod::manager::Manager;
@@ -93,9 +95,14 @@ pub struct Agent {
 
 impl Agent {
     /// Builds an agent; its HTTP server listens already. Touches no pod.
-    pub async fn build(config: Config) -> Result<Self, AgentError> {
+    pub async fn build(mut config: Config) -> Result<Self, AgentError> {
         if config.runtimes.is_empty() {
             return Err(AgentError::NoRuntime);
+        }
+        let metrics = Arc::new(metrics::Metrics::default());
+        for runtime in &mut config.runtimes {
+            let metered = metered::Metered::new(Arc::clone(runtime), Arc::clone(&metrics));
+            *runtime = Arc::new(metered);
         }
         for dir in [config.pods_dir(), config.log_root()] {
             fs::create_dir_all(&dir).map_err(|source| AgentError::Root { path: dir, source })?;
@@ -134,7 +141,8 @@ impl Agent {
             recorder,
             pressure: eviction::Pressure::new(&config.eviction),
             meter: eviction::storage::Meter::default(),
-            metrics: metrics::Metrics::default(),
+            metrics,
+            probe_metrics: Arc::default(),
             machine,
             config,
         });

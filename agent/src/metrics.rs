@@ -1,7 +1,8 @@
 //! What the agent counts of its own work, for `/metrics`, under the kubelet's names.
 //!
 //! A family is a constant here and an entry in [`Metrics`] once something was counted. Labels come
-//! from fixed sets (operations, signals), so that what is kept is bounded.
+//! from fixed sets (operations, signals), so that what is kept is bounded; those of probes name pods
+//! and are forgotten with them.
 
 use std::{
     collections::BTreeMap,
@@ -38,6 +39,17 @@ pub(crate) const RUNTIME_ERRORS: Family = Family {
 pub(crate) const RUNTIME_DURATION: Family = Family {
     name: "kubelet_runtime_operations_duration_seconds",
     help: "Duration in seconds of runtime operations. Broken down by operation type.",
+};
+
+/// Checks made, by container, kind and result; for `/metrics/probes`.
+pub(crate) const PROBES: Family = Family {
+    name: "prober_probe_total",
+    help: "Cumulative number of a liveness, readiness or startup probe for a container by result.",
+};
+/// How long those took that succeeded.
+pub(crate) const PROBE_DURATION: Family = Family {
+    name: "prober_probe_duration_seconds",
+    help: "Duration in seconds for a probe response.",
 };
 
 /// Upper bounds of a histogram's buckets, seconds: the kubelet's for runtime operations, 5 ms times
@@ -113,6 +125,13 @@ impl Metrics {
             if let Some(bucket) = bucket {
                 counts[bucket] += 1;
             }
+        }
+    }
+
+    /// Forgets what was counted under labels that nobody will count under again.
+    pub(crate) fn retain(&self, is_wanted: impl Fn(&str) -> bool) {
+        for values in self.lock().values_mut() {
+            values.retain(|label, _| is_wanted(label));
         }
     }
 

@@ -4,6 +4,7 @@
 //! the node lives is the lease's to say. Nothing here touches the disk.
 
 pub(crate) mod machine;
+pub(crate) mod reserved;
 mod status;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};

@@ -82,6 +82,11 @@ impl Kubelet for Context {
         configuration(self)
     }
 
+    fn probe_metrics(&self) -> String {
+        self.forget_probes(&self.directory.pods());
+        self.probe_metrics.render()
+    }
+
     fn metrics(&self) -> String {
         let mut text = gauges(self);
         text += &self.metrics.render();

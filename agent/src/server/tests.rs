@@ -556,6 +556,34 @@ async fn the_log_of_a_forgotten_container_is_found_by_its_attempt() {
 }
 
 #[tokio::test]
+async fn init_and_ephemeral_containers_are_found_like_any_other() {
+    let served = serve().await;
+    for kind in ["initContainer", "ephemeralContainer"] {
+        let (pod, id, _) = served.run_pod(kind).await;
+        let mut value = serde_json::to_value(&*pod).expect("JSON");
+        let status = value["status"]["containerStatuses"].take();
+        value["status"][format!("{kind}Statuses")] = status;
+        let spec = value["spec"]["containers"].take();
+        value["spec"][format!("{kind}s")] = spec;
+        value["spec"]["containers"] = json!([{"name": "main", "image": "i"}]);
+        let pod: Pod = serde_json::from_value(value).expect("a pod");
+        {
+            let mut pods = served.node.pods.lock().expect("not poisoned");
+            pods.clear();
+            pods.push(Arc::new(pod.clone()));
+        }
+        assert_eq!(
+            served
+                .get(&format!("/containerLogs/default/{kind}/c"))
+                .await,
+            (StatusCode::OK, "one\ntwo\n".into())
+        );
+        let found = container::find_running(&*served.node, &pod, "c").await;
+        assert_eq!(found.map(|found| found.id).ok(), Some(id), "{kind}");
+    }
+}
+
+#[tokio::test]
 async fn a_followed_log_ends_with_its_container() {
     let served = serve().await;
     let (_, _, log_path) = served.run_pod("p").await;
@@ -655,6 +683,19 @@ async fn usage_is_told_in_both_forms() {
         summary["pods"][0]["containers"][0]["memory"]["workingSetBytes"],
         1 << 20
     );
+    let container = &summary["pods"][0]["containers"][0];
+    assert!(container["cpu"]["usageNanoCores"].is_u64(), "{container}");
+    assert!(container["rootfs"]["usedBytes"].is_u64(), "{container}");
+    assert!(container["memory"]["pageFaults"].is_null(), "{container}");
+    assert!(summary["node"]["rlimit"]["maxpid"].is_u64());
+    let (_, text) = served.get("/stats/summary?only_cpu_and_memory=true").await;
+    let less: Value = serde_json::from_str(&text).expect("JSON");
+    let container = &less["pods"][0]["containers"][0];
+    assert!(container["cpu"]["usageCoreNanoSeconds"].is_u64());
+    assert!(container["rootfs"].is_null() && less["node"]["runtime"].is_null());
+    let (_, text) = served.get("/metrics/cadvisor").await;
+    let line = "container_memory_working_set_bytes{container=\"c\",id=\"oci://";
+    assert!(text.contains(line), "{text}");
     let (_, text) = served.get("/metrics/resource").await;
     assert!(text.contains("container_cpu_usage_seconds_total{container=\"c\",namespace=\"default\",pod=\"p\"} 0.001 "), "{text}");
     assert!(text.contains("resource_scrape_error 0 "), "{text}");
