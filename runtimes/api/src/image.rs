@@ -78,7 +78,7 @@ pub struct FsUsage {
     pub used_bytes: u64,
     /// Inodes used by this part.
     pub inodes_used: u64,
-    /// Bytes of the whole file system.
+    /// Bytes of the whole file system that are used or can be: blocks kept for root are not counted.
     pub capacity_bytes: u64,
     /// Bytes free on the whole file system.
     pub available_bytes: u64,

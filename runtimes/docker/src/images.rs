@@ -444,7 +444,8 @@ impl ImageService for DockerImages {
         Ok(FsUsage {
             used_bytes: used,
             inodes_used: 0,
-            capacity_bytes: disk.f_blocks * disk.f_frsize,
+            // Blocks kept for root are nobody's to fill.
+            capacity_bytes: (disk.f_blocks - disk.f_bfree + disk.f_bavail) * disk.f_frsize,
             available_bytes: disk.f_bavail * disk.f_frsize,
         })
     }

@@ -549,7 +549,8 @@ impl Inner {
             }
         }
         let whole = rustix::fs::statvfs(&self.root).map_err(|e| disk::at(&self.root)(e.into()))?;
-        usage.capacity_bytes = whole.f_blocks * whole.f_frsize;
+        // Blocks kept for root are nobody's to fill.
+        usage.capacity_bytes = (whole.f_blocks - whole.f_bfree + whole.f_bavail) * whole.f_frsize;
         usage.available_bytes = whole.f_bavail * whole.f_frsize;
         Ok(usage)
     }
