@@ -3,6 +3,7 @@
 mod binding;
 mod eviction;
 mod proxy;
+mod scale;
 mod token;
 
 use axum::extract::Request;
@@ -43,7 +44,10 @@ pub(crate) async fn serve(
         (&Method::POST, "binding") => binding::bind(call, headers, body).await,
         (&Method::POST, "eviction") => eviction::evict(call, headers, body).await,
         (&Method::POST, "token") => token::request(call, headers, body).await,
-        (&Method::GET, "status" | "ephemeralcontainers" | "resize" | "scale") => verbs::get::get(call).await,
+        (&Method::GET, "scale") => scale::get(call).await,
+        (&Method::PUT, "scale") => scale::update(call, headers, body).await,
+        (&Method::PATCH, "scale") => scale::patch(call, headers, body).await,
+        (&Method::GET, "status" | "ephemeralcontainers" | "resize") => verbs::get::get(call).await,
         (&Method::PUT, "status" | "finalize" | "ephemeralcontainers" | "resize") => {
             verbs::update::update(call, headers, body).await
         }

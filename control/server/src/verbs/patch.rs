@@ -128,6 +128,19 @@ async fn apply(call: &mut Call, body: &Bytes) -> Answer {
     ))
 }
 
+/// What the user is told of a patch that cannot be applied.
+pub(crate) fn patch_status(error: PatchError) -> Status {
+    match error {
+        PatchError::BadRequest(message) => Status::bad_request(message),
+        PatchError::Unprocessable(message) => Status::failure(
+            422,
+            "Invalid",
+            format!("the server rejected our request due to an error in our request: {message}"),
+        ),
+        PatchError::TooLarge(message) => Status::failure(413, "RequestEntityTooLarge", message),
+    }
+}
+
 async fn patch_object(
     call: &mut Call,
     subresource: &str,
@@ -140,17 +153,7 @@ async fn patch_object(
     let mut checker = call.clone();
     let mut is_first = true;
     let result = modify(call, subresource, |old| {
-        let mut new = patch::apply(kind, resource, old, patch).map_err(|error| match error {
-            PatchError::BadRequest(message) => Status::bad_request(message),
-            PatchError::Unprocessable(message) => Status::failure(
-                422,
-                "Invalid",
-                format!(
-                    "the server rejected our request due to an error in our request: {message}"
-                ),
-            ),
-            PatchError::TooLarge(message) => Status::failure(413, "RequestEntityTooLarge", message),
-        })?;
+        let mut new = patch::apply(kind, resource, old, patch).map_err(patch_status)?;
         checker.check_patched(&mut new, std::mem::take(&mut is_first))?;
         if meta::name(&new) != name {
             return Err(Status::bad_request(format!(
