@@ -47,6 +47,8 @@ pub(crate) struct Client {
     worker: String,
     sender: wire::Sender,
     waiting: Mutex<Waiting>,
+    /// The version of the protocol that the worker speaks.
+    pub(crate) protocol: u32,
     /// Names the machine code the worker can load.
     pub(crate) engine: String,
 }
@@ -71,7 +73,9 @@ impl Client {
             ToAgent::Reply {
                 result:
                     Ok(ReplyBody::Hello {
-                        engine, containers, ..
+                        protocol,
+                        engine,
+                        containers,
                     }),
                 ..
             },
@@ -88,6 +92,7 @@ impl Client {
             worker: worker.to_owned(),
             sender,
             waiting,
+            protocol,
             engine,
         });
         let (events, received) = mpsc::channel(EVENTS_MAX);

@@ -15,8 +15,8 @@ use std::{net::IpAddr, path::PathBuf, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use wherry_runtime_api::{ContainerExit, RuntimeError};
 
-/// Version of this protocol; both ends say theirs in the hello.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Version of this protocol; both ends say theirs in the hello. 2 knows [`RequestBody::Resize`].
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The first thing a worker reads, on its stdin, as root: what to become.
 ///
@@ -226,6 +226,17 @@ pub enum RequestBody {
         /// As given in `Exec`.
         exec: u64,
     },
+    /// The size of a terminal. Of a worker that speaks version 2 only.
+    Resize {
+        /// The container.
+        id: String,
+        /// The exec whose terminal it is, or else the app's.
+        exec: Option<u64>,
+        /// Height in characters.
+        rows: u16,
+        /// Width in characters.
+        columns: u16,
+    },
     /// Copies the app's streams to the sockets that come along, from now on.
     Attach {
         /// The container.
@@ -341,6 +352,9 @@ pub struct ContainerReport {
     pub started_at: Option<SystemTime>,
     /// How it ended.
     pub exit: Option<ContainerExit>,
+    /// Its log has outgrown its size, whoever was told.
+    #[serde(default)]
+    pub log_is_full: bool,
 }
 
 /// Usage of one container.

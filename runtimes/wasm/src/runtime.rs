@@ -50,7 +50,7 @@ use crate::{
         app_args, check, check_sandbox, environment, etc, exec_args, http_ports, ignored, limits,
         new_worker,
     },
-    stream::{KillOnDrop, Streams, collect},
+    stream::{KillOnDrop, Resized, Streams, collect},
     userns,
     worker::{NewWorker, Worker, WorkerKey, lost_with_its_worker},
 };
@@ -500,7 +500,12 @@ impl Runtime for WasmRuntime {
         };
         client.ask(body, &streams.theirs()).await?;
         let lost = format!("exec in container {id}: the wasm worker is gone");
-        Ok(streams.into_session(request.tty, async move {
+        let resized = request.tty.then(|| Resized {
+            client: client.clone(),
+            container: id.clone(),
+            exec: Some(exec),
+        });
+        Ok(streams.into_session(resized, async move {
             let exited = exited.await;
             guard.disarm();
             exited
@@ -524,7 +529,12 @@ impl Runtime for WasmRuntime {
             stderr: request.stderr && !tty,
         };
         client.ask(body, &streams.theirs()).await?;
-        Ok(streams.into_session(tty, Inner::wait_exit(container.state.subscribe())))
+        let resized = tty.then(|| Resized {
+            client,
+            container: id.clone(),
+            exec: None,
+        });
+        Ok(streams.into_session(resized, Inner::wait_exit(container.state.subscribe())))
     }
 
     async fn port_forward(

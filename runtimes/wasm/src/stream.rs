@@ -16,13 +16,42 @@ use tokio::{
     sync::mpsc,
 };
 use wherry_runtime_api::{
-    EXEC_SYNC_OUTPUT_BYTES_MAX, ExecSyncResponse, RuntimeError, StreamSession,
+    ContainerId, EXEC_SYNC_OUTPUT_BYTES_MAX, ExecSyncResponse, RuntimeError, StreamSession,
+    TerminalSize,
 };
 
 use crate::{client::Client, protocol::RequestBody};
 
-/// Terminal sizes that nobody looks at: a component cannot be told.
+/// Terminal sizes on their way to a worker.
 const SIZES_MAX: usize = 4;
+/// Workers that speak less cannot be told a terminal's size.
+const RESIZE_PROTOCOL: u32 = 2;
+
+/// Whose terminal is resized.
+pub(crate) struct Resized {
+    pub(crate) client: Arc<Client>,
+    pub(crate) container: ContainerId,
+    pub(crate) exec: Option<u64>,
+}
+
+impl Resized {
+    async fn follow(self, mut sizes: mpsc::Receiver<TerminalSize>) {
+        while let Some(size) = sizes.recv().await {
+            if self.client.protocol < RESIZE_PROTOCOL {
+                continue;
+            }
+            let body = RequestBody::Resize {
+                id: self.container.to_string(),
+                exec: self.exec,
+                rows: size.height,
+                columns: size.width,
+            };
+            if let Err(error) = self.client.ask(body, &[]).await {
+                tracing::debug!(container = %self.container, %error, "Terminal size not told");
+            }
+        }
+    }
+}
 
 /// The two ends of the streams that were asked for.
 pub(crate) struct Streams {
@@ -63,12 +92,12 @@ impl Streams {
     /// The session, once the worker has its ends.
     pub(crate) fn into_session(
         self,
-        tty: bool,
+        resized: Option<Resized>,
         exit: impl Future<Output = Result<i32, RuntimeError>> + Send + 'static,
     ) -> StreamSession {
-        let resize = tty.then(|| {
-            let (sender, mut sizes) = mpsc::channel(SIZES_MAX);
-            tokio::spawn(async move { while sizes.recv().await.is_some() {} });
+        let resize = resized.map(|resized| {
+            let (sender, sizes) = mpsc::channel(SIZES_MAX);
+            tokio::spawn(resized.follow(sizes));
             sender
         });
         StreamSession {

@@ -49,6 +49,7 @@ use crate::{
     sched::CpuAccount,
     serve::Worker,
     state::{component_store, module_store},
+    terminal::Terminal,
     tls::NodeRoots,
 };
 
@@ -132,6 +133,7 @@ pub(crate) struct Container {
     pub(crate) log: Arc<LogFile>,
     clients: Arc<Clients>,
     stdin: Input,
+    terminal: Arc<Terminal>,
     stdin_guest: Mutex<Option<DuplexStream>>,
     /// Where instances write; gone once the container is over, which ends the pump.
     output: Mutex<Option<mpsc::Sender<Chunk>>>,
@@ -192,6 +194,7 @@ impl Container {
             instances: AtomicU64::new(0),
             log: Arc::new(log),
             clients: Arc::default(),
+            terminal: Terminal::new(stdin.clone()),
             stdin,
             stdin_guest: Mutex::new(stdin_guest),
             output: Mutex::new(None),
@@ -214,6 +217,7 @@ impl Container {
             id: self.spec.id.clone(),
             started_at,
             exit,
+            log_is_full: self.log.is_full(),
         }
     }
 
@@ -269,6 +273,7 @@ impl Container {
             self.log.clone(),
             worker.log.clone(),
             self.clients.clone(),
+            self.spec.tty.then(|| self.terminal.clone()),
         ));
         let (this, worker) = (self.clone(), worker.clone());
         tokio::spawn(async move {
@@ -532,13 +537,14 @@ impl Container {
         tty: bool,
         stdin: Option<tokio::net::UnixStream>,
         client: Client,
+        (terminal, guest): (Arc<Terminal>, DuplexStream),
         cancel: CancellationToken,
     ) -> End {
         let (sender, receiver) = output::channel();
-        let pump = tokio::spawn(output::pump_exec(receiver, client));
         let is_interrupted = Arc::new(AtomicBool::new(false));
+        let input = terminal.input().clone();
+        let pump = tokio::spawn(output::pump_exec(receiver, client, tty.then_some(terminal)));
         let stdin = stdin.map(|socket| {
-            let (input, guest) = Input::open();
             let (echo, stop) = (tty.then(|| sender.clone()), cancel.clone());
             let is_interrupted = is_interrupted.clone();
             tokio::spawn(async move {
@@ -568,6 +574,11 @@ impl Container {
         } else {
             end
         }
+    }
+
+    /// The terminal of the client that is attached has this size now.
+    pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        self.terminal.resize(rows, columns);
     }
 
     /// Attaches a client to the app's streams.

@@ -37,5 +37,6 @@ mod seccomp;
 mod serve;
 mod sockets;
 mod state;
+mod terminal;
 mod tls;
 pub mod worker;

@@ -4,8 +4,9 @@
 //! 2026-11-20T12:00:00.123456789Z stdout F a whole line
 //! 2026-11-20T12:00:00.123456789Z stderr P a part of a line, more to come
 //! ```
-//! The file is the agent's; when it has outgrown its size the worker says so, goes on writing, and
-//! gets a new file. So nothing is lost while the agent is away, and a worker can create no files.
+//! The file is the agent's; when it has outgrown its size the worker says so and gets a new one, for
+//! which whoever writes waits a moment ([`ROTATION_PATIENCE`]) and no longer: nothing is lost while
+//! the agent is away, and a worker can create no files.
 
 use std::{
     fs::File,
@@ -17,12 +18,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Longest piece of a line in one entry, as in containerd and CRI-O.
 pub(crate) const PIECE_BYTES_MAX: usize = 16 * 1024;
 /// Writes waiting for the disk, over all containers; past it the guests that write wait.
 const WRITES_MAX: usize = 64;
+
+/// Bytes written at once, and by how much a log can outgrow its size.
+const WRITE_BYTES_MAX: usize = 16 * 1024;
+/// How long a guest's output waits for a new file, once for each file that is full.
+const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a guest wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +43,9 @@ pub(crate) struct LogFile {
     size_bytes: AtomicU64,
     size_bytes_max: u64,
     is_full: AtomicBool,
+    /// No new file came in time; this one is written to without another wait.
+    has_waited: AtomicBool,
+    reopened: Notify,
     on_full: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -52,6 +61,8 @@ impl LogFile {
             size_bytes: AtomicU64::new(size),
             size_bytes_max,
             is_full: AtomicBool::new(false),
+            has_waited: AtomicBool::new(false),
+            reopened: Notify::new(),
             on_full: Box::new(on_full),
         }
     }
@@ -62,28 +73,39 @@ impl LogFile {
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
         self.size_bytes.store(size, Ordering::Relaxed);
         self.is_full.store(false, Ordering::Relaxed);
+        self.has_waited.store(false, Ordering::Relaxed);
+        self.reopened.notify_waiters();
+    }
+
+    /// Whether it has outgrown its size and waits for a new file.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    async fn wait_for_room(&self) {
+        let reopened = self.reopened.notified();
+        if self.is_full() && !self.has_waited.load(Ordering::Relaxed) {
+            let waited = tokio::time::timeout(ROTATION_PATIENCE, reopened).await;
+            self.has_waited.store(waited.is_err(), Ordering::Relaxed);
+        }
+    }
+
+    /// Counts what is about to be written.
+    fn charge(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        let size = self.size_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if self.size_bytes_max > 0
+            && size > self.size_bytes_max
+            && !self.is_full.swap(true, Ordering::Relaxed)
+        {
+            (self.on_full)();
+        }
     }
 
     fn write(&self, entries: &[u8]) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk loses lines; the guest must not learn of it, nor stop.
-        if self
-            .file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(entries)
-            .is_ok()
-        {
-            let size = self
-                .size_bytes
-                .fetch_add(entries.len() as u64, Ordering::Relaxed)
-                + entries.len() as u64;
-            if self.size_bytes_max > 0
-                && size > self.size_bytes_max
-                && !self.is_full.swap(true, Ordering::Relaxed)
-            {
-                (self.on_full)();
-            }
-        }
+        let _ = file.write_all(entries);
     }
 }
 
@@ -113,9 +135,13 @@ impl LogWriter {
         Ok(Self(sender))
     }
 
-    pub(crate) async fn write(&self, log: &Arc<LogFile>, entries: Vec<u8>) {
-        if !entries.is_empty() {
+    pub(crate) async fn write(&self, log: &Arc<LogFile>, mut entries: Vec<u8>) {
+        while !entries.is_empty() {
+            let rest = entries.split_off(whole_entries(&entries));
+            log.wait_for_room().await;
+            log.charge(entries.len());
             let _ = self.0.send(Job::Write(log.clone(), entries)).await;
+            entries = rest;
         }
     }
 
@@ -126,6 +152,17 @@ impl LogWriter {
             let _ = is_done.await;
         }
     }
+}
+
+/// How many of the bytes are written at once: whole entries, the first in any case.
+fn whole_entries(entries: &[u8]) -> usize {
+    if entries.len() <= WRITE_BYTES_MAX {
+        return entries.len();
+    }
+    let ends = |byte: &u8| *byte == b'\n';
+    let within = entries[..WRITE_BYTES_MAX].iter().rposition(ends);
+    let first = || entries.iter().position(ends);
+    within.or_else(first).map_or(entries.len(), |end| end + 1)
 }
 
 /// Cuts a container's output into entries.
@@ -265,6 +302,37 @@ mod tests {
             format!("{STAMP} stdout P rest\n").into_bytes()
         );
         assert_eq!(cutter.finish(AT), b"");
+    }
+
+    #[test]
+    fn entries_are_written_whole_and_the_first_however_long() {
+        assert_eq!(whole_entries(b"a\nb\n"), 4);
+        let long = vec![b'x'; WRITE_BYTES_MAX];
+        let entries = [&long[..], b"\nb\n"].concat();
+        assert_eq!(whole_entries(&entries), WRITE_BYTES_MAX + 1);
+        let entries = [b"a\n", &long[..], b"\n"].concat();
+        assert_eq!(whole_entries(&entries), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn output_waits_for_a_new_file_once_and_then_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |name: &str| File::create(directory.path().join(name)).unwrap();
+        let log = Arc::new(LogFile::new(open("0"), 3, || {}));
+        log.charge(4);
+        assert!(log.is_full());
+        let start = tokio::time::Instant::now();
+        log.wait_for_room().await;
+        assert_eq!(start.elapsed(), ROTATION_PATIENCE);
+        log.wait_for_room().await;
+        assert_eq!(start.elapsed(), ROTATION_PATIENCE, "the agent is away");
+        log.reopen(open("1"));
+        log.charge(4);
+        let (waiting, opening) = (log.clone(), log.clone());
+        let file = open("2");
+        tokio::join!(waiting.wait_for_room(), async { opening.reopen(file) });
+        assert_eq!(start.elapsed(), ROTATION_PATIENCE);
+        assert!(!log.is_full());
     }
 
     #[test]

@@ -26,7 +26,10 @@ use wasmtime_wasi::{
     p2::{OutputStream, Pollable, StreamError, StreamResult},
 };
 
-use crate::log::{LineCutter, LogFile, LogWriter, Stream};
+use crate::{
+    log::{LineCutter, LogFile, LogWriter, Stream},
+    terminal::Terminal,
+};
 
 /// Chunks of one container on their way; past it the guest waits.
 const CHUNKS_MAX: usize = 16;
@@ -41,6 +44,15 @@ const INPUT_BYTES_MAX: usize = 4096;
 pub(crate) struct Chunk {
     stream: Stream,
     bytes: Bytes,
+}
+
+impl Chunk {
+    /// Has a terminal take out what is meant for it.
+    fn pass(&mut self, terminal: Option<&Terminal>) {
+        if let Some(left) = terminal.and_then(|terminal| terminal.pass(&self.bytes)) {
+            self.bytes = left.into();
+        }
+    }
 }
 
 /// Makes the channel a guest writes into.
@@ -292,9 +304,11 @@ pub(crate) async fn pump(
     log: Arc<LogFile>,
     writer: LogWriter,
     clients: Arc<Clients>,
+    terminal: Option<Arc<Terminal>>,
 ) {
     let mut cutter = LineCutter::default();
-    while let Some(chunk) = output.recv().await {
+    while let Some(mut chunk) = output.recv().await {
+        chunk.pass(terminal.as_deref());
         writer
             .write(
                 &log,
@@ -317,9 +331,14 @@ pub(crate) async fn pump(
 
 /// Copies an exec's output to its caller, until the exec is gone. What a caller no longer takes is
 /// read and dropped.
-pub(crate) async fn pump_exec(mut output: mpsc::Receiver<Chunk>, client: Client) {
+pub(crate) async fn pump_exec(
+    mut output: mpsc::Receiver<Chunk>,
+    client: Client,
+    terminal: Option<Arc<Terminal>>,
+) {
     let mut is_open = true;
-    while let Some(chunk) = output.recv().await {
+    while let Some(mut chunk) = output.recv().await {
+        chunk.pass(terminal.as_deref());
         is_open = is_open && client.write(&chunk).await.is_ok();
     }
 }
@@ -333,6 +352,14 @@ impl Input {
     pub(crate) fn open() -> (Self, DuplexStream) {
         let (write, read) = tokio::io::duplex(INPUT_BYTES_MAX);
         (Self(Arc::new(tokio::sync::Mutex::new(Some(write)))), read)
+    }
+
+    /// Writes to it, if it is open.
+    pub(crate) async fn write(&self, bytes: &[u8]) {
+        if let Some(input) = self.0.lock().await.as_mut() {
+            // Nobody reads it any more.
+            let _ = input.write_all(bytes).await;
+        }
     }
 
     /// Ends it: the guest reads what is there, then end of file.

@@ -27,8 +27,9 @@ use crate::{
     container::{Container, End},
     engine::{Engines, Loaded, POOLED_INSTANCES_MAX},
     log::{LogFile, LogWriter},
-    output::Client,
+    output::{Client, Input},
     sched::Pool,
+    terminal::Terminal,
     tls::NodeRoots,
 };
 
@@ -38,6 +39,12 @@ const EVENTS_MAX: usize = 1024;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An exec under way.
+struct Exec {
+    cancel: CancellationToken,
+    terminal: Arc<Terminal>,
 }
 
 /// The exit file: one line of JSON per exit nobody has acknowledged.
@@ -125,7 +132,7 @@ impl Worker {
         let sender = Arc::new(sender);
         let gone = CancellationToken::new();
         let _ends = gone.clone().drop_guard();
-        let execs: Arc<Mutex<HashMap<u64, CancellationToken>>> = Arc::default();
+        let execs: Arc<Mutex<HashMap<u64, Exec>>> = Arc::default();
         let mut events = None;
         loop {
             let event = async {
@@ -169,7 +176,7 @@ impl Worker {
         request: RequestBody,
         descriptors: Vec<OwnedFd>,
         sender: &Arc<wire::Sender>,
-        execs: &Arc<Mutex<HashMap<u64, CancellationToken>>>,
+        execs: &Arc<Mutex<HashMap<u64, Exec>>>,
         gone: &CancellationToken,
     ) -> (Result<ReplyBody, WorkerError>, Option<OwnedFd>) {
         let mut answered = None;
@@ -237,10 +244,23 @@ impl Worker {
                     }
                     (Ok(container), Ok(stdin), Ok(client)) => {
                         let cancel = container.end.child_token();
-                        lock(execs).insert(exec, cancel.clone());
+                        let (input, guest) = Input::open();
+                        let terminal = Terminal::new(input);
+                        let running = Exec {
+                            cancel: cancel.clone(),
+                            terminal: terminal.clone(),
+                        };
+                        lock(execs).insert(exec, running);
                         let (sender, execs, gone) = (sender.clone(), execs.clone(), gone.clone());
-                        let ran =
-                            container.exec(self.clone(), args, tty, stdin, client, cancel.clone());
+                        let ran = container.exec(
+                            self.clone(),
+                            args,
+                            tty,
+                            stdin,
+                            client,
+                            (terminal, guest),
+                            cancel.clone(),
+                        );
                         tokio::spawn(async move {
                             let mut ran = std::pin::pin!(ran);
                             let end = tokio::select! {
@@ -264,9 +284,30 @@ impl Worker {
                 }
             }
             RequestBody::KillExec { exec } => {
-                if let Some(cancel) = lock(execs).get(&exec) {
-                    cancel.cancel();
+                if let Some(exec) = lock(execs).get(&exec) {
+                    exec.cancel.cancel();
                 }
+                Ok(ReplyBody::Done)
+            }
+            RequestBody::Resize {
+                id,
+                exec,
+                rows,
+                columns,
+            } => {
+                match exec {
+                    Some(exec) => {
+                        if let Some(exec) = lock(execs).get(&exec) {
+                            exec.terminal.resize(rows, columns);
+                        }
+                    }
+                    None => {
+                        if let Ok(container) = self.container(&id) {
+                            container.resize(rows, columns);
+                        }
+                    }
+                }
+                // One that has ended has no size.
                 Ok(ReplyBody::Done)
             }
             RequestBody::Attach {

@@ -72,6 +72,7 @@ impl Inner {
             container.is_forgotten.store(true, Ordering::Relaxed);
             self.forget_record(id);
         }
+        self.weigh(&container.worker);
         if container.worker.unassign() {
             self.clone()
                 .retire_if_unused(&container.worker, false)

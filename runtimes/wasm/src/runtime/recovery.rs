@@ -134,6 +134,11 @@ impl Inner {
             .collect();
         for report in reports {
             let id = ContainerId::from(report.id);
+            if report.log_is_full
+                && let Err(error) = self.rotate_log(worker, &id).await
+            {
+                tracing::warn!(container = %id, %error, "Log cannot be rotated");
+            }
             match (ours.get(&id), report.exit) {
                 (Some(_), Some(exit)) => self.record_exit(&id, exit),
                 (Some(container), None) => {

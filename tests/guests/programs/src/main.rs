@@ -74,6 +74,21 @@ fn run(words: &[&str]) -> io::Result<u8> {
             args.iter().for_each(|arg| println!("arg={arg}"));
             std::env::vars().for_each(|(name, value)| println!("env={name}={value}"));
         }
+        ["terminal-size"] => {
+            // WASI has no call for it: the terminal is asked to tell it, whenever it changes.
+            print!("\x1b[?2048h");
+            io::stdout().flush()?;
+            let (mut report, mut byte) = (String::new(), [0]);
+            while io::stdin().read(&mut byte)? > 0 {
+                report.push(byte[0].into());
+                if byte[0] == b't' {
+                    let fields: Vec<&str> =
+                        report.trim_start_matches("\x1b[48;").split(';').collect();
+                    println!("{} {}", fields[0], fields.get(1).unwrap_or(&""));
+                    report.clear();
+                }
+            }
+        }
         ["unfinished"] => print!("unfinished"),
         ["lines", count] => {
             let mut output = io::BufWriter::new(io::stdout().lock());
@@ -107,7 +122,7 @@ fn run(words: &[&str]) -> io::Result<u8> {
         }
         _ => {
             let usage = "usage: print CODE | wait | copy | eat | polite CODE | context ARG… | unfinished | lines COUNT | \
-                read PATH | write PATH | spin | echo PORT";
+                read PATH | write PATH | spin | echo PORT | terminal-size";
             return Err(io::Error::other(usage));
         }
     }

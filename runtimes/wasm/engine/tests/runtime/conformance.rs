@@ -75,7 +75,8 @@ impl Fixture for WasmFixture {
     fn container_config(&self, _: &PodSandbox, name: &str, program: Program) -> ContainerConfig {
         let config = self.with(|node| node.container("programs"));
         // The end of its stdin is what tells a component that it is asked to stop.
-        let stdin = matches!(program, Program::Polite { .. });
+        // A terminal tells its size there, too.
+        let stdin = matches!(program, Program::Polite { .. } | Program::TerminalSize);
         ContainerConfig {
             stdin,
             name: name.to_owned(),
