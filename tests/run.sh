@@ -11,6 +11,7 @@ cd "$here"
 need_rust
 need_packages build-essential pkg-config iproute2 nftables busybox-static curl openssl docker-registry apache2-utils \
   user-mode-linux etcd-server etcd-client
+tests/tools/docker.sh install
 need_kubectl
 only_one tests
 

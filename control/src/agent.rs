@@ -6,12 +6,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
 use tracing::warn;
-use wherry_agent::{Agent, server};
+use wherry_agent::{Agent, eviction::threshold, server};
+use wherry_docker::DockerRuntime;
 use wherry_images::{RegistryConfig, Store, StoreConfig};
 use wherry_network::{NetworkConfig, PodNetwork};
 use wherry_oci::OciRuntime;
@@ -19,7 +21,7 @@ use wherry_runtime_api::Runtime;
 use wherry_wasm::WasmRuntime;
 
 use crate::{
-    cli::{AgentArgs, ImageArgs, NodeArgs, RootArgs},
+    cli::{AgentArgs, DefaultRuntime, ImageArgs, NodeArgs, RootArgs},
     lock,
     record::Record,
     shutdown,
@@ -90,14 +92,37 @@ async fn open(root: &RootArgs, args: &NodeArgs) -> Result<Node> {
     let mut wasm = wherry_wasm::Config::new(root.root.clone(), root.run(), exe, images.clone());
     wasm.cgroup_root.clone_from(&args.cgroup_root);
     let wasm = WasmRuntime::open(wasm).await?;
+    // The first of them is the node's default for images with a root file system.
+    let mut runtimes: Vec<Arc<dyn Runtime>> = vec![oci, wasm];
+    match (&args.docker_endpoint, args.default_runtime) {
+        (None, DefaultRuntime::Oci) => {}
+        (None, DefaultRuntime::Docker) => {
+            bail!("--default-runtime docker needs --docker-endpoint unix:///path/docker.sock")
+        }
+        (Some(endpoint), default) => {
+            let docker = DockerRuntime::open(docker_config(endpoint, root)?).await;
+            match default {
+                DefaultRuntime::Docker => runtimes.insert(0, docker),
+                DefaultRuntime::Oci => runtimes.push(docker),
+            }
+        }
+    }
     let pod_cidr = args.pod_cidr.parse().context("--pod-cidr")?;
     let mut network = NetworkConfig::new(root.root.join("network"), pod_cidr);
     network.bridge.clone_from(&args.bridge);
     Ok(Node {
         images,
-        runtimes: vec![oci, wasm],
+        runtimes,
         network: PodNetwork::new(network)?,
     })
+}
+
+/// Where the engine is; its containers of this root are the node's.
+pub(crate) fn docker_config(endpoint: &str, root: &RootArgs) -> Result<wherry_docker::Config> {
+    let node = std::path::absolute(&root.root).context("--root")?;
+    wherry_docker::Config::new(endpoint, node.to_string_lossy())
+        .map_err(anyhow::Error::msg)
+        .context("--docker-endpoint")
 }
 
 /// Opens the content store.
@@ -153,6 +178,13 @@ pub(crate) async fn build(
     config.node_labels = labels(&args.node_labels)?;
     config.max_pods = args.max_pods;
     args.pulls.apply(&mut config)?;
+    config.system_reserved =
+        wherry_agent::parse_reserved(&args.system_reserved).context("--system-reserved")?;
+    config.kube_reserved =
+        wherry_agent::parse_reserved(&args.kube_reserved).context("--kube-reserved")?;
+    config.eviction.hard = threshold::parse(&args.eviction_hard).context("--eviction-hard")?;
+    config.eviction.pressure_transition_period =
+        Duration::from_secs(args.eviction_pressure_transition_period);
     Ok(Agent::build(config).await?)
 }
 

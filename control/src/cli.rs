@@ -213,6 +213,19 @@ pub(crate) struct NodeArgs {
     /// Pods this node runs at the most.
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
+    /// What of the node is kept for the system's own processes, `cpu=100m,memory=200Mi,ephemeral-storage=1Gi`.
+    #[arg(long, default_value = "", value_name = "RESERVED")]
+    pub(crate) system_reserved: String,
+    /// What of the node is kept for the agent and its helpers, in the same form.
+    #[arg(long, default_value = "", value_name = "RESERVED")]
+    pub(crate) kube_reserved: String,
+    /// Evict pods below these, `memory.available<100Mi,nodefs.available<10%,…`. A signal that is not named keeps its
+    /// default; 0 turns one off.
+    #[arg(long, default_value = "", value_name = "THRESHOLDS", overrides_with = "eviction_hard")]
+    pub(crate) eviction_hard: String,
+    /// How long a pressure condition stands after it was last seen, seconds.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) eviction_pressure_transition_period: u64,
     /// Let pods ask for privileged containers.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) allow_privileged: bool,
@@ -234,6 +247,13 @@ pub(crate) struct NodeArgs {
     /// Name server for pods with dnsPolicy ClusterFirst; the node's own if not given.
     #[arg(long)]
     pub(crate) cluster_dns: Vec<IpAddr>,
+    /// Docker engine to run pods with as well, `unix:///path/docker.sock`; it need not be there yet. RuntimeClass
+    /// `docker` picks it.
+    #[arg(long, env = "WHERRY_DOCKER_ENDPOINT")]
+    pub(crate) docker_endpoint: Option<String>,
+    /// Runtime of containers whose pod names no RuntimeClass and whose image is no Wasm.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) default_runtime: DefaultRuntime,
     /// Domain of the cluster's names.
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
@@ -241,6 +261,16 @@ pub(crate) struct NodeArgs {
     pub(crate) images: ImageArgs,
     #[command(flatten)]
     pub(crate) pulls: PullArgs,
+}
+
+/// Runtimes that run images with a root file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DefaultRuntime {
+    /// Without a daemon.
+    #[default]
+    Oci,
+    /// With the engine of --docker-endpoint.
+    Docker,
 }
 
 /// How registries are reached.
@@ -256,7 +286,8 @@ pub(crate) struct ImageArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Import an OCI layout, an OCI or docker archive, or a Wasm file.
+    /// Import an OCI layout, an OCI or docker archive, or a Wasm file. A node with a docker engine gets images with a root
+    /// file system there as well.
     Import {
         /// The directory or file.
         path: PathBuf,

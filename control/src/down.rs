@@ -15,6 +15,7 @@ use k8s_openapi::api::{
 };
 use nix::{errno::Errno, sys::signal};
 use tracing::warn;
+use wherry_docker::DockerRuntime;
 use wherry_images::StoreConfig;
 use wherry_network::{NetworkConfig, PodNetwork};
 use wherry_oci::OciRuntime;
@@ -22,7 +23,7 @@ use wherry_runtime_api::Runtime;
 use wherry_volumes::{ObjectSource, TokenParams, VolumeConfig, VolumeManager};
 use wherry_wasm::WasmRuntime;
 
-use crate::{cli::RootArgs, lock, record::Record};
+use crate::{agent::docker_config, cli::RootArgs, lock, record::Record};
 
 /// How long a running node has to stop when asked, and how long things may take to vanish.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -119,8 +120,18 @@ async fn end_pods(root: &RootArgs, record: &Record) -> Result<Ended> {
     wasm.cgroup_root.clone_from(&record.cgroup_root);
     // Workers end with their last container.
     wasm.worker_idle_max = Duration::ZERO;
-    let runtimes: [Arc<dyn Runtime>; 2] =
-        [OciRuntime::open(oci).await?, WasmRuntime::open(wasm).await?];
+    let mut runtimes: Vec<Arc<dyn Runtime>> =
+        vec![OciRuntime::open(oci).await?, WasmRuntime::open(wasm).await?];
+    if let Some(endpoint) = &record.docker_endpoint {
+        let docker = DockerRuntime::open(docker_config(endpoint, root)?).await;
+        match docker.status().await.not_ready {
+            None => runtimes.push(docker),
+            Some(why) => warn!(
+                error = why,
+                "The node's containers of the docker engine stay"
+            ),
+        }
+    }
     let mut ended = Ended {
         containers: 0,
         sandboxes: 0,

@@ -1,16 +1,18 @@
 //! `wherry image`: the node's content store, whether or not the node runs.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, path::Path};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::watch;
+use wherry_docker::DockerImages;
 use wherry_images::Store;
 use wherry_runtime_api::{Image, ImageKind, ImageService, PullProgress, RegistryAuth};
 
 use crate::{
-    agent::open_images,
+    agent::{docker_config, open_images},
     cli::{ImageArgs, ImageCommand, RootArgs},
+    record::Record,
 };
 
 /// Runs one of the commands.
@@ -21,10 +23,15 @@ pub(crate) async fn run(root: &RootArgs, command: ImageCommand) -> Result<()> {
     };
     match command {
         ImageCommand::Import { path, name } => {
-            for image in open_images(root, &none)?.import(&path, &name).await? {
-                println!("imported {} {}", names(&image), image.id);
+            let images = open_images(root, &none)?.import(&path, &name).await?;
+            for image in &images {
+                println!("imported {} {}", names(image), image.id);
             }
-            Ok(())
+            let is_container = |image: &Image| image.kind == ImageKind::Container;
+            if !images.iter().all(is_container) {
+                return Ok(());
+            }
+            import_into_engine(root, &path, &name).await
         }
         ImageCommand::Pull {
             image,
@@ -60,6 +67,21 @@ pub(crate) async fn run(root: &RootArgs, command: ImageCommand) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// So that one import serves all runtimes of the node.
+async fn import_into_engine(root: &RootArgs, path: &Path, name: &[String]) -> Result<()> {
+    let record = Record::read(root)?;
+    let Some(endpoint) = record.and_then(|record| record.docker_endpoint) else {
+        return Ok(());
+    };
+    let engine = DockerImages::connect(&docker_config(&endpoint, root)?.socket)
+        .await
+        .map_err(anyhow::Error::msg)?;
+    for name in engine.import(path, name).await? {
+        println!("imported {name} into the docker engine");
+    }
+    Ok(())
 }
 
 async fn pull(store: &Store, image: &str, username: Option<String>) -> Result<()> {

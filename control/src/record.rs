@@ -13,6 +13,8 @@ pub(crate) struct Record {
     pub(crate) bridge: String,
     pub(crate) pod_cidr: String,
     pub(crate) cgroup_root: String,
+    #[serde(default)]
+    pub(crate) docker_endpoint: Option<String>,
 }
 
 fn path(root: &RootArgs) -> PathBuf {
@@ -26,6 +28,7 @@ impl Record {
             bridge: args.bridge.clone(),
             pod_cidr: args.pod_cidr.clone(),
             cgroup_root: args.cgroup_root.clone(),
+            docker_endpoint: args.docker_endpoint.clone(),
         };
         let path = path(root);
         wherry_server::pki::write_file(&path, &serde_json::to_vec(&record)?, 0o644)

@@ -16,7 +16,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Handlers that the agent knows, each with a RuntimeClass of the same name.
-const RUNTIME_CLASSES: &[&str] = &["oci", "wasm", "wasm-isolated"];
+const RUNTIME_CLASSES: &[&str] = &["oci", "docker", "wasm", "wasm-isolated"];
 
 /// A first object could not be made.
 #[derive(Debug, Error)]

@@ -173,10 +173,14 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         let mut child = Command::new(&path).spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-        // Until it has blocked the signal it would be killed by it.
-        let status = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        while !status().contains("SigBlk:\t0000000000014002") {
-            std::thread::yield_now();
+        // Until it waits for the signal it would be killed by it.
+        let waits = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            assert!(!stat.contains("(pause) Z"), "it has ended by itself");
+            stat.contains("(pause) S")
+        };
+        while !waits() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         nix::sys::signal::kill(pid, nix::sys::signal::SIGCHLD).unwrap();
         nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
