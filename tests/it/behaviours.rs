@@ -58,9 +58,6 @@ impl Runtime {
     }
 }
 
-/// The runtimes that the rows are run on.
-const RUN: [Runtime; 2] = [Runtime::Oci, Runtime::Wasm];
-
 /// What a runtime makes of a behaviour.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Expect {
@@ -164,7 +161,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for group in GROUPS {
         for row in group.rows {
-            for runtime in RUN {
+            for runtime in Runtime::ALL {
                 let refusal = match row.expected(runtime) {
                     Expect::Moot(_) => continue,
                     Expect::Cannot { words, .. } => Some(words),

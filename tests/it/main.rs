@@ -45,10 +45,14 @@ impl Shared {
     fn cluster(&self, node: Node) -> &Cluster {
         let (slot, args): (_, &[&str]) = match node {
             Node::Usual => (&self.usual, &[]),
-            Node::Strict => (&self.strict, &["--allow-privileged", "false"]),
+            Node::Strict => (
+                &self.strict,
+                &["--allow-privileged", "false", "--default-runtime", "docker"],
+            ),
         };
         slot.get_or_init(|| {
             let mut cluster = Cluster::prepare(args);
+            cluster.add_engine();
             let manifests = cluster.root().join("manifests");
             std::fs::create_dir(&manifests).expect("a directory can be made");
             cluster.add_args(&["--pod-manifest-path", &manifests.to_string_lossy()]);

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::Network;
+use crate::{Engine, Network};
 
 /// Things found, by kind. Two counts can be compared for what one has more than the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,17 +21,25 @@ pub struct Leftovers {
     pub interfaces: BTreeSet<String>,
     /// nftables tables in the node's network.
     pub tables: BTreeSet<String>,
+    /// Containers in the node's Docker engine, running or not.
+    pub containers: BTreeSet<String>,
 }
 
 impl Leftovers {
-    pub(crate) fn count(root: &Path, cgroup_root: &str, network: &Network) -> Self {
+    pub(crate) fn count(
+        root: &Path,
+        cgroup_root: &str,
+        network: &Network,
+        engine: Option<&Engine>,
+    ) -> Self {
         let root = root.to_string_lossy().into_owned();
         Self {
             processes: processes(&root, cgroup_root),
-            mounts: mounts(&root),
+            mounts: mounts(&root, engine),
             cgroups: cgroups(cgroup_root),
             interfaces: interfaces(network),
             tables: lines(network, "nft", &["list", "tables"]),
+            containers: engine.map(containers).unwrap_or_default(),
         }
     }
 
@@ -61,11 +69,25 @@ fn processes(root: &str, cgroup_root: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn mounts(root: &str) -> BTreeSet<String> {
+fn containers(engine: &Engine) -> BTreeSet<String> {
+    let listed = engine.docker(&[
+        "ps",
+        "--all",
+        "--no-trunc",
+        "--format",
+        "{{.ID}} {{.Names}}",
+    ]);
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// Mounts of the node, and of its engine's containers.
+fn mounts(root: &str, engine: Option<&Engine>) -> BTreeSet<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let layers = engine.map(|engine| engine.dir().join("data/overlay2").display().to_string());
+    let is_layer = |line: &str| layers.as_ref().is_some_and(|layers| line.contains(layers));
     mounts
         .lines()
-        .filter(|line| line.contains(root))
+        .filter(|line| line.contains(root) || is_layer(line))
         .map(str::to_owned)
         .collect()
 }

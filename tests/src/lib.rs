@@ -7,6 +7,7 @@
 //!
 //! Everything runs as root with a temporary root directory. Traffic stays on loopback and in the namespaces made here.
 
+mod docker;
 mod leaks;
 mod netns;
 
@@ -21,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use docker::Engine;
 pub use leaks::Leftovers;
 pub use netns::Network;
 
@@ -78,6 +80,8 @@ pub fn guest(name: &str) -> PathBuf {
 
 /// A node with its control plane, and its network.
 pub struct Cluster {
+    /// Its Docker engine, if it has one; ended before its network goes.
+    pub engine: Option<Engine>,
     /// Where it lives.
     pub network: Network,
     root: tempfile::TempDir,
@@ -112,6 +116,9 @@ impl Cluster {
             Network::NODE_IP,
             "--hostname-override",
             "node",
+            // How full the disk of whoever runs the tests is says nothing about them.
+            "--eviction-hard",
+            "nodefs.available<512Mi,imagefs.available<512Mi",
             "--cgroup-root",
         ]
         .map(String::from)
@@ -119,12 +126,20 @@ impl Cluster {
         all.push(name.clone());
         all.extend(args.iter().map(ToString::to_string));
         Self {
+            engine: None,
             network,
             root,
             args: all,
             node: None,
             name,
         }
+    }
+
+    /// Gives the node a Docker engine; before [`Cluster::up`].
+    pub fn add_engine(&mut self) {
+        let engine = Engine::start(&self.network);
+        self.add_args(&["--docker-endpoint", &engine.endpoint()]);
+        self.engine = Some(engine);
     }
 
     /// More arguments for the next `wherry up`.
@@ -385,7 +400,7 @@ impl Cluster {
 
     /// What exists on this machine because of this node.
     pub fn leftovers(&self) -> Leftovers {
-        Leftovers::count(self.root(), &self.name, &self.network)
+        Leftovers::count(self.root(), &self.name, &self.network, self.engine.as_ref())
     }
 
     /// `wherry down`; gives what it said.

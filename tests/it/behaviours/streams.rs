@@ -90,7 +90,7 @@ fn follow(case: &Case<'_>) -> Outcome {
 }
 
 fn previous(case: &Case<'_>) -> Outcome {
-    case.create(&case.pod("counter", &[sh("echo run $HOSTNAME"), exit(3)]))?;
+    case.create(&case.pod("counter", &[sh("echo run counter"), exit(3)]))?;
     eventually("the earlier run's log", || {
         let args = ["logs", "-n", case.ns, "counter", "--previous"];
         let output = case
@@ -170,11 +170,11 @@ fn exec(case: &Case<'_>) -> Outcome {
 
 fn exec_large(case: &Case<'_>) -> Outcome {
     case.ready(&case.pod("box", &[stay()]))?;
-    let big = case.exec(
-        "box",
-        &[sh("dd if=/dev/zero bs=100000 count=50 2>/dev/null")],
-    )?;
-    assert_eq!(big.len(), 5_000_000);
+    let line = "x".repeat(999);
+    let lines = sh(format!(
+        "n=0; while [ $n -lt 5000 ]; do n=$((n+1)); echo {line}; done"
+    ));
+    assert_eq!(case.exec("box", &[lines])?.len(), 5_000_000);
     Ok(())
 }
 
