@@ -57,16 +57,6 @@ pub(super) fn mounts(
             let detail = "must not already exist in volumeDevices";
             errors.push(FieldError::invalid(&at.child("name"), name, detail));
         }
-        let is_image = volumes
-            .get(name)
-            .is_some_and(|volume| volume.get("image").is_some());
-        for field in ["subPath", "subPathExpr"] {
-            let sub_path = text(mount, field);
-            if is_image && !sub_path.is_empty() {
-                let detail = "not allowed in image volume sources";
-                errors.push(FieldError::invalid(&at.child(field), sub_path, detail));
-            }
-        }
         if is_set(mount, "subPath") && is_set(mount, "subPathExpr") {
             let detail = "subPathExpr and subPath are mutually exclusive";
             let expr = text(mount, "subPathExpr");
