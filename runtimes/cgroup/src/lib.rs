@@ -39,7 +39,9 @@ use wherry_runtime_api::{ContainerStats, LinuxResources};
 pub use devices::{DeviceKind, DeviceRule};
 
 /// v1 controllers that are used where they are mounted.
-const V1_CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "devices", "freezer"];
+const V1_CONTROLLERS: [&str; 7] = [
+    "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "hugetlb",
+];
 /// v2 controllers that are turned on for the groups below.
 const V2_CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "hugetlb"];
 /// How long a group may take to empty after everything in it has been killed.
@@ -218,14 +220,17 @@ impl Group<'_> {
         if let (Some(pids), Some(max)) = (self.directory("pids"), resources.pids_max) {
             write(&pids.join("pids.max"), max)?;
         }
-        if let Cgroups::V1 {
-            unified: Some(root),
-            ..
-        } = self.cgroups
-        {
-            set_hugepages(&root.join(&self.path), resources, &mut warnings);
-        } else if !resources.hugepage_bytes_max.is_empty() {
-            warnings.push("huge page limits cannot be set on this node".to_owned());
+        let unified = match self.cgroups {
+            Cgroups::V1 { unified, .. } => unified.as_ref().map(|root| root.join(&self.path)),
+            Cgroups::V2 { .. } => None,
+        };
+        match (self.directory("hugetlb"), unified) {
+            (Some(v1), _) => set_hugepages(&v1, "limit_in_bytes", resources, &mut warnings),
+            (None, Some(v2)) => set_hugepages(&v2, "max", resources, &mut warnings),
+            (None, None) if resources.hugepage_bytes_max.is_empty() => {}
+            (None, None) => {
+                warnings.push("huge page limits cannot be set on this node".to_owned());
+            }
         }
         Ok(warnings)
     }
@@ -253,7 +258,7 @@ impl Group<'_> {
         if let Some(max) = resources.pids_max {
             write(&directory.join("pids.max"), max)?;
         }
-        set_hugepages(directory, resources, &mut warnings);
+        set_hugepages(directory, "max", resources, &mut warnings);
         Ok(warnings)
     }
 
@@ -438,12 +443,22 @@ fn cpu_weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-fn set_hugepages(directory: &Path, resources: &LinuxResources, warnings: &mut Vec<String>) {
+fn set_hugepages(
+    directory: &Path,
+    suffix: &str,
+    resources: &LinuxResources,
+    warnings: &mut Vec<String>,
+) {
     for (size, limit) in &resources.hugepage_bytes_max {
-        if write(&directory.join(format!("hugetlb.{size}.max")), limit).is_err() {
+        if write(&directory.join(format!("hugetlb.{size}.{suffix}")), limit).is_err() {
             warnings.push(format!(
                 "huge page limit of {size} pages cannot be set on this node"
             ));
+        }
+        // What is mapped and not used yet counts too, where the kernel can tell (5.7).
+        let reserved = directory.join(format!("hugetlb.{size}.rsvd.{suffix}"));
+        if reserved.exists() {
+            let _ = write(&reserved, limit);
         }
     }
 }

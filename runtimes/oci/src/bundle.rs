@@ -155,6 +155,9 @@ pub(crate) struct Bundle {
     pub(crate) cgroup: String,
     /// `/dev/shm` is the pod's.
     pub(crate) pod_shm: bool,
+    /// Directories that the image declares as volumes and the pod mounts nothing at.
+    #[serde(default)]
+    pub(crate) image_volumes: Vec<PathBuf>,
     /// The pod's user namespace.
     #[serde(default)]
     pub(crate) user_namespace: Option<UserNamespace>,

@@ -22,7 +22,7 @@ use wherry_cgroup::{DeviceKind, DeviceRule};
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
     ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats, ContainerStatus,
-    LinuxResources, NamespaceMode, PodSandboxId, RuntimeError, RuntimeEvent, SeccompProfile,
+    LinuxResources, Mount, NamespaceMode, PodSandboxId, RuntimeError, RuntimeEvent, SeccompProfile,
     UserNamespace,
 };
 
@@ -33,13 +33,15 @@ use crate::{
     runtime::{HANDLER, Inner},
     sandbox::{Sandbox, new_id},
     seccomp::Profile,
-    spec::{self, ImageDefaults},
+    spec::{self, AppArmor, ImageDefaults},
 };
 
 /// How long a killed container may take to go. Longer means it hangs in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How old the size of a writable layer may be: counting walks all of it.
-const LAYER_USAGE_AGE_MAX: Duration = Duration::from_secs(10);
+const LAYER_USAGE_AGE: Duration = Duration::from_secs(10);
+/// Or so many times as long as counting took, if that is longer: large layers are counted seldom.
+const LAYER_USAGE_PAUSE: u32 = 50;
 /// Devices below these are the container's own, privileged or not.
 const OWN_DEVICES: [&str; 6] = ["pts", "shm", "mqueue", "fd", "console", "ptmx"];
 
@@ -48,7 +50,17 @@ const OWN_DEVICES: [&str; 6] = ["pts", "shm", "mqueue", "fd", "console", "ptmx"]
 pub(crate) struct Container {
     pub(crate) file: ContainerFile,
     pub(crate) record: watch::Sender<ContainerRecord>,
-    layer_usage: Mutex<Option<(Instant, u64)>>,
+    /// Limits that could not be set.
+    limit_warnings: Mutex<Vec<String>>,
+    layer_usage: Mutex<Option<LayerUsage>>,
+}
+
+/// What the writable layer held at a moment, and when to look again.
+#[derive(Clone, Copy, Debug)]
+struct LayerUsage {
+    again_at: Instant,
+    bytes: u64,
+    inodes: u64,
 }
 
 impl Container {
@@ -62,6 +74,7 @@ impl Container {
         Arc::new(Self {
             file,
             record: watch::Sender::new(record),
+            limit_warnings: Mutex::default(),
             layer_usage: Mutex::default(),
         })
     }
@@ -87,6 +100,7 @@ impl Container {
                 .warnings
                 .iter()
                 .chain(&record.warnings)
+                .chain(lock(&self.limit_warnings).iter())
                 .cloned()
                 .collect(),
         }
@@ -291,9 +305,7 @@ impl Inner {
         });
         let make = || -> io::Result<()> {
             group.create()?;
-            for warning in group.set(&resources)? {
-                tracing::warn!(container = %container.file.id, warning, "Limit not set");
-            }
+            *lock(&container.limit_warnings) = group.set(&resources)?;
             // As kubelets do on v2: a container short of a process is worse than one that starts again.
             group.end_together()?;
             group.set_devices(rules.as_deref())
@@ -311,8 +323,7 @@ impl Inner {
         config: ContainerConfig,
     ) -> Result<Arc<Container>, RuntimeError> {
         let pod = &sandbox.file.config;
-        let has_apparmor = Path::new("/sys/module/apparmor").exists();
-        spec::verify_supported(pod, &config, has_apparmor)?;
+        spec::verify_supported(pod, &config, self.features, &AppArmor::find())?;
         let image = self
             .images
             .image(&config.image_id)
@@ -340,6 +351,7 @@ impl Inner {
             seccomp,
             cgroup: cgroup.clone(),
             pod_shm: pod.namespaces.ipc != NamespaceMode::Node,
+            image_volumes: image_volumes(&image.config.volumes, &config.mounts),
             user_namespace: pod.user_namespace,
         };
         let file = ContainerFile {
@@ -647,19 +659,14 @@ impl Inner {
                     "cgroup {}",
                     container.file.cgroup
                 )))?;
-            let mut usage = container
-                .layer_usage
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            stats.writable_layer_bytes = match *usage {
-                Some((at, bytes)) if at.elapsed() < LAYER_USAGE_AGE_MAX => bytes,
-                _ => {
-                    let bytes =
-                        disk_usage(&inner.paths.container(&container.file.id).join("upper"));
-                    *usage = Some((Instant::now(), bytes));
-                    bytes
-                }
+            let mut known = lock(&container.layer_usage);
+            let usage = match *known {
+                Some(usage) if Instant::now() < usage.again_at => usage,
+                _ => LayerUsage::count(&inner.paths.container(&container.file.id).join("upper")),
             };
+            *known = Some(usage);
+            stats.writable_layer_bytes = usage.bytes;
+            stats.writable_layer_inodes = Some(usage.inodes);
             Ok(stats)
         })
         .await
@@ -690,6 +697,21 @@ fn defaults(image: &StoredImage) -> ImageDefaults {
             .collect(),
         working_dir: config.working_dir.clone(),
     }
+}
+
+/// The image's volumes that the pod mounts nothing at, in the order they can be made.
+fn image_volumes(declared: &[String], mounts: &[Mount]) -> Vec<PathBuf> {
+    let mut volumes: Vec<PathBuf> = declared
+        .iter()
+        .map(|path| Path::new("/").join(path))
+        .filter(|path| {
+            mounts
+                .iter()
+                .all(|mount| !path.starts_with(&mount.container_path))
+        })
+        .collect();
+    volumes.sort();
+    volumes
 }
 
 /// `SIGQUIT`, `QUIT` or `3`.
@@ -833,16 +855,37 @@ fn parse_rule(text: &str) -> Option<DeviceRule> {
     })
 }
 
-fn disk_usage(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .map(|entry| match fs::symlink_metadata(entry.path()) {
-            Ok(found) if found.is_dir() => found.blocks() * 512 + disk_usage(&entry.path()),
-            Ok(found) => found.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
+impl LayerUsage {
+    fn count(directory: &Path) -> Self {
+        let began = Instant::now();
+        let (mut bytes, mut inodes) = (0, 0);
+        let mut directories = vec![directory.to_owned()];
+        while let Some(directory) = directories.pop() {
+            let Ok(entries) = fs::read_dir(&directory) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                let Ok(found) = entry.metadata() else {
+                    continue;
+                };
+                bytes += found.blocks() * 512;
+                inodes += 1;
+                if found.is_dir() {
+                    directories.push(entry.path());
+                }
+            }
+        }
+        let pause = LAYER_USAGE_AGE.max(began.elapsed() * LAYER_USAGE_PAUSE);
+        Self {
+            again_at: Instant::now() + pause,
+            bytes,
+            inodes,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -321,7 +321,7 @@ impl Runtime for OciRuntime {
         resources: &LinuxResources,
     ) -> Result<(), RuntimeError> {
         let sandbox = self.inner.sandbox(id)?;
-        let resources = resources.clone();
+        let resources = crate::sandbox::with_supervisor(resources);
         self.inner
             .blocking(move |inner| {
                 let path = &sandbox.file.config.cgroup_parent;

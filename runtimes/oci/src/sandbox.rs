@@ -15,8 +15,8 @@ use std::{
 
 use tokio::{io::AsyncReadExt, sync::watch};
 use wherry_runtime_api::{
-    ContainerId, NamespaceMode, PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState,
-    RuntimeError, RuntimeEvent, SandboxNetwork,
+    ContainerId, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, PodSandboxId,
+    PodSandboxState, RuntimeError, RuntimeEvent, SandboxNetwork,
 };
 
 use crate::{
@@ -82,6 +82,15 @@ impl Sandbox {
             ips: Vec::new(),
             pid,
         }
+    }
+}
+
+/// A pod's limits with what its supervisor may use on top.
+pub(crate) fn with_supervisor(resources: &LinuxResources) -> LinuxResources {
+    let memory = resources.memory_bytes_max;
+    LinuxResources {
+        memory_bytes_max: memory.map(|bytes| bytes.saturating_add(SUPERVISOR_MEMORY_BYTES_MAX)),
+        ..resources.clone()
     }
 }
 
@@ -201,10 +210,7 @@ impl Inner {
         self.state().sandboxes.insert(id.clone(), sandbox.clone());
 
         let group = self.cgroups.group(&config.cgroup_parent);
-        let mut resources = config.resources.clone();
-        if let Some(bytes) = &mut resources.memory_bytes_max {
-            *bytes = bytes.saturating_add(SUPERVISOR_MEMORY_BYTES_MAX);
-        }
+        let resources = with_supervisor(&config.resources);
         let limits = || -> io::Result<()> {
             group.create()?;
             for warning in group.set(&resources)? {

@@ -10,7 +10,7 @@ use oci_spec::runtime::{
 };
 use wherry_runtime_api::{
     AppArmorProfile, ContainerConfig, ContainerSecurity, LinuxResources, Mount, MountPropagation,
-    NamespaceMode, PodSandboxConfig, RuntimeError,
+    NamespaceMode, PodSandboxConfig, RuntimeError, RuntimeFeatures,
 };
 
 /// Docker's default set, which is also containerd's.
@@ -457,12 +457,61 @@ pub(crate) fn verify_run_as_non_root(
     Err(RuntimeError::InvalidArgument(format!("{trouble} {whom}")))
 }
 
+/// The kernel's AppArmor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AppArmor {
+    /// The kernel has none, or it is turned off.
+    Absent,
+    /// Lines `<profile> (<mode>)`; `None` if they cannot be read.
+    Enabled(Option<String>),
+}
+
+impl AppArmor {
+    /// Asks the kernel.
+    pub(crate) fn find() -> Self {
+        let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+        if enabled.is_ok_and(|text| text.trim() == "Y") {
+            Self::Enabled(std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok())
+        } else {
+            Self::Absent
+        }
+    }
+
+    fn verify(&self, name: &str) -> Result<(), RuntimeError> {
+        match self {
+            Self::Absent => Err(RuntimeError::Unsupported(format!(
+                "AppArmor profile {name}: AppArmor is not enabled on the host"
+            ))),
+            Self::Enabled(Some(profiles))
+                if !profiles
+                    .lines()
+                    .any(|line| line.rsplit_once(" (").map_or(line, |(name, _)| name) == name) =>
+            {
+                Err(RuntimeError::InvalidArgument(format!(
+                    "AppArmor profile {name} is not loaded on the host"
+                )))
+            }
+            Self::Enabled(_) => Ok(()),
+        }
+    }
+}
+
 /// Fields this runtime cannot honour, checked before any work.
 pub(crate) fn verify_supported(
     sandbox: &PodSandboxConfig,
     config: &ContainerConfig,
-    has_apparmor: bool,
+    features: RuntimeFeatures,
+    apparmor: &AppArmor,
 ) -> Result<(), RuntimeError> {
+    let recursive = config.mounts.iter().find(|mount| mount.recursive_readonly);
+    if let Some(mount) = recursive
+        && !features.recursive_readonly_mounts
+    {
+        return Err(RuntimeError::Unsupported(format!(
+            "mount {}: this kernel has no recursive read-only mounts",
+            mount.container_path.display()
+        )));
+    }
     let shared = config
         .mounts
         .iter()
@@ -473,12 +522,8 @@ pub(crate) fn verify_supported(
             mount.container_path.display()
         )));
     }
-    if let Some(AppArmorProfile::Localhost(name)) = &config.security.apparmor
-        && !has_apparmor
-    {
-        return Err(RuntimeError::Unsupported(format!(
-            "AppArmor profile {name}: AppArmor is not enabled on the host"
-        )));
+    if let Some(AppArmorProfile::Localhost(name)) = &config.security.apparmor {
+        apparmor.verify(name)?;
     }
     verify_resources(&config.resources)
 }

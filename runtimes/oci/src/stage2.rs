@@ -599,7 +599,10 @@ fn become_user(prepared: &Prepared) -> Result<(), Failure> {
         install(filter)?;
     }
     if let Some(profile) = process.apparmor_profile() {
-        fs::write("/proc/thread-self/attr/exec", format!("exec {profile}"))
+        let word = format!("exec {profile}");
+        // The first is AppArmor's own (5.8); the second may be another security module's.
+        fs::write("/proc/thread-self/attr/apparmor/exec", &word)
+            .or_else(|_| fs::write("/proc/thread-self/attr/exec", &word))
             .map_err(Failure::named(format!("apparmor profile {profile}")))?;
     }
     let mask = capability_mask(process);

@@ -227,3 +227,22 @@ fn a_spec_is_what_other_runtimes_understand() {
         Some(&[][..])
     );
 }
+
+#[test]
+fn an_apparmor_profile_has_to_be_loaded() {
+    let loaded = AppArmor::Enabled(Some(
+        "docker-default (enforce)\n/usr/bin/man (complain)\n".to_owned(),
+    ));
+    assert!(loaded.verify("docker-default").is_ok());
+    assert!(loaded.verify("/usr/bin/man").is_ok());
+    assert!(matches!(
+        loaded.verify("docker"),
+        Err(RuntimeError::InvalidArgument(_))
+    ));
+    // Only who applies it can tell.
+    assert!(AppArmor::Enabled(None).verify("docker").is_ok());
+    assert!(matches!(
+        AppArmor::Absent.verify("docker-default"),
+        Err(RuntimeError::Unsupported(text)) if text.contains("not enabled")
+    ));
+}

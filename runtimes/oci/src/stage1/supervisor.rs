@@ -110,6 +110,8 @@ struct Container {
     streams: Vec<Stream>,
     log: Log,
     start_failure: Option<String>,
+    /// How many of its processes the kernel had killed for want of memory when it was killed on request.
+    oom_kills_before: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -643,6 +645,7 @@ impl Supervisor {
             streams,
             log,
             start_failure: None,
+            oom_kills_before: 0,
         })
     }
 
@@ -799,12 +802,15 @@ impl Supervisor {
         if container.phase == Phase::Exited {
             return;
         }
+        let group = self.parts.cgroups.group(&container.config.cgroup);
+        let oom_kills = group.oom_kills();
         if let Some(pid) = container.record.pid {
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         if !container.config.own_pid_namespace {
-            self.parts.cgroups.group(&container.config.cgroup).kill();
+            group.kill();
         }
+        self.containers[index].oom_kills_before = oom_kills;
     }
 
     fn remove(&mut self, id: u64, container_id: &str) {
@@ -1104,7 +1110,9 @@ impl Supervisor {
         if !self.containers[index].config.own_pid_namespace {
             group.kill();
         }
-        let oom_killed = group.oom_kills() > 0;
+        // Not if it was killed on request and only some child of it for memory, some time before; nor if it coped.
+        let oom_killed =
+            exit_code != 0 && group.oom_kills() > self.containers[index].oom_kills_before;
         // All it wrote is in the pipes: with a process namespace of its own, nobody is left to write.
         let streams: Vec<RawFd> = self.containers[index]
             .streams

@@ -88,6 +88,9 @@ pub(super) fn enter_root(
         ids.own_files(permitted.unwrap_or(u64::MAX))?;
     }
 
+    for volume in &bundle.image_volumes {
+        mount_image_volume(volume)?;
+    }
     let has_terminal = spec
         .process()
         .as_ref()
@@ -305,6 +308,18 @@ fn make_place(path: &Path, is_dir: bool) -> io::Result<PathBuf> {
         }
     }
     Err(io::Error::from_raw_os_error(libc::ELOOP))
+}
+
+/// Makes a directory that the image declares as a volume a mount of its own: it can be written where the root cannot,
+/// holds what the image has there, and goes with the container like any volume without a name.
+fn mount_image_volume(volume: &Path) -> Result<(), Failure> {
+    let what = || format!("volume {} of the image", volume.display());
+    let place = make_place(&normal(volume), true).map_err(Failure::named(what()))?;
+    if place == Path::new("/") {
+        return Ok(());
+    }
+    let bind = MsFlags::MS_BIND;
+    mount(Some(&place), &place, NONE, bind, NONE).map_err(Failure::named(what()))
 }
 
 /// Without `.` and `..`, by the text alone: inside the root there is nothing to escape to.

@@ -10,6 +10,8 @@ use wherry_runtime_api::*;
 use crate::harness::{Node, eventually, read_log, tests};
 
 tests! {
+    volumes_of_the_image_can_be_written_under_a_readonly_root
+    a_kill_is_not_a_want_of_memory_that_was_survived
     a_container_runs_and_its_output_is_in_cri_format
     long_lines_come_in_parts_and_nothing_is_lost
     logs_are_rotated_and_the_oldest_removed
@@ -799,4 +801,68 @@ async fn a_full_disk_loses_output_and_stalls_nobody(node: Node) {
     run("umount", &[small.as_ref()]);
     assert_eq!(exit.exit_code, 9);
     assert!(logged > 0 && logged <= 64 * 1024, "{logged}");
+}
+
+async fn volumes_of_the_image_can_be_written_under_a_readonly_root(node: Node) {
+    for user_namespace in [None, Some((400_000, 65_536))] {
+        let name = if user_namespace.is_some() {
+            "mapped"
+        } else {
+            "plain"
+        };
+        let config = PodSandboxConfig {
+            user_namespace: user_namespace
+                .map(|(host_id, length)| UserNamespace { host_id, length }),
+            ..node.sandbox_config(name)
+        };
+        let sandbox = node.runtime.run_pod_sandbox(&config).await.unwrap();
+        let script = "touch /x || echo refused; ls /home; touch /home/app/a /made/volume/b && echo written; stat -c %u /made/volume";
+        let mut config = node.script(&sandbox, "main", script);
+        config.image_id = node.image("volumes");
+        config.security.readonly_rootfs = true;
+        let (_, log) = node.run(&sandbox, &config).await;
+        assert!(
+            log.contains("refused\n") && log.contains("app\nwritten\n0\n"),
+            "{log}"
+        );
+        // What the pod mounts there is what is there.
+        let volume = node.place.join("volume");
+        fs::create_dir_all(&volume).unwrap();
+        config.name = "mounted".into();
+        config.mounts = vec![Mount {
+            container_path: "/home".into(),
+            host_path: volume.clone(),
+            readonly: false,
+            recursive_readonly: false,
+            propagation: MountPropagation::None,
+        }];
+        config.command[2] = "touch /home/here; touch /made/volume/b && echo written".into();
+        let (_, log) = node.run(&sandbox, &config).await;
+        assert!(log.ends_with("\n0\nwritten\n"), "{log}");
+        assert!(volume.join("here").exists());
+    }
+}
+
+async fn a_kill_is_not_a_want_of_memory_that_was_survived(node: Node) {
+    let sandbox = node.sandbox("pod").await;
+    let script =
+        "trap '' TERM; dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived; sleep 1000";
+    let mut config = node.script(&sandbox, "main", script);
+    config.resources.memory_bytes_max = Some(32 << 20);
+    let id = node.start(&sandbox, &config).await;
+    eventually("its child was killed", || {
+        read_log(&config.log_path).contains("survived")
+    })
+    .await;
+    node.runtime
+        .stop_container(&id, Duration::ZERO)
+        .await
+        .unwrap();
+    let exit = node.exit(&id).await;
+    assert_eq!((exit.exit_code, exit.oom_killed), (137, false), "{exit:?}");
+    // It did not cope with it: that is told, though the app itself was not killed.
+    config.name = "fails".into();
+    config.command[2] = "dd if=/dev/zero of=/dev/null bs=200M count=1 || exit 9".into();
+    let (exit, _) = node.run(&sandbox, &config).await;
+    assert_eq!((exit.exit_code, exit.oom_killed), (9, true), "{exit:?}");
 }

@@ -142,6 +142,9 @@ impl BusyboxImage {
         };
         pack("busybox", |_| {});
         pack("named-user", |config| config.run.user = Some("app".into()));
+        pack("volumes", |config| {
+            config.run.volumes = vec!["/home".into(), "/made/volume".into()];
+        });
         pack("unknown-user", |config| {
             config.run.user = Some("nobody-knows".into())
         });
@@ -168,7 +171,7 @@ impl Node {
             .keep();
         let images = open_images(&place);
         let mut image_ids = Vec::new();
-        for tag in ["busybox", "named-user", "unknown-user"] {
+        for tag in ["busybox", "named-user", "unknown-user", "volumes"] {
             let found = images
                 .import(&image.directory.path().join(tag), &[tag.to_owned()])
                 .await

@@ -15,6 +15,7 @@ fn bundle(user: &str) -> Bundle {
         seccomp: None,
         cgroup: String::new(),
         pod_shm: false,
+        image_volumes: Vec::new(),
         user_namespace: None,
     }
 }
