@@ -162,7 +162,6 @@ pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 ///
 /// # Errors
 /// The images cannot be looked at.
-#[allow(dead_code, reason = "called by eviction under disk pressure")]
 pub(crate) async fn delete_unused(context: &Context) -> Result<u64, ImageError> {
     collect(context, Some(u64::MAX)).await
 }
@@ -282,9 +281,16 @@ fn say(context: &Context, reason: &'static str, message: String) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use serde_json::json;
     use wherry_runtime_api::ImageKind;
 
     use super::*;
+    use crate::{
+        Agent,
+        testing::{Node, pod},
+    };
 
     const POLICY: Policy = Policy {
         high_percent: 85,
@@ -355,6 +361,54 @@ mod tests {
             let chosen: Vec<_> = chosen.iter().map(|image| image.id.as_str()).collect();
             assert_eq!(chosen, expected, "{policy:?} {bytes}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_pods_name_stays_and_the_rest_goes_by_age_or_when_room_is_needed() {
+        let node = Node::new();
+        let seconds = Arc::new(AtomicU64::new(1_000));
+        let mut config = node.config();
+        let clock = Arc::clone(&seconds);
+        config.clock = Arc::new(move || at(clock.load(Ordering::SeqCst)));
+        config.tuning.image_gc_age_max = Duration::from_secs(3600);
+        let agent = Agent::build(config).await.expect("a good config");
+        let context = &agent.context;
+        for image in ["nginx:1", "redis:1", "hello:1"] {
+            let pulled = node.images.pull_image(image, &[], None).await;
+            pulled.expect("the registry has it");
+        }
+        let named = json!({ "containers": [{ "name": "c", "image": "nginx:1" }],
+            "volumes": [{ "name": "v", "image": { "reference": "hello:1" } }] });
+        let pod = pod("p", named);
+        context
+            .directory
+            .begin(&pod::uid(&pod), Arc::new(pod.clone()));
+        let left = async || {
+            let images = node.images.list_images().await.expect("lists");
+            let mut names: Vec<_> = images
+                .into_iter()
+                .flat_map(|image| image.repo_tags)
+                .collect();
+            names.sort();
+            names
+        };
+        for (passed, bytes, expected) in [
+            (
+                0,
+                Some(u64::MAX),
+                &["hello:1", "nginx:1", "redis:1"] as &[&str],
+            ),
+            (60, Some(u64::MAX), &["hello:1", "nginx:1", "redis:1"]),
+            (60, None, &["hello:1", "nginx:1", "redis:1"]),
+            (3600, None, &["hello:1", "nginx:1"]),
+        ] {
+            seconds.fetch_add(passed, Ordering::SeqCst);
+            collect(context, bytes).await.expect("collects");
+            assert_eq!(left().await, expected, "{passed}");
+        }
+        context.directory.remove(&pod::uid(&pod));
+        assert_eq!(delete_unused(context).await.expect("collects"), 2000);
+        assert!(left().await.is_empty());
     }
 
     #[test]
