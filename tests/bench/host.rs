@@ -24,8 +24,9 @@ pub(crate) struct Usage(BTreeMap<u32, Process>);
 
 impl Usage {
     /// Reads every process that was started with this root.
-    pub(crate) fn take(root: &Path) -> Result<Self> {
+    pub(crate) fn take(root: &Path, engine: Option<&Path>) -> Result<Self> {
         let root = root.to_string_lossy().into_owned();
+        let engine = engine.map(|dir| dir.to_string_lossy().into_owned());
         let mut processes = BTreeMap::new();
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry
@@ -36,7 +37,7 @@ impl Usage {
                 continue;
             };
             // A process may end while it is read.
-            if let Some(process) = read(&entry.path(), &root) {
+            if let Some(process) = read(&entry.path(), &root, engine.as_deref()) {
                 processes.insert(pid, process);
             }
         }
@@ -81,11 +82,15 @@ impl Usage {
     }
 }
 
-fn read(proc: &Path, root: &str) -> Option<Process> {
+fn read(proc: &Path, root: &str, engine: Option<&str>) -> Option<Process> {
     let command = String::from_utf8_lossy(&fs::read(proc.join("cmdline")).ok()?).into_owned();
     let mut words = command.split('\0');
     let program = words.next()?;
-    if !command.contains(root) || !program.ends_with("wherry") && !program.contains("/exe") {
+    let is_own =
+        command.contains(root) && (program.ends_with("wherry") || program.contains("/exe"));
+    // Of the engine: itself, its containerd and a shim for each container; and the pods' pause containers.
+    let is_engines = engine.is_some_and(|engine| command.contains(engine)) || program == "/pause";
+    if !is_own && !is_engines {
         return None;
     }
     let rollup = fs::read_to_string(proc.join("smaps_rollup")).ok()?;
@@ -111,7 +116,11 @@ fn read(proc: &Path, root: &str) -> Option<Process> {
         .lines()
         .find_map(|line| line.strip_prefix("write_bytes: ")?.parse::<f64>().ok())?;
     Some(Process {
-        name: format!("wherry {}", words.next().unwrap_or_default()),
+        name: if is_own {
+            format!("wherry {}", words.next().unwrap_or_default())
+        } else {
+            program.rsplit('/').next().unwrap_or(program).to_owned()
+        },
         rss_bytes: kib("Rss:") * 1024.0,
         private_bytes: (kib("Private_Clean:") + kib("Private_Dirty:")) * 1024.0,
         // Linux counts in hundredths of a second on every machine this runs on.
@@ -133,6 +142,13 @@ pub(crate) fn time_unshare(samples: usize) -> Result<Vec<Duration>> {
         times.push(start.elapsed());
     }
     Ok(times)
+}
+
+/// The middle one.
+pub(crate) fn median(samples: &[Duration]) -> Duration {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 /// Prints a line of the table.

@@ -15,11 +15,28 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-/// What a pod is made of: image and arguments.
-pub(crate) type Program = (&'static str, &'static [&'static str]);
+/// What a pod is made of: RuntimeClass, image and arguments.
+#[derive(Clone, Copy)]
+pub(crate) struct Program {
+    class: &'static str,
+    image: &'static str,
+    args: &'static [&'static str],
+}
 
-pub(crate) const OCI: Program = ("bench/busybox:1", &["sleep", "100000"]);
-pub(crate) const WASM: Program = ("bench/sleeper:1", &[]);
+pub(crate) const OCI: Program = Program {
+    class: "oci",
+    image: "bench/busybox:1",
+    args: &["sleep", "100000"],
+};
+pub(crate) const DOCKER: Program = Program {
+    class: "docker",
+    ..OCI
+};
+pub(crate) const WASM: Program = Program {
+    class: "wasm",
+    image: "bench/sleeper:1",
+    args: &[],
+};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -29,11 +46,13 @@ pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-fn pod(name: &str, (image, args): Program) -> Result<Pod> {
+fn pod(name: &str, program: Program) -> Result<Pod> {
+    let Program { class, image, args } = program;
     Ok(serde_json::from_value(serde_json::json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
             "terminationGracePeriodSeconds": 0,
+            "runtimeClassName": class,
             "containers": [{"name": "c", "image": image, "args": args, "imagePullPolicy": "Never"}],
         },
     }))?)

@@ -4,7 +4,8 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/tools/lib.sh"
 cd "$here"
 need_rust
-need_packages build-essential pkg-config iproute2 nftables busybox-static curl
+need_packages build-essential pkg-config iproute2 nftables busybox-static curl crun
+tests/tools/docker.sh install
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$WHERRY_CACHE/target}
 toolchain=$(tests/tools/guest-toolchain.sh)
 (. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip2)

@@ -6,6 +6,7 @@ use std::{
 };
 
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use wherry_tests::{Cluster, eventually};
 
 use crate::{
@@ -16,7 +17,10 @@ use crate::{
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
-    own_trials![fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind]
+    own_trials![
+        fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind,
+        a_restart_of_the_engine_leaves_its_pods_alone,
+    ]
 }
 
 const KILLS: u32 = 50;
@@ -30,17 +34,106 @@ fn random(max: Duration) -> Duration {
     max.mul_f64(f64::from(now.subsec_nanos() / 7 % 1_000_000) / 1e6)
 }
 
-fn fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind() {
-    let mut cluster = Cluster::start();
+const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done";
+
+/// A node with an engine beside.
+fn with_engine() -> Cluster {
+    let mut cluster = Cluster::prepare(&[]);
+    cluster.add_engine();
+    cluster.up();
     import_all(&cluster);
+    cluster
+}
+
+/// The same pod as [`shell_pod`], run by the engine.
+fn docker_pod(name: &str, script: &str) -> String {
+    shell_pod(name, script).replace("spec:", "spec:\n  runtimeClassName: docker")
+}
+
+/// The log of a pod that counts has every number once.
+fn assert_counted(cluster: &Cluster, name: &str) {
+    let log = cluster.kubectl(&["logs", name]);
+    let numbers: Vec<u32> = log.lines().filter_map(|line| line.parse().ok()).collect();
+    let gap = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
+    assert!(
+        gap.is_none() && numbers.first() == Some(&1),
+        "the log of {name} has a gap or a line twice: {gap:?}"
+    );
+}
+
+fn a_restart_of_the_engine_leaves_its_pods_alone() {
+    let mut cluster = with_engine();
+    let engine = |cluster: &Cluster| {
+        let engine = cluster.engine.as_ref().expect("the node has an engine");
+        engine.docker(&["ps", "--no-trunc", "--format", "{{.ID}}"])
+    };
+    // Somebody else's container, which is never touched.
+    let stranger = cluster
+        .engine
+        .as_ref()
+        .expect("the node has an engine")
+        .docker(&[
+            "run",
+            "-d",
+            "--network",
+            "none",
+            "test/busybox:1",
+            "sleep",
+            "100000",
+        ]);
+    apply(&cluster, "default", &docker_pod("floats", COUNTER));
+    cluster.wait_ready("default", "floats");
+    let id = |cluster: &Cluster| {
+        let path = ".status.containerStatuses[0].containerID";
+        cluster.field("default", "pod/floats", path)
+    };
+    let (before, all) = (id(&cluster), engine(&cluster));
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        cluster
+            .engine
+            .as_ref()
+            .expect("the node has an engine")
+            .restart(signal);
+        // The agent has found the engine again once it can do something there.
+        eventually("exec by the new engine", || {
+            let output = cluster
+                .kubectl_command(&["exec", "floats", "--", "echo", "here"])
+                .output()
+                .expect("kubectl starts");
+            if output.stdout == b"here\n" {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
+            }
+        });
+        assert_eq!(id(&cluster), before);
+        assert_eq!(engine(&cluster), all, "after {signal}");
+        let path = ".status.containerStatuses[0].restartCount";
+        assert_eq!(cluster.field("default", "pod/floats", path), "0");
+        assert_counted(&cluster, "floats");
+    }
+    // A new pod is started by the new engine, and everything that is ours ends with the node.
+    apply(&cluster, "default", &docker_pod("second", "sleep 1000"));
+    cluster.wait_ready("default", "second");
+    cluster.down();
+    assert_eq!(
+        engine(&cluster),
+        stranger,
+        "only the stranger's container is left"
+    );
+}
+
+fn fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind() {
+    let mut cluster = with_engine();
     let empty = cluster.leftovers();
-    let counter = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done";
-    ready_shell_pod(&cluster, "default", "stays", counter);
+    ready_shell_pod(&cluster, "default", "stays", COUNTER);
+    apply(&cluster, "default", &docker_pod("floats", COUNTER));
+    cluster.wait_ready("default", "floats");
     let ticker = "  containers:\n  - {name: main, image: 'test/ticker:1', imagePullPolicy: Never, args: ['20']}\n";
     apply(&cluster, "default", &pod("ticks", ticker));
     cluster.wait_ready("default", "ticks");
     let state = |cluster: &Cluster| {
-        ["stays", "ticks"].map(|name| {
+        ["stays", "floats", "ticks"].map(|name| {
             (
                 cluster.field(
                     "default",
@@ -64,11 +157,12 @@ fn fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind() {
 
     for kill in 0..KILLS {
         // In turn: killed while pods are made, while they run and change, and while they are deleted.
-        let names = [format!("oci{kill}"), format!("wasm{kill}")];
+        let names = ["oci", "docker", "wasm"].map(|runtime| format!("{runtime}{kill}"));
         let wasm =
             "  containers:\n  - {name: main, image: 'test/sleeper:1', imagePullPolicy: Never}\n";
         apply(&cluster, "default", &shell_pod(&names[0], "sleep 1000"));
-        apply(&cluster, "default", &pod(&names[1], wasm));
+        apply(&cluster, "default", &docker_pod(&names[1], "sleep 1000"));
+        apply(&cluster, "default", &pod(&names[2], wasm));
         if kill % 2 == 1 {
             for name in &names {
                 cluster.wait_ready("default", name);
@@ -85,16 +179,13 @@ fn fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind() {
     }
 
     assert_eq!(state(&cluster), before, "a kill of the agent changed a pod");
-    let log = cluster.kubectl(&["logs", "stays"]);
-    let numbers: Vec<u32> = log.lines().filter_map(|line| line.parse().ok()).collect();
-    let gap = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
-    assert!(gap.is_none(), "the log has a gap or a line twice: {gap:?}");
-    assert_eq!(
-        cluster.kubectl(&["exec", "stays", "--", "echo", "here"]),
-        "here\n"
-    );
+    for name in ["stays", "floats"] {
+        assert_counted(&cluster, name);
+        let said = cluster.kubectl(&["exec", name, "--", "echo", "here"]);
+        assert_eq!(said, "here\n");
+    }
 
-    cluster.kubectl(&["delete", "pod", "stays", "ticks"]);
+    cluster.kubectl(&["delete", "pod", "stays", "floats", "ticks"]);
     eventually("as few things as before the first pod", || {
         let left = cluster.leftovers();
         // The tenant's worker may stay for a while; the node's own process is another one now.
@@ -107,12 +198,17 @@ fn fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind() {
             .iter()
             .filter(|path| path.to_string_lossy().contains("/pod"))
             .collect();
-        if processes.is_empty() && mounts.is_empty() && interfaces.is_empty() && cgroups.is_empty()
+        let containers = &left.containers;
+        if processes.is_empty()
+            && mounts.is_empty()
+            && interfaces.is_empty()
+            && cgroups.is_empty()
+            && containers.is_empty()
         {
             Ok(())
         } else {
             Err(format!(
-                "{processes:#?}{mounts:#?}{interfaces:#?}{cgroups:#?}"
+                "{processes:#?}{mounts:#?}{interfaces:#?}{cgroups:#?}{containers:#?}"
             ))
         }
     });

@@ -118,7 +118,7 @@ const PORTS: &[Bad] = &[
     (
         r#"{"dnsPolicy": "None"}"#,
         "{}",
-        "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        "must provide `dnsConfig` when `dnsPolicy` is None",
     ),
     (
         r#"{"dnsPolicy": "Harbour"}"#,
@@ -171,7 +171,7 @@ const MOUNTS: &[Bad] = &[
     (
         r#"{"volumes": [{"name": "v", "emptyDir": {}}]}"#,
         r#"{"volumeMounts": [{"name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled"}]}"#,
-        "spec.containers[0].volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
+        "spec.containers[0].volumeMounts.recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
     ),
 ];
 
@@ -189,7 +189,7 @@ const RESOURCES: &[Bad] = &[
     (
         "{}",
         r#"{"resources": {"requests": {"hugepages-2Mi": "2Mi"}}}"#,
-        "hugepages-2Mi",
+        "Limit must be set for non overcommitable resources",
     ),
     (
         "{}",
@@ -283,7 +283,7 @@ const HOST: &[Bad] = &[
     (
         r#"{"hostUsers": false, "hostNetwork": true}"#,
         "{}",
-        "when `hostUsers` is false",
+        "spec.hostNetwork: Forbidden: when `pod.Spec.HostUsers` is false",
     ),
     (
         r#"{"hostNetwork": true}"#,
