@@ -10,12 +10,13 @@ mod tolerations;
 use serde_json::Value;
 use wherry_api::Status;
 
-use crate::call::Call;
+use crate::{call::Call, rbac};
 
 pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> Result<(), Status> {
     if call.resource.namespaced {
         namespace::check(call, namespace, object).await?;
     }
+    rbac::check_escalation(call, object)?;
     if call.resource.group.is_empty() && call.resource.plural == "pods" {
         mirror::check(call, object)?;
         service_account::admit(call, namespace, object).await?;
@@ -24,4 +25,29 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
         priority::admit(call, object)?;
     }
     Ok(())
+}
+
+/// What a change has to pass besides the rules of its kind.
+pub(crate) fn update(
+    call: &Call,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+) -> Result<(), Status> {
+    if let Some(node) = call.user.node_name()
+        && call.resource.group.is_empty()
+        && call.resource.plural == "pods"
+        && subresource == "status"
+        && old["spec"]["nodeName"] != node
+    {
+        let detail = format!(
+            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+        );
+        return Err(Status::forbidden(call.resource, call.name(), &detail));
+    }
+    let is_same = |field: &str| new.get(field) == old.get(field);
+    if is_same("rules") && is_same("subjects") && is_same("aggregationRule") {
+        return Ok(());
+    }
+    rbac::check_escalation(call, new)
 }

@@ -128,7 +128,7 @@ pub(crate) fn impersonate(
             name: name.to_owned(),
             ..Attributes::default()
         };
-        if !app.authorizer.is_allowed(&user, &attributes) {
+        if !app.may(&user, &attributes) {
             let message = format!(
                 "{resource} {name:?} is forbidden: User {:?} cannot impersonate resource {resource:?} in API group \"\" at \
                  the cluster scope",

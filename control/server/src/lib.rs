@@ -38,6 +38,7 @@ mod metrics;
 mod node_metrics;
 pub mod pki;
 mod protobuf;
+mod rbac;
 mod request;
 mod reviews;
 mod router;
@@ -127,11 +128,19 @@ pub(crate) struct App {
     pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) node_metrics: node_metrics::NodeMetrics,
+    pub(crate) rbac: rbac::Rbac,
     pub(crate) document_hashes: documents::DocumentHashes,
     /// `address:port`, for `/api`.
     pub(crate) public_address: String,
     pub(crate) is_bootstrapped: AtomicBool,
     pub(crate) shutdown: CancellationToken,
+}
+
+impl App {
+    /// Whether a user may: by the authorizer it was given, or by a role.
+    pub(crate) fn may(&self, user: &UserInfo, asked: &Attributes) -> bool {
+        self.authorizer.is_allowed(user, asked) || self.rbac.allows(user, asked)
+    }
 }
 
 /// A server that listens and does not answer yet.
@@ -197,6 +206,7 @@ impl Server {
             kubelet_tls: serve::kubelet_tls(&pki)?,
             metrics: metrics::Metrics::default(),
             node_metrics: node_metrics::NodeMetrics::default(),
+            rbac: rbac::Rbac::default(),
             document_hashes: documents::DocumentHashes::default(),
             public_address: SocketAddr::new(public, address.port()).to_string(),
             is_bootstrapped: AtomicBool::new(false),
@@ -248,7 +258,9 @@ impl Server {
     /// The store cannot be written.
     pub async fn bootstrap(&self) -> Result<(), ServerError> {
         if !self.app.is_bootstrapped.load(Ordering::Acquire) {
-            bootstrap::bootstrap(&self.client_service(UserInfo::admin()), self.endpoint).await?;
+            let client = self.client_service(UserInfo::admin());
+            bootstrap::bootstrap(&client, self.endpoint).await?;
+            rbac::bootstrap(&client).await?;
             self.app.is_bootstrapped.store(true, Ordering::Release);
         }
         Ok(())
@@ -264,6 +276,7 @@ impl Server {
         let _stop_with_us = own.clone().drop_guard();
         self.bootstrap().await?;
         tasks.spawn(expire::run(self.app.store.clone(), own.clone()));
+        tasks.spawn(rbac::keep(self.app.clone(), own.clone()));
         tasks.spawn(bootstrap::keep(
             self.client_service(UserInfo::admin()),
             self.app.store.clone(),

@@ -109,7 +109,13 @@ pub(crate) async fn serve(
         "selfsubjectreviews" => json!({"userInfo": describe(user)}),
         "tokenreviews" => token_review(app, &spec).await,
         "selfsubjectaccessreviews" => access(app, user, &spec, ""),
-        "selfsubjectrulesreviews" => rules(user),
+        "selfsubjectrulesreviews" => {
+            let asked = spec["namespace"].as_str().unwrap_or_default();
+            if asked.is_empty() {
+                return Err(Status::bad_request("no namespace on request"));
+            }
+            rules(app, user, asked)
+        }
         _ => access(app, &subject(&spec), &spec, namespace),
     };
     Ok(answer::value(accept, StatusCode::CREATED, &object))
@@ -186,10 +192,10 @@ fn access(app: &App, user: &UserInfo, spec: &Value, namespace: &str) -> Value {
             path: String::new(),
         }
     };
-    json!({"allowed": app.authorizer.is_allowed(user, &attributes)})
+    json!({"allowed": app.may(user, &attributes)})
 }
 
-fn rules(user: &UserInfo) -> Value {
+fn rules(app: &App, user: &UserInfo, namespace: &str) -> Value {
     if user.is_in("system:masters") {
         return json!({
             "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
@@ -197,14 +203,11 @@ fn rules(user: &UserInfo) -> Value {
             "incomplete": false,
         });
     }
+    let (of_resources, of_urls) = app.rbac.review(user, namespace);
     json!({
-        "resourceRules": [
-            {"verbs": ["create"], "apiGroups": [AUTHORIZATION], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]},
-            {"verbs": ["create"], "apiGroups": [AUTHENTICATION], "resources": ["selfsubjectreviews"]},
-        ],
-        "nonResourceRules": [
-            {"verbs": ["get"], "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version"]},
-        ],
+        "resourceRules": of_resources,
+        "nonResourceRules": of_urls,
+        // What nodes may is no role.
         "incomplete": user.node_name().is_some(),
     })
 }

@@ -163,7 +163,7 @@ async fn serve(
         name: target.name.clone(),
         path: String::new(),
     };
-    if !app.authorizer.is_allowed(&user, &attributes) {
+    if !app.may(&user, &attributes) {
         return Err(forbidden(target, &user, verb));
     }
     if let Some(review) = reviews::find(&target.group, &target.version, &target.resource) {
@@ -288,7 +288,7 @@ async fn serve_document(
         path: path.to_owned(),
         ..Attributes::default()
     };
-    if !app.authorizer.is_allowed(user, &attributes) {
+    if !app.may(user, &attributes) {
         return Err(Status::forbidden_path(&user.name, verb, path));
     }
     if verb != "get" {

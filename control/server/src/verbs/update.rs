@@ -8,6 +8,7 @@ use wherry_api::{FieldError, Resource, Status, field::Path, managed, meta};
 use wherry_store::{KeyValue, StoreError};
 
 use crate::{
+    admission,
     answer::{self, Answer},
     call::Call,
     service_ips::Mode,
@@ -175,6 +176,7 @@ pub(crate) async fn modify_with(
         }
         complete(call, subresource, &mut new, &old);
         record.write(call, subresource, &old, &mut new)?;
+        admission::update(call, subresource, &new, &old)?;
         let claim =
             if resource.group.is_empty() && resource.plural == "services" && subresource.is_empty()
             {

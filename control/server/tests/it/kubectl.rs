@@ -315,35 +315,75 @@ async fn server_side_apply_takes_over_from_the_client_s_side() {
     let map = |data: &str| {
         format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{{data}}}\n")
     };
-    kubectl.ok("apply -f -", &map("a: x, b: x")).await;
-    let taken = kubectl.ok("apply --server-side -f -", &map("a: y")).await;
+    kubectl.ok("apply -f -", &map("a: one, b: one")).await;
+    let taken = kubectl.ok("apply --server-side -f -", &map("a: two")).await;
     assert_eq!(taken, "configmap/m serverside-applied\n");
     let path = "/api/v1/namespaces/default/configmaps/m";
     let object = server.get(path).await.expect(200).body;
     assert_eq!(
         object["data"],
-        json!({"a": "y"}),
+        json!({"a": "two"}),
         "what it no longer names goes: {object}"
     );
-    let same = kubectl.ok("diff --server-side -f -", &map("a: y")).await;
+    let same = kubectl.ok("diff --server-side -f -", &map("a: two")).await;
     assert_eq!(same, "");
     let other = ["apply", "--server-side", "--field-manager=other", "-f", "-"];
-    let (is_ok, _, error) = kubectl.run(&other, &map("a: z")).await;
+    let (is_ok, _, error) = kubectl.run(&other, &map("a: three")).await;
     assert!(
         !is_ok && error.contains("conflict with \"kubectl\""),
         "{error}"
     );
-    let forced = kubectl.ok(
-        "apply --server-side --field-manager=other --force-conflicts -f -",
-        &map("a: z"),
-    );
-    forced.await;
-    assert_eq!(server.get(path).await.body["data"]["a"], "z");
+    kubectl
+        .ok(
+            "apply --server-side --field-manager=other --force-conflicts -f -",
+            &map("a: three"),
+        )
+        .await;
+    assert_eq!(server.get(path).await.body["data"]["a"], "three");
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}\n";
     kubectl.ok("apply --server-side -f -", pod).await;
     kubectl.ok("apply --server-side -f -", pod).await;
-    kubectl.ok("label pod p x=y", "").await;
+    kubectl.ok("label pod p x=one", "").await;
     kubectl.ok("apply --server-side -f -", pod).await;
     let pod = server.get("/api/v1/namespaces/default/pods/p").await.body;
-    assert_eq!(pod["metadata"]["labels"], json!({"x": "y"}));
+    assert_eq!(pod["metadata"]["labels"], json!({"x": "one"}));
+}
+
+#[tokio::test]
+async fn roles_are_made_and_asked_about() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    kubectl
+        .ok(
+            "create role reader --verb=get,list --resource=pods,pods/log",
+            "",
+        )
+        .await;
+    kubectl
+        .ok("create rolebinding jane --role=reader --user=jane", "")
+        .await;
+    let can = ["auth", "can-i", "list", "pods", "--as", "jane"];
+    let asked = async { while !kubectl.run(&can, "").await.0 {} };
+    tokio::time::timeout(crate::harness::PATIENCE, asked)
+        .await
+        .expect("the policy is read in time");
+    assert!(
+        !kubectl
+            .run(&["auth", "can-i", "delete", "pods", "--as", "jane"], "")
+            .await
+            .0
+    );
+    let list = kubectl.ok("auth can-i --list --as jane", "").await;
+    assert!(
+        list.contains("pods/log") && list.contains("selfsubjectreviews"),
+        "{list}"
+    );
+    let bindings = kubectl.ok("get rolebindings --no-headers", "").await;
+    assert!(bindings.contains("Role/reader"), "{bindings}");
+    assert!(
+        kubectl
+            .ok("get clusterroles", "")
+            .await
+            .contains("cluster-admin")
+    );
 }

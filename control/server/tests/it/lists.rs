@@ -269,7 +269,7 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
         "/nonsense",
         "/api/v2/pods",
         "/api/v1/nonsense",
-        "/apis/apps/v1/deployments",
+        "/apis/apps/v1/nonsense",
         "/api/v1/pods/a",
         "/api/v1/namespaces/default/nodes",
         "/api/v1/namespaces/default/pods/a/nonsense",

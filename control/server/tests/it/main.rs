@@ -8,5 +8,6 @@ mod harness;
 mod kubectl;
 mod lists;
 mod proxy;
+mod rbac;
 mod verbs;
 mod watches;

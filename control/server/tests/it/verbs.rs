@@ -235,7 +235,7 @@ async fn patches_of_each_kind_are_applied() {
         json!({"x": "1", "y": "2"})
     );
     server
-        .request(Method::PATCH, &path, "application/apply-patch+yaml", &patch)
+        .request(Method::PATCH, &path, "application/unheard-of", &patch)
         .await
         .expect(415);
     server
