@@ -74,6 +74,16 @@ impl Facts {
         }
     }
 
+    /// How many of the kernel's capabilities it knows by name: before version 23 none after `AUDIT_READ`.
+    pub(crate) fn capabilities_known(&self) -> usize {
+        let major = self.version.split('.').next().unwrap_or_default();
+        if major.parse().is_ok_and(|major: u32| major < 23) {
+            38
+        } else {
+            41
+        }
+    }
+
     /// Whether it can make a process less likely to be killed for want of memory than it is itself.
     pub(crate) fn can_lower_oom_score(&self) -> bool {
         self.capabilities & (1 << CAP_SYS_RESOURCE) != 0

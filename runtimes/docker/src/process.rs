@@ -89,3 +89,36 @@ fn socket(namespace: Option<PathBuf>, is_ipv6: bool) -> std::io::Result<TcpSocke
         .map_err(|_| std::io::Error::other("the thread panicked"))??;
     Ok(TcpSocket::from_std_stream(stream))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_reached_in_a_namespace_and_on_the_node() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let echo = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+            }
+        });
+        let own = SandboxNetwork::Namespace {
+            path: "/proc/self/ns/net".into(),
+        };
+        for network in [own, SandboxNetwork::Host] {
+            let mut stream = connect(&network, port).await.unwrap();
+            stream.write_all(b"there").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "there");
+        }
+        echo.await.unwrap();
+    }
+}

@@ -32,6 +32,9 @@ use crate::{
 /// How long a pause container may take to end once it has been killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Between two looks at a container that somebody else removes.
+const REMOVAL_POLL: Duration = Duration::from_millis(20);
+
 /// A sandbox this runtime knows of.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
@@ -295,8 +298,30 @@ pub(crate) async fn remove(docker: &Docker, id: &str) -> Result<(), RuntimeError
     match docker.remove_container(id, Some(options)).await {
         Ok(()) => Ok(()),
         Err(error) if status_code(&error) == Some(404) => Ok(()),
+        Err(error) if error.to_string().contains("already in progress") => {
+            wait_until_removed(docker, id).await
+        }
         Err(error) => Err(to_error(&format!("remove container {id}"), error)),
     }
+}
+
+/// Somebody else has begun to remove it.
+async fn wait_until_removed(docker: &Docker, id: &str) -> Result<(), RuntimeError> {
+    let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
+    while tokio::time::Instant::now() < deadline {
+        match docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await
+        {
+            Ok(_) => tokio::time::sleep(REMOVAL_POLL).await,
+            Err(error) if status_code(&error) == Some(404) => return Ok(()),
+            Err(error) => return Err(to_error(&format!("remove container {id}"), error)),
+        }
+    }
+    Err(RuntimeError::DeadlineExceeded {
+        what: format!("container {id}: its removal"),
+        after: STOP_TIMEOUT,
+    })
 }
 
 /// The pause image's ID; loaded if the engine does not have it.

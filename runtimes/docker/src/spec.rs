@@ -409,14 +409,16 @@ fn set_privileged(
         "privileged without {}, which the engine does not have on this node, and with a read-only /sys",
         missing.join(", ")
     ));
-    host_config.cap_add = Some(
-        CAPABILITIES
+    host_config.cap_add = Some(vec!["ALL".to_owned()]);
+    // An engine older than a capability neither gives it nor knows its name.
+    let known = facts.capabilities_known();
+    host_config.cap_drop = Some(
+        CAPABILITIES[..known]
             .iter()
-            .filter(|name| !missing.contains(name))
+            .filter(|name| missing.contains(name))
             .map(|name| (*name).to_owned())
             .collect(),
     );
-    host_config.cap_drop = None;
     let options = host_config.security_opt.get_or_insert_default();
     options.retain(|option| !option.starts_with("seccomp="));
     options.push("seccomp=unconfined".to_owned());

@@ -140,8 +140,8 @@ fn privileged_is_the_engines_word_where_it_has_everything() {
     assert!(wanted.warnings[0].contains("SYS_RESOURCE"));
     let made = wanted.body.host_config.unwrap();
     assert_eq!(made.privileged, None);
-    let added = made.cap_add.unwrap();
-    assert!(added.contains(&"SYS_ADMIN".to_owned()) && !added.contains(&"SYS_RESOURCE".to_owned()));
+    assert_eq!(made.cap_add.unwrap(), ["ALL"]);
+    assert_eq!(made.cap_drop.unwrap(), ["SYS_RESOURCE"]);
     assert!(made.devices.unwrap().len() > 3);
 }
 

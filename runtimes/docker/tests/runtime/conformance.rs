@@ -15,20 +15,10 @@ use crate::{
 };
 
 /// What an engine cannot do, and why.
-const LIMITATIONS: &[(&str, &str)] = &[
-    (
-        "a_container_runs_in_a_sandbox_of_another_runtime",
-        "a container joins its pod's pause container, which another runtime's sandbox has not",
-    ),
-    (
-        "recursive_readonly_reaches_mounts_below",
-        "the engine knows it from version 25 on",
-    ),
-    (
-        "a_pod_may_have_a_user_namespace",
-        "the engine maps all its containers to one range of users or to none",
-    ),
-];
+const LIMITATIONS: &[(&str, &str)] = &[(
+    "a_container_runs_in_a_sandbox_of_another_runtime",
+    "a container joins its pod's pause container, which another runtime's sandbox has not",
+)];
 
 struct DockerFixture(Mutex<Node>);
 

@@ -129,6 +129,8 @@ async fn a_container_removed_by_somebody_else_has_exited(node: Node) {
     }
     let listed = node.runtime.list_pod_sandboxes().await.unwrap();
     assert_eq!(listed[0].state, PodSandboxState::NotReady);
+    let removed = node.runtime.remove_pod_sandbox(&sandbox.id).await;
+    removed.unwrap();
 }
 
 async fn a_long_line_of_a_terminal_is_logged_in_parts(node: Node) {

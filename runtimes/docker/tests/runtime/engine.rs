@@ -110,6 +110,26 @@ impl Engine {
         };
         kill(Pid::from_raw(daemon.id() as i32), signal).unwrap();
         daemon.wait().unwrap();
+        self.wait_for_containerd();
+    }
+
+    /// Its containerd ends with it. The next daemon takes one that is ending, or has and was not reaped, for alive.
+    fn wait_for_containerd(&self) {
+        let file = self.place.join("run/containerd/containerd.pid");
+        let Some(pid) = fs::read_to_string(&file)
+            .ok()
+            .and_then(|text| text.trim().parse::<i32>().ok())
+        else {
+            return;
+        };
+        let deadline = Instant::now() + TIMEOUT;
+        while fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.contains("(containerd) Z"))
+        {
+            assert!(Instant::now() < deadline, "containerd does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = fs::remove_file(file);
     }
 }
 
@@ -120,14 +140,6 @@ impl Drop for Engine {
         }
         remove_all(&self.socket());
         self.down(Signal::SIGTERM);
-        // A daemon that was killed has left its containerd behind for the next one.
-        let left = self.place.join("run/containerd/containerd.pid");
-        if let Some(pid) = fs::read_to_string(left)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-        {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
         // What is mounted goes with the namespace; what is in the way of deleting is taken off here.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut points: Vec<&str> = mounts

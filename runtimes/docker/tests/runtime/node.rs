@@ -318,7 +318,9 @@ pub(crate) fn read_log(path: &Path) -> String {
     let mut text = String::new();
     for line in fs::read_to_string(path).unwrap_or_default().lines() {
         let mut parts = line.splitn(4, ' ').skip(2);
-        let tag = parts.next().unwrap();
+        let Some(tag) = parts.next() else {
+            continue;
+        };
         text.push_str(parts.next().unwrap_or_default());
         if tag == "F" {
             text.push('\n');
