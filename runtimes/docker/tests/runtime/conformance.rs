@@ -47,7 +47,7 @@ fn script(program: Program) -> String {
         Program::WriteFile { path } => format!("echo written > '{path}' || exit 1"),
         Program::Spin => "echo up; while :; do :; done".to_owned(),
         Program::Echo { port } => {
-            format!("nc -lk -p {port} -e cat & sleep 0.05; echo up; wait")
+            format!("nc -ll -p {port} -e cat & sleep 0.05; echo up; wait")
         }
         Program::TerminalSize => "while :; do stty size; sleep 0.02; done".to_owned(),
         Program::Shell(script) => script.to_owned(),
