@@ -6,13 +6,17 @@
 //! the container's user and the worker's having changed places (`userns.rs`).
 //!
 //! A process has many groups and a mapping one. So each mount gets the one that counts there: that of
-//! its directory where the container is in it, as with `fsGroup`, or else the container's own.
+//! its directory where the container is in it, as with `fsGroup`, or of the first of its files of
+//! which that is true, or else the container's own.
 //!
 //! What is missing: a user 0 is the owner of root's files and has no power over those of others.
 
-use std::os::unix::fs::MetadataExt;
+use std::{collections::VecDeque, os::unix::fs::MetadataExt, path::Path};
 
 use wherry_runtime_api::{ContainerSecurity, Mount, RuntimeError};
+
+/// A volume's group shows at its top, or soon below in a Secret's or a ConfigMap's.
+const FILES_LOOKED_AT_MAX: usize = 64;
 
 /// User and groups of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,9 +73,32 @@ impl Identity {
 
     /// User and group for one mount.
     pub(crate) fn on(&self, mount: &Mount) -> (u32, u32) {
-        let owner = std::fs::metadata(&mount.host_path).map(|file| file.gid());
-        let group = owner.ok().filter(|group| self.groups.contains(group));
-        (self.uid, group.unwrap_or(self.gid))
+        if self.groups.is_empty() {
+            return (self.uid, self.gid);
+        }
+        (
+            self.uid,
+            self.group_of(&mount.host_path).unwrap_or(self.gid),
+        )
+    }
+
+    /// The first group of the container's that a file in a volume belongs to, directories first.
+    fn group_of(&self, volume: &Path) -> Option<u32> {
+        let mut waiting = VecDeque::from([volume.to_owned()]);
+        for _ in 0..FILES_LOOKED_AT_MAX {
+            let path = waiting.pop_front()?;
+            let Ok(file) = std::fs::symlink_metadata(&path) else {
+                continue;
+            };
+            if self.groups.contains(&file.gid()) {
+                return Some(file.gid());
+            }
+            if file.is_dir() && waiting.len() < FILES_LOOKED_AT_MAX {
+                let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+                waiting.extend(entries.take(FILES_LOOKED_AT_MAX).map(|entry| entry.path()));
+            }
+        }
+        None
     }
 }
 
@@ -104,6 +131,33 @@ mod tests {
             );
         }
         assert!(Identity::new(&security(None, None), Some("nginx"), WORKER).is_err());
+    }
+
+    #[test]
+    fn a_mount_gets_the_group_that_its_files_are_of() {
+        let volume = tempfile::tempdir().unwrap();
+        let below = volume.path().join("..data");
+        std::fs::create_dir(&below).unwrap();
+        std::fs::write(below.join("word"), "sesame").unwrap();
+        let mount = Mount {
+            container_path: "/data".into(),
+            host_path: volume.path().into(),
+            readonly: false,
+            recursive_readonly: false,
+            propagation: wherry_runtime_api::MountPropagation::None,
+        };
+        let security = ContainerSecurity {
+            run_as_user: Some(1000),
+            run_as_group: Some(1001),
+            supplemental_groups: vec![7, 4000],
+            ..ContainerSecurity::default()
+        };
+        let identity = Identity::new(&security, None, WORKER).unwrap();
+        assert_eq!(identity.on(&mount), (1000, 1001));
+        std::os::unix::fs::chown(below.join("word"), None, Some(4000)).unwrap();
+        assert_eq!(identity.on(&mount), (1000, 4000));
+        std::os::unix::fs::chown(volume.path(), None, Some(7)).unwrap();
+        assert_eq!(identity.on(&mount), (1000, 7));
     }
 
     #[test]

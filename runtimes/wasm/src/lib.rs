@@ -18,6 +18,33 @@
 //! | mounts | a tree of detached mounts, the guest's `/` (`mounts.rs`) |
 //! | stop signal | WASI has none: a component is ended with 143, see the engine's `container.rs` |
 //!
+//! What the pod contract says of processes, and what becomes of it. *Met* needs nothing to be done;
+//! *said* is a warning of the container, for what means nothing and does no harm; *refused* is
+//! [`RuntimeError::Unsupported`](wherry_runtime_api::RuntimeError::Unsupported) before anything is made.
+//!
+//! | field | here |
+//! |---|---|
+//! | runAsUser, runAsGroup, fsGroup, supplementalGroups | whose files are its own, and who owns those it makes (`identity.rs`) |
+//! | runAsNonRoot | met: without a user of its own it is the worker's, which owns nothing |
+//! | readOnlyRootFilesystem | met: what is not a mount is read-only and empty |
+//! | allowPrivilegeEscalation, capabilities.drop, seccomp and AppArmor but for `Localhost` | met: no system calls; its worker is an unprivileged user under a filter |
+//! | seccomp and AppArmor `Localhost` | refused: there is no process for the profile |
+//! | privileged, capabilities.add, procMount | said: there is nothing to be given |
+//! | hostUsers false | met: no ID of the node's is in its reach |
+//! | hostPID, hostIPC, shareProcessNamespace, targetContainerName | said: it is no process and sees none |
+//! | hostNetwork, dnsPolicy, dnsConfig, hostAliases | as for processes; names are looked up by the pod's own files (the engine's `names.rs`) |
+//! | sysctls | refused for a pod of Wasm containers alone: there is no namespace to set them in |
+//! | subPath, single files, image volumes, recursive read-only | as for processes; read-only always reaches below |
+//! | mountPropagation | refused: mounts are what they were when it was created |
+//! | devices, hugepages | refused |
+//! | limits.memory | bytes of linear memories and tables of all its instances; crossing it is OOMKilled |
+//! | limits.cpu, requests.cpu | share of CPU time among the worker's guests, host time not charged |
+//! | limits of the pod | its cgroup's, where the worker is the pod's own: beside OCI containers, or isolated |
+//! | pids, ephemeral-storage of the writable layer | met: it starts nothing and writes nowhere but to volumes |
+//! | stopSignal | said: WASI has none; an open stdin ends, an HTTP component drains |
+//! | tty | echo, line ends, Ctrl-C, Ctrl-D; its size by escape sequences (the engine's `terminal.rs`) |
+//! | exec, hooks and probes by exec | the component run again; of an HTTP component the `wasi:cli/run` it exports besides |
+//!
 //! Nothing here runs or compiles Wasm, and nothing here links an engine: that is in the crate
 //! `wherry-wasm-engine`, reached only through [`protocol`].
 //!

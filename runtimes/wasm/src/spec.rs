@@ -5,8 +5,8 @@ use std::{fs::File, io, path::Path};
 
 use wherry_images::StoredImage;
 use wherry_runtime_api::{
-    AppArmorProfile, ContainerConfig, LinuxResources, Mount, MountPropagation, PodSandbox,
-    PodSandboxConfig, RuntimeError, SandboxNetwork, SeccompProfile,
+    AppArmorProfile, ContainerConfig, LinuxResources, Mount, MountPropagation, NamespaceMode,
+    PodSandbox, PodSandboxConfig, RuntimeError, SandboxNetwork, SeccompProfile,
 };
 
 use crate::{
@@ -72,30 +72,42 @@ pub(crate) fn check(config: &ContainerConfig) -> Result<(), RuntimeError> {
     http_ports(config).map(|_| ())
 }
 
-/// What has no meaning for a component and does no harm.
-pub(crate) fn ignored(config: &ContainerConfig) -> Vec<String> {
-    let security = &config.security;
-    let mut warnings = Vec::new();
-    let mut warn = |is_asked: bool, why: &str| {
-        if is_asked {
-            warnings.push(why.to_owned());
-        }
-    };
-    warn(
-        security.privileged || !security.capabilities_add.is_empty(),
-        "privileges and capabilities mean nothing to a Wasm component: it has no system calls",
-    );
-    warn(
-        config.pid_target.is_some(),
-        "targetContainerName means nothing to a Wasm component: it has no processes to see",
-    );
-    warn(
-        config
-            .stop_signal
-            .is_some_and(|signal| signal != SIGTERM && signal != SIGKILL),
-        "stopSignal means nothing to a Wasm component: WASI has no signals",
-    );
-    warnings
+/// What has no meaning for a component and does no harm, said as warnings of the container.
+pub(crate) fn ignored(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> Vec<String> {
+    let (security, namespaces) = (&config.security, &sandbox.namespaces);
+    let signal = config.stop_signal;
+    let nothing = [
+        (
+            security.privileged || !security.capabilities_add.is_empty(),
+            "privileges and capabilities mean nothing to a Wasm component: it has no system calls",
+        ),
+        (
+            security.unmasked_proc,
+            "procMount means nothing to a Wasm component: it has no /proc",
+        ),
+        (
+            namespaces.pid == NamespaceMode::Pod,
+            "shareProcessNamespace means nothing to a Wasm component: it is no process",
+        ),
+        (
+            namespaces.pid == NamespaceMode::Node,
+            "hostPID means nothing to a Wasm component: it sees no processes",
+        ),
+        (
+            namespaces.ipc == NamespaceMode::Node,
+            "hostIPC means nothing to a Wasm component: WASI has no IPC",
+        ),
+        (
+            config.pid_target.is_some(),
+            "targetContainerName means nothing to a Wasm component: it sees no processes",
+        ),
+        (
+            signal.is_some_and(|signal| signal != SIGTERM && signal != SIGKILL),
+            "stopSignal means nothing to a Wasm component: WASI has no signals",
+        ),
+    ];
+    let asked = nothing.into_iter().filter(|(is_asked, _)| *is_asked);
+    asked.map(|(_, why)| why.to_owned()).collect()
 }
 
 /// The ports on which an HTTP component is served; never none.
@@ -177,8 +189,17 @@ pub fn exec_args(program: &str, command: &[String]) -> Vec<String> {
     }
 }
 
-pub(crate) fn environment(image: &StoredImage, config: &ContainerConfig) -> Vec<(String, String)> {
-    let mut env = image.config.env.clone();
+/// The image's, then the pod's; before both the host name, which runtimes give whoever asks for it.
+pub(crate) fn environment(
+    image: &StoredImage,
+    sandbox: &PodSandboxConfig,
+    config: &ContainerConfig,
+) -> Vec<(String, String)> {
+    let node = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let hostname = sandbox.hostname.clone().unwrap_or_else(node);
+    let hostname = hostname.trim_end().to_owned();
+    let mut env = vec![("HOSTNAME".to_owned(), hostname)];
+    env.extend(image.config.env.iter().cloned());
     for (key, value) in &config.env {
         match env.iter_mut().find(|(known, _)| known == key) {
             Some((_, old)) => old.clone_from(value),

@@ -51,14 +51,14 @@ impl Inner {
             created_at: SystemTime::now(),
             started_at: None,
             exit: None,
-            warnings: [ignored(config), preopens.warnings].concat(),
+            warnings: [ignored(&sandbox.config, config), preopens.warnings].concat(),
         };
         let spec = ContainerSpec {
             id: id.to_string(),
             module: compiled.name,
             kind: compiled.kind,
             args,
-            env: environment(&image, config),
+            env: environment(&image, &sandbox.config, config),
             working_dir: config
                 .working_dir
                 .clone()

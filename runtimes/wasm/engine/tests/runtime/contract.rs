@@ -4,7 +4,8 @@ use std::{net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
 
 use libtest_mimic::Trial;
 use wherry_runtime_api::{
-    AppArmorProfile, MountPropagation, Runtime, RuntimeError, SandboxNetwork, SeccompProfile,
+    AppArmorProfile, MountPropagation, NamespaceMode, Runtime, RuntimeError, SandboxNetwork,
+    SeccompProfile,
 };
 
 use crate::{
@@ -180,9 +181,12 @@ async fn what_cannot_be_honoured_is_refused_before_anything_is_made() {
 
 async fn what_means_nothing_is_said_and_does_no_harm() {
     let node = Node::new().await;
-    let pod = node.pod("default").await;
+    let mut pod = node.pod("default").await;
+    pod.config.namespaces.pid = NamespaceMode::Node;
+    pod.config.namespaces.ipc = NamespaceMode::Node;
     let mut config = node.shell("true");
     config.security.privileged = true;
+    config.security.unmasked_proc = true;
     config.security.capabilities_drop = vec!["ALL".into()];
     config.security.readonly_rootfs = true;
     config.security.no_new_privs = true;
@@ -196,7 +200,17 @@ async fn what_means_nothing_is_said_and_does_no_harm() {
         .iter()
         .map(|text| text.split(' ').next().unwrap())
         .collect();
-    assert_eq!(about, ["privileges", "targetContainerName", "stopSignal"]);
+    assert_eq!(
+        about,
+        [
+            "privileges",
+            "procMount",
+            "hostPID",
+            "hostIPC",
+            "targetContainerName",
+            "stopSignal"
+        ]
+    );
 }
 
 async fn an_http_component_is_served_on_every_port_and_address() {
