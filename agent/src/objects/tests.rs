@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::*;
 use crate::testing::eventually;
 
+type Lines = BoxStream<'static, Result<Frame<Bytes>, Infallible>>;
 type Watchers = Vec<(String, mpsc::UnboundedSender<Bytes>)>;
 
 /// An API server of ConfigMaps that answers get, list by name and watch by name.
@@ -48,9 +50,7 @@ impl FakeApi {
     fn answer(
         &self,
         request: &http::Request<kube::client::Body>,
-    ) -> http::Response<
-        StreamBody<futures::stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>,
-    > {
+    ) -> http::Response<StreamBody<Lines>> {
         let mut state = self.state();
         let uri = request.uri();
         let query = uri.query().unwrap_or_default();
