@@ -1,6 +1,7 @@
 //! Where a container's image comes from.
 
 use serde_json::json;
+use wherry_tests::eventually;
 
 use super::{
     Behaviour, Group,
@@ -47,11 +48,13 @@ fn image_id(case: &Case<'_>) -> Outcome {
     case.ready(&case.pod("first", &[stay()]))?;
     let id = case.first("first", ".imageID");
     assert!(id.contains("sha256:"), "{id}");
-    let images = case
-        .cluster
-        .field("default", "node/node", ".status.images[*].names[*]");
     let name = if case.is_wasm() { "toolbox" } else { "busybox" };
-    assert!(images.contains(name), "{images}");
+    // The node looks at itself every few seconds.
+    eventually("the image in the node's status", || {
+        let path = ".status.images[*].names[*]";
+        let images = case.cluster.field("default", "node/node", path);
+        images.contains(name).then_some(()).ok_or(images)
+    });
     Ok(())
 }
 
