@@ -3,27 +3,48 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use wherry_runtime_api::PodUid;
 
-use crate::pod::admit::is_active;
+use crate::{
+    metrics::{Metrics, POD_START_DURATION},
+    pod::admit::is_active,
+};
 
 /// Written by the pods' workers, read by the HTTP endpoints and by admission.
 #[derive(Default)]
 pub(crate) struct Directory {
     shown: Mutex<Shown>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
 struct Shown {
     pods: BTreeMap<PodUid, Arc<Pod>>,
+    /// When those were first seen that do not run yet.
+    starting: BTreeMap<PodUid, Instant>,
     /// How many of them hold resources of the node.
     active: usize,
 }
 
 impl Shown {
+    /// How long a pod took to run that shows so for the first time. One that was found running did not
+    /// start here.
+    fn started(&mut self, uid: &PodUid, phase: Option<&str>) -> Option<Duration> {
+        let was = self.pods.get(uid).and_then(|pod| phase_of(pod));
+        match (was, phase) {
+            (_, Some("Pending") | None) => None,
+            (Some("Pending"), Some("Running")) => Some(self.starting.remove(uid)?.elapsed()),
+            _ => {
+                self.starting.remove(uid);
+                None
+            }
+        }
+    }
+
     fn put(&mut self, uid: PodUid, pod: Option<Arc<Pod>>) {
         self.active += usize::from(pod.as_ref().is_some_and(|pod| is_active(pod)));
         let before = match pod {
@@ -34,7 +55,19 @@ impl Shown {
     }
 }
 
+fn phase_of(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
+}
+
 impl Directory {
+    /// An empty one, that tells how long pods take to run.
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            ..Self::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shown> {
         // Whole whenever the lock is free: a change is one `put`, which does not panic.
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
@@ -47,17 +80,27 @@ impl Directory {
             spec: pod.spec.clone(),
             status: Some(status),
         };
-        self.lock().put(uid.clone(), Some(Arc::new(pod)));
+        let mut shown = self.lock();
+        let started = shown.started(uid, phase_of(&pod));
+        shown.put(uid.clone(), Some(Arc::new(pod)));
+        drop(shown);
+        if let Some(took) = started {
+            self.metrics.observe(POD_START_DURATION, "", took);
+        }
     }
 
     /// Shows a pod as its source has it, until its worker has a status.
     pub(crate) fn begin(&self, uid: &PodUid, pod: Arc<Pod>) {
-        self.lock().put(uid.clone(), Some(pod));
+        let mut shown = self.lock();
+        shown.starting.insert(uid.clone(), Instant::now());
+        shown.put(uid.clone(), Some(pod));
     }
 
     /// Shows it no more.
     pub(crate) fn remove(&self, uid: &PodUid) {
-        self.lock().put(uid.clone(), None);
+        let mut shown = self.lock();
+        shown.starting.remove(uid);
+        shown.put(uid.clone(), None);
     }
 
     /// All of them.
@@ -73,5 +116,34 @@ impl Directory {
     /// How many hold resources of the node.
     pub(crate) fn active(&self) -> usize {
         self.lock().active
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pod_that_started_here_is_timed() {
+        let metrics = Arc::new(Metrics::default());
+        let directory = Directory::new(Arc::clone(&metrics));
+        let status = |phase: &str| PodStatus {
+            phase: Some(phase.into()),
+            ..PodStatus::default()
+        };
+        let (new, found) = (PodUid::from("new"), PodUid::from("found"));
+        for uid in [&new, &found] {
+            directory.begin(uid, Arc::default());
+        }
+        directory.set(&found, &Pod::default(), status("Running"));
+        for phase in ["Pending", "Running", "Running"] {
+            directory.set(&new, &Pod::default(), status(phase));
+        }
+        let text = metrics.render();
+        assert!(
+            text.contains("kubelet_pod_start_duration_seconds_count{} 1\n"),
+            "{text}"
+        );
+        assert!(directory.lock().starting.is_empty());
     }
 }

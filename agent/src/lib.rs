@@ -133,7 +133,7 @@ impl Agent {
             user_namespaces,
             features: Mutex::default(),
             publisher: Publisher::new(config.kube.clone()),
-            directory: Directory::default(),
+            directory: Directory::new(Arc::clone(&metrics)),
             actual: Actual::default(),
             volumes,
             objects,

@@ -41,6 +41,11 @@ pub(crate) const RUNTIME_DURATION: Family = Family {
     help: "Duration in seconds of runtime operations. Broken down by operation type.",
 };
 
+/// From the agent's first sight of a pod to the pod running.
+pub(crate) const POD_START_DURATION: Family = Family {
+    name: "kubelet_pod_start_duration_seconds",
+    help: "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+};
 /// Checks made, by container, kind and result; for `/metrics/probes`.
 pub(crate) const PROBES: Family = Family {
     name: "prober_probe_total",
@@ -144,19 +149,22 @@ impl Metrics {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             for (label, value) in values {
+                let comma = if label.is_empty() { "" } else { "," };
                 let _ = match value {
                     Value::Counter(count) => writeln!(text, "{name}{{{label}}} {count}"),
                     Value::Histogram { counts, count, sum } => {
                         let mut below = 0;
                         for (bound, here) in BUCKETS.iter().zip(counts) {
                             below += here;
-                            let _ =
-                                writeln!(text, "{name}_bucket{{{label},le=\"{bound}\"}} {below}");
+                            let _ = writeln!(
+                                text,
+                                "{name}_bucket{{{label}{comma}le=\"{bound}\"}} {below}"
+                            );
                         }
                         let sum = sum.as_secs_f64();
                         writeln!(
                             text,
-                            "{name}_bucket{{{label},le=\"+Inf\"}} {count}\n\
+                            "{name}_bucket{{{label}{comma}le=\"+Inf\"}} {count}\n\
                              {name}_sum{{{label}}} {sum}\n{name}_count{{{label}}} {count}"
                         )
                     }
@@ -180,8 +188,11 @@ mod tests {
         for millis in [1, 10, 1_000_000] {
             metrics.observe(RUNTIME_DURATION, label, Duration::from_millis(millis));
         }
+        metrics.observe(POD_START_DURATION, "", Duration::from_secs(2));
         let text = metrics.render();
         for line in [
+            "kubelet_pod_start_duration_seconds_bucket{le=\"3.0517578125\"} 1",
+            "kubelet_pod_start_duration_seconds_count{} 1",
             "# TYPE kubelet_evictions counter",
             "kubelet_evictions{eviction_signal=\"memory.available\"} 2",
             "# TYPE kubelet_runtime_operations_duration_seconds histogram",

@@ -29,7 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::status::{Health, conditions, essence, handlers, images};
+use self::status::{Health, changes, conditions, essence, handlers, images};
 use crate::{context::Context, events::Kind, server::Kubelet};
 
 /// Longest wait for one call to the API server.
@@ -176,7 +176,24 @@ impl NodeKeeper {
             spec: Some(NodeSpec::default()),
             status: Some(self.status(&[]).await),
         };
-        nodes.create(&PostParams::default(), &node).await
+        let node = nodes.create(&PostParams::default(), &node).await?;
+        let status = node.status.as_ref();
+        let conditions = status.and_then(|status| status.conditions.as_deref());
+        self.tell(&[], conditions.unwrap_or_default());
+        Ok(node)
+    }
+
+    /// Records an event about each condition that changed.
+    fn tell(&self, before: &[NodeCondition], after: &[NodeCondition]) {
+        let name = &self.context.config.node_name;
+        let mut node = Node::default();
+        node.metadata.name = Some(name.clone());
+        for change in changes(before, after) {
+            let message = format!("Node {name} status is now: {change}");
+            self.context
+                .recorder
+                .record_node(&node, Kind::Normal, change, message);
+        }
     }
 
     /// What the node is now.
@@ -283,7 +300,9 @@ impl NodeKeeper {
             let sent = nodes.patch_status(name, &params, &patch);
             match timeout(CALL_TIMEOUT, sent).await {
                 Ok(Ok(_)) => {
-                    before = status.conditions;
+                    let after = status.conditions.unwrap_or_default();
+                    self.tell(before.as_deref().unwrap_or_default(), &after);
+                    before = Some(after);
                     last = Some((essence, Instant::now()));
                 }
                 Ok(Err(error)) => {

@@ -117,6 +117,29 @@ pub(crate) fn conditions(
         .collect()
 }
 
+/// What changed between two looks, as the kubelet's events name it. Pure.
+pub(crate) fn changes(before: &[NodeCondition], after: &[NodeCondition]) -> Vec<&'static str> {
+    let name = |condition: &NodeCondition| {
+        let holds = condition.status == "True";
+        Some(match (condition.type_.as_str(), holds) {
+            ("MemoryPressure", true) => "NodeHasInsufficientMemory",
+            ("MemoryPressure", false) => "NodeHasSufficientMemory",
+            ("DiskPressure", true) => "NodeHasDiskPressure",
+            ("DiskPressure", false) => "NodeHasNoDiskPressure",
+            ("PIDPressure", true) => "NodeHasInsufficientPID",
+            ("PIDPressure", false) => "NodeHasSufficientPID",
+            ("Ready", true) => "NodeReady",
+            ("Ready", false) => "NodeNotReady",
+            _ => return None,
+        })
+    };
+    let is_new = |condition: &&NodeCondition| {
+        let same = |c: &NodeCondition| c.type_ == condition.type_ && c.status == condition.status;
+        !before.iter().any(same)
+    };
+    after.iter().filter(is_new).filter_map(name).collect()
+}
+
 /// The images in a node's status, largest first. Pure.
 pub(crate) fn images(list: &[Image]) -> Vec<ContainerImage> {
     let mut list: Vec<_> = list.iter().collect();
@@ -201,6 +224,28 @@ mod tests {
             of(&first, "Ready").message.as_deref(),
             Some("kubelet is posting ready status")
         );
+    }
+
+    #[test]
+    fn what_changed_is_told_once() {
+        let at = SystemTime::UNIX_EPOCH;
+        let well = conditions(&Health::new(&[], None), &[], at);
+        assert_eq!(
+            changes(&[], &well),
+            [
+                "NodeHasSufficientMemory",
+                "NodeHasNoDiskPressure",
+                "NodeHasSufficientPID",
+                "NodeReady"
+            ]
+        );
+        let ill = Health::new(&[Condition::Disk], Some("runtime is down".into()));
+        let ill = conditions(&ill, &well, at);
+        assert_eq!(
+            changes(&well, &ill),
+            ["NodeHasDiskPressure", "NodeNotReady"]
+        );
+        assert!(changes(&ill, &ill).is_empty());
     }
 
     #[test]
