@@ -14,11 +14,12 @@ use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use wherry_api::patch::{self, PatchKind};
 
 const WAIT: Duration = Duration::from_secs(15);
 
 /// Resources it knows: group and version, plural, kind, whether in namespaces.
-const RESOURCES: [(&str, &str, &str, bool); 8] = [
+const RESOURCES: [(&str, &str, &str, bool); 11] = [
     ("v1", "namespaces", "Namespace", false),
     ("v1", "nodes", "Node", false),
     ("v1", "pods", "Pod", true),
@@ -26,6 +27,14 @@ const RESOURCES: [(&str, &str, &str, bool); 8] = [
     ("v1", "secrets", "Secret", true),
     ("v1", "serviceaccounts", "ServiceAccount", true),
     ("v1", "events", "Event", true),
+    (
+        "v1",
+        "replicationcontrollers",
+        "ReplicationController",
+        true,
+    ),
+    ("apps/v1", "replicasets", "ReplicaSet", true),
+    ("apps/v1", "deployments", "Deployment", true),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
 ];
 
@@ -174,12 +183,15 @@ impl Fake {
         if query.contains_key("watch") {
             return self.watch(&target, &query);
         }
-        self.verb(&method, &target, &query, body)
+        let content_type = parts.headers.get("content-type");
+        let content_type = content_type.map_or("", |value| value.to_str().unwrap());
+        self.verb(&method, content_type, &target, &query, body)
     }
 
     fn verb(
         &self,
         method: &Method,
+        content_type: &str,
         target: &Target,
         query: &BTreeMap<String, String>,
         body: Value,
@@ -214,6 +226,10 @@ impl Fake {
             ("POST", None) => {
                 let mut object = body;
                 object["metadata"]["namespace"] = target.namespace.clone().into();
+                if let Some(prefix) = object["metadata"]["generateName"].as_str() {
+                    let name = format!("{prefix}{}", *self.shared.revision.borrow());
+                    object["metadata"]["name"] = name.into();
+                }
                 let key = key(
                     &target.resource,
                     &target.namespace,
@@ -251,20 +267,21 @@ impl Fake {
             }
             ("PUT", Some(_)) => json_response(200, state.put(&self.shared, &target.resource, body)),
             ("PATCH", Some(key)) => {
+                let kind = PatchKind::from_content_type(content_type).unwrap();
                 let mut object = state.objects[&key].clone();
                 let wanted = &body["metadata"]["resourceVersion"];
                 if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
                     return status(409, "conflict");
                 }
-                // Lists that strategic merge patches merge by key, as far as they come up here.
-                let conditions = merge_by_type(
-                    &object["status"]["conditions"],
-                    &body["status"]["conditions"],
-                );
-                json_patch::merge(&mut object, &body);
-                if let Some(conditions) = conditions {
-                    object["status"]["conditions"] = conditions;
+                let wanted = &body["metadata"]["uid"];
+                if !wanted.is_null() && *wanted != object["metadata"]["uid"] {
+                    return status(409, "the uid is another");
                 }
+                let patched = patch::apply(kind, row(&target.resource), &object, &body);
+                object = match patched {
+                    Ok(object) => object,
+                    Err(error) => return status(422, &error.to_string()),
+                };
                 json_response(200, state.put(&self.shared, &target.resource, object))
             }
             _ => status(405, "not allowed"),
@@ -469,18 +486,11 @@ fn kind_of(resource: &str) -> (&'static str, &'static str) {
         .unwrap()
 }
 
-fn merge_by_type(old: &Value, new: &Value) -> Option<Value> {
-    let mut merged: Vec<Value> = old.as_array().cloned().unwrap_or_default();
-    for condition in new.as_array()? {
-        match merged
-            .iter_mut()
-            .find(|other| other["type"] == condition["type"])
-        {
-            Some(other) => json_patch::merge(other, condition),
-            None => merged.push(condition.clone()),
-        }
-    }
-    Some(merged.into())
+/// The row of `apps/v1/deployments`.
+fn row(resource: &str) -> &'static wherry_api::Resource {
+    let (version, plural) = resource.rsplit_once('/').unwrap();
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    wherry_api::find(group, version, plural).unwrap()
 }
 
 fn discovery(path: &str) -> Option<Value> {
@@ -498,17 +508,21 @@ fn discovery(path: &str) -> Option<Value> {
             .collect();
         json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources })
     };
-    let version = json!({ "groupVersion": "coordination.k8s.io/v1", "version": "v1" });
+    let group = |name: &str| {
+        let version = json!({ "groupVersion": format!("{name}/v1"), "version": "v1" });
+        json!({ "name": name, "versions": [version], "preferredVersion": version })
+    };
     match path.trim_end_matches('/') {
         "/api" => Some(
             json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] }),
         ),
         "/apis" => Some(
             json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [
-            { "name": "coordination.k8s.io", "versions": [version], "preferredVersion": version },
+            group("apps"), group("coordination.k8s.io"),
         ] }),
         ),
         "/api/v1" => Some(list("v1")),
+        "/apis/apps/v1" => Some(list("apps/v1")),
         "/apis/coordination.k8s.io/v1" => Some(list("coordination.k8s.io/v1")),
         _ => None,
     }

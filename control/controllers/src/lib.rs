@@ -10,21 +10,29 @@
 //!  root_ca ────────── `kube-root-ca.crt` in each namespace
 //!  node_lifecycle ─── conditions and taints of nodes nobody hears from
 //!  gc ─────────────── objects whose owners have gone
+//!  workloads ──────── pods for ReplicaSets and ReplicationControllers, sets for Deployments
 //!  scheduler ──────── a node for each pod
 //!  leader ─────────── which of several control planes runs all of these
 //! ```
 
+mod deployment;
 mod events;
+mod expectations;
 #[cfg(test)]
 mod fake;
 mod gc;
 mod leader;
 mod namespace;
 mod node_lifecycle;
+mod pods;
+mod replica_set;
 mod retry;
 mod root_ca;
 mod scheduler;
 mod service_account;
+mod watched;
+mod workloads;
+mod workqueue;
 
 use std::time::Duration;
 
@@ -71,6 +79,11 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
         shutdown.clone(),
     ));
     tasks.spawn(gc::run(client.clone(), shutdown.clone()));
+    tasks.spawn(workloads::run(
+        client.clone(),
+        recorder.clone(),
+        shutdown.clone(),
+    ));
     let grace_period = config.node_monitor_grace_period;
     tasks.spawn(node_lifecycle::run(
         client.clone(),

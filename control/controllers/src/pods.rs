@@ -1,0 +1,198 @@
+//! Pods as controllers see them: a small part of each, for there may be many.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Container, ContainerStatus, Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use serde_json::{Map, Value};
+use wherry_api::selector::LabelSelector;
+
+use crate::workqueue::Key;
+
+/// `controller.kubernetes.io/pod-deletion-cost`: pods with less go first.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Where a pod is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Pending,
+    Unknown,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+/// A port that a container names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedPort {
+    pub(crate) name: String,
+    pub(crate) number: i32,
+    pub(crate) protocol: String,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodView {
+    pub(crate) key: Key,
+    pub(crate) uid: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) finalizers: Vec<String>,
+    /// Who controls it, if anybody does.
+    pub(crate) controller: Option<OwnerReference>,
+    pub(crate) created: Timestamp,
+    pub(crate) deleted: Option<Timestamp>,
+    pub(crate) phase: Phase,
+    pub(crate) reason: String,
+    /// Since when it is ready.
+    pub(crate) ready_since: Option<Timestamp>,
+    pub(crate) started: Option<Timestamp>,
+    pub(crate) node: String,
+    /// Restarts of all containers together.
+    pub(crate) restarts: i32,
+    pub(crate) deletion_cost: i64,
+    pub(crate) ips: Vec<String>,
+    pub(crate) hostname: String,
+    pub(crate) subdomain: String,
+    pub(crate) ports: Vec<NamedPort>,
+    /// Names and exit codes of containers that have ended.
+    pub(crate) exits: Vec<(String, i32)>,
+    /// Types of conditions that hold, such as `DisruptionTarget`.
+    pub(crate) conditions: Vec<String>,
+}
+
+impl PodView {
+    /// It has not ended and is not being deleted.
+    pub(crate) fn is_active(&self) -> bool {
+        self.deleted.is_none() && !self.is_finished()
+    }
+
+    /// It will not run again.
+    pub(crate) fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready_since.is_some()
+    }
+
+    /// It has been ready for so many seconds.
+    pub(crate) fn is_available(&self, min_ready_seconds: i32, now: Timestamp) -> bool {
+        self.ready_since.is_some_and(|since| {
+            now.as_second() - since.as_second() >= i64::from(min_ready_seconds)
+        })
+    }
+
+    pub(crate) fn is_controlled_by(&self, uid: &str) -> bool {
+        self.controller
+            .as_ref()
+            .is_some_and(|owner| owner.uid == uid)
+    }
+
+    /// Whether a selector chooses it.
+    pub(crate) fn is_selected_by(&self, selector: &LabelSelector) -> bool {
+        matches(selector, &self.labels)
+    }
+}
+
+/// Whether a selector chooses these labels.
+pub(crate) fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let labels: Map<String, Value> = labels
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone().into()))
+        .collect();
+    selector.matches(Some(&labels))
+}
+
+/// Who controls an object.
+pub(crate) fn controller(owners: Option<&Vec<OwnerReference>>) -> Option<&OwnerReference> {
+    owners?.iter().find(|owner| owner.controller == Some(true))
+}
+
+impl From<Pod> for PodView {
+    fn from(pod: Pod) -> Self {
+        let Pod {
+            metadata,
+            spec,
+            status,
+        } = pod;
+        let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
+        let conditions = status.conditions.unwrap_or_default();
+        let annotations = metadata.annotations.unwrap_or_default();
+        let statuses = status.container_statuses.unwrap_or_default();
+        Self {
+            key: Key::new(
+                metadata.namespace.unwrap_or_default(),
+                metadata.name.unwrap_or_default(),
+            ),
+            uid: metadata.uid.unwrap_or_default(),
+            labels: metadata.labels.unwrap_or_default(),
+            deletion_cost: annotations
+                .get(DELETION_COST)
+                .and_then(|cost| cost.parse().ok())
+                .unwrap_or(0),
+            annotations: annotations
+                .into_iter()
+                // What a person configured last is long, and nothing here reads it.
+                .filter(|(key, _)| key != "kubectl.kubernetes.io/last-applied-configuration")
+                .collect(),
+            finalizers: metadata.finalizers.unwrap_or_default(),
+            controller: controller(metadata.owner_references.as_ref()).cloned(),
+            created: metadata
+                .creation_timestamp
+                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            deleted: metadata.deletion_timestamp.map(|time| time.0),
+            phase: match status.phase.as_deref() {
+                Some("Running") => Phase::Running,
+                Some("Succeeded") => Phase::Succeeded,
+                Some("Failed") => Phase::Failed,
+                Some("Unknown") => Phase::Unknown,
+                _ => Phase::Pending,
+            },
+            reason: status.reason.unwrap_or_default(),
+            ready_since: ready_since(&conditions),
+            started: status.start_time.map(|time| time.0),
+            node: spec.node_name.unwrap_or_default(),
+            restarts: statuses.iter().map(|status| status.restart_count).sum(),
+            ips: match status.pod_ips {
+                Some(ips) => ips.into_iter().map(|ip| ip.ip).collect(),
+                None => status.pod_ip.into_iter().collect(),
+            },
+            hostname: spec.hostname.unwrap_or_default(),
+            subdomain: spec.subdomain.unwrap_or_default(),
+            ports: spec.containers.iter().flat_map(ports).collect(),
+            exits: statuses.iter().filter_map(exit).collect(),
+            conditions: conditions
+                .into_iter()
+                .filter(|condition| condition.status == "True")
+                .map(|condition| condition.type_)
+                .collect(),
+        }
+    }
+}
+
+fn ready_since(conditions: &[PodCondition]) -> Option<Timestamp> {
+    let ready = conditions
+        .iter()
+        .find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+    let since = ready.last_transition_time.as_ref();
+    Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+fn ports(container: &Container) -> impl Iterator<Item = NamedPort> + '_ {
+    container.ports.iter().flatten().filter_map(|port| {
+        Some(NamedPort {
+            name: port.name.clone()?,
+            number: port.container_port,
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+        })
+    })
+}
+
+fn exit(status: &ContainerStatus) -> Option<(String, i32)> {
+    let ended = status.state.as_ref()?.terminated.as_ref()?;
+    Some((status.name.clone(), ended.exit_code))
+}
