@@ -55,7 +55,7 @@ pub use node::reserved::{ReservedError, parse_reserved};
 use objects::Objects;
 use pleg::{Actual, Pleg};
 use pod::manager::Manager;
-pub use pod::{restart::BackoffPolicy, translate::ClusterDns};
+pub use pod::{restart::BackoffPolicy, names::ClusterDns};
 use publish::Publisher;
 use source::{Source, UPDATES_MAX, mirror::Mirrors};
 

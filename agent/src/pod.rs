@@ -31,6 +31,7 @@ pub(crate) mod env;
 pub(crate) mod files;
 pub(crate) mod lifecycle;
 pub(crate) mod manager;
+pub(crate) mod names;
 pub(crate) mod prepare;
 pub(crate) mod qos;
 pub(crate) mod quantity;

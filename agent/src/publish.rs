@@ -383,7 +383,14 @@ fn is_same(last: &PodStatus, status: &PodStatus) -> bool {
 /// A strategic merge patch that makes the API's status this one, leaving others' conditions alone.
 fn to_patch(status: &PodStatus, last: Option<&PodStatus>) -> Value {
     let mut patch = serde_json::to_value(status).unwrap_or_default();
-    for field in ["reason", "message", "podIP", "podIPs"] {
+    for field in [
+        "reason",
+        "message",
+        "podIP",
+        "podIPs",
+        "initContainerStatuses",
+        "containerStatuses",
+    ] {
         if patch.get(field).is_none() {
             patch[field] = Value::Null;
         }

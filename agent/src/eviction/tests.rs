@@ -162,6 +162,7 @@ async fn an_evicted_pod_stays_evicted_after_a_restart_of_the_agent() {
         .join("state.json");
     eventually("written down", || {
         fs::read_to_string(&state).is_ok_and(|text| text.contains("Evicted"))
+            && state.with_file_name("pod.json").exists()
     })
     .await;
     agent.kill().await;

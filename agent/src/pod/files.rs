@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use wherry_runtime_api::{ContainerExit, ContainerStatus};
 
-use super::{spec, translate};
+use super::{names, spec};
 
 /// Last words kept (`MaxContainerTerminationMessageLength`).
 pub(crate) const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
@@ -34,7 +34,7 @@ pub(crate) struct Etc<'a> {
     /// Its addresses.
     pub(crate) ips: &'a [std::net::IpAddr],
     /// The cluster's DNS.
-    pub(crate) dns: &'a translate::ClusterDns,
+    pub(crate) dns: &'a names::ClusterDns,
 }
 
 /// What was made of them.
@@ -52,14 +52,14 @@ pub(crate) fn write_etc(pod_dir: &Path, etc: Etc<'_>) -> io::Result<Made> {
     let is_host_network = spec(etc.pod).host_network == Some(true);
     let node_file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let node_hosts = is_host_network.then(|| node_file("/etc/hosts"));
-    let hosts = translate::hosts_file(etc.pod, etc.ips, &etc.dns.domain, node_hosts.as_deref());
-    let resolv = translate::resolv_conf(etc.pod, etc.dns, &node_file("/etc/resolv.conf"));
+    let hosts = names::hosts_file(etc.pod, etc.ips, &etc.dns.domain, node_hosts.as_deref());
+    let resolv = names::resolv_conf(etc.pod, etc.dns, &node_file("/etc/resolv.conf"));
     let mut files = vec![
         ("/etc/hosts", "etc-hosts", hosts),
         ("/etc/resolv.conf", "resolv.conf", resolv.text),
     ];
     if !is_host_network {
-        let (name, _) = translate::hostname(etc.pod, &etc.dns.domain);
+        let (name, _) = names::hostname(etc.pod, &etc.dns.domain);
         files.push(("/etc/hostname", "hostname", format!("{name}\n")));
     }
     let mut made = Vec::new();

@@ -10,7 +10,7 @@ use wherry_runtime_api::{
     UserNamespace,
 };
 
-use super::{affinity, is_static, spec, stop, translate, uid};
+use super::{affinity, is_static, names, spec, stop, translate, uid};
 use crate::{context::Context, events::Kind, network::Attach};
 
 /// Longest wait for the Node object.
@@ -140,7 +140,7 @@ pub(crate) async fn prepare(
     );
     let runtime = runtime(context, &handlers.sandbox)?;
     let domain = &context.config.cluster_dns.domain;
-    let hostname = translate::kernel_hostname(pod, domain).map_err(PrepareError::sandbox)?;
+    let hostname = names::kernel_hostname(pod, domain).map_err(PrepareError::sandbox)?;
     let user_namespace = user_namespace(context, pod, &**runtime).await?;
     let config = translate::sandbox(
         pod,

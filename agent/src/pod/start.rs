@@ -356,8 +356,18 @@ impl Starter {
         };
         let made = files::write_etc(&pod_dir, etc)
             .map_err(|error| format!("{}: {error}", pod_dir.display()))?;
+        let is_first = |container: &Container| {
+            let spec = super::spec(&pod);
+            let mut all = spec
+                .init_containers
+                .iter()
+                .flatten()
+                .chain(&spec.containers);
+            all.next().is_some_and(|first| first.name == container.name)
+        };
         if attempt == 0 {
-            for (reason, message) in &made.warnings {
+            // Of the pod, so told once.
+            for (reason, message) in made.warnings.iter().filter(|_| is_first(container)) {
                 context.event(&pod, Kind::Warning, reason, message.clone());
             }
             for message in translate::not_done(&pod, container) {

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::PodCondition;
 use serde_json::{Value, json};
+use wherry_runtime_api::{ContainerExit, ContainerState as RuntimeState};
 
 use super::*;
 

@@ -17,7 +17,7 @@ use super::{
     },
     Worker,
 };
-use crate::events::Kind;
+use crate::{events::Kind, pod};
 
 /// Between looks whether others have left room for what was deferred, and between tries to set what
 /// could not be set.
@@ -109,7 +109,7 @@ impl Worker {
         let others = self.context.directory.pods();
         let others: Vec<_> = others
             .into_iter()
-            .filter(|pod| is_active(pod) && super::super::uid(pod) != self.uid)
+            .filter(|pod| is_active(pod) && pod::uid(pod) != self.uid)
             .collect();
         let used = |resource| {
             let sum = others
@@ -229,7 +229,7 @@ impl Resize {
             let Some(runtime) = context.runtime(&status.handler) else {
                 continue;
             };
-            let Some(container) = super::super::container(&starter.pod, &change.name) else {
+            let Some(container) = pod::container(&starter.pod, &change.name) else {
                 continue;
             };
             let limits =

@@ -78,7 +78,15 @@ async fn a_running_container_gets_other_limits_without_a_restart_and_keeps_them(
     );
     // A new agent finds everything as it is to be.
     let journal = node.oci.journal();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let state = node.root.path().join("pods/p/state.json");
+    eventually("written down", || {
+        let state: Value = std::fs::read(&state)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        state["resize"].is_null() && state["actuated"]["a"]["limits"]["memory"] == "50Mi"
+    })
+    .await;
     agent.kill().await;
     let agent = node.start().await;
     agent.set(&smaller).await;
