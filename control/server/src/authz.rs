@@ -1,7 +1,7 @@
 //! Who may do what.
 //!
 //! Administrators may do everything, everybody known may look at the discovery documents and ask about themselves, and
-//! agents may do what a node needs. Roles are another [`Authorizer`].
+//! agents may do what a node needs. What roles let their subjects do beyond that is in `rbac`.
 
 use crate::UserInfo;
 

@@ -261,6 +261,9 @@ impl Server {
             let client = self.client_service(UserInfo::admin());
             bootstrap::bootstrap(&client, self.endpoint).await?;
             rbac::bootstrap(&client).await?;
+            if let Err(error) = self.app.rbac.reload(&self.app.store).await {
+                tracing::warn!(%error, "Roles could not be read");
+            }
             self.app.is_bootstrapped.store(true, Ordering::Release);
         }
         Ok(())
