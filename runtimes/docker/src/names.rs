@@ -48,6 +48,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) log_path: std::path::PathBuf,
     pub(crate) log_rotation: LogRotation,
     pub(crate) stdin: bool,
+    /// Stdin ends with the first who leaves.
+    #[serde(default)]
+    pub(crate) stdin_once: bool,
     pub(crate) tty: bool,
     pub(crate) stop_signal: i32,
     /// Limits the engine does not know of and that are set beside it.
@@ -79,6 +82,7 @@ impl ContainerRecord {
             log_path: config.log_path.clone(),
             log_rotation: config.log_rotation,
             stdin: config.stdin,
+            stdin_once: config.stdin_once,
             tty: config.tty,
             stop_signal,
             hugepage_bytes_max,

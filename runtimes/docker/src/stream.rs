@@ -3,7 +3,13 @@
 //! Without a terminal the engine sends frames (stream, length, bytes) one way and takes plain bytes the other way. With
 //! one it is plain both ways.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bollard::{
     Docker,
@@ -14,7 +20,7 @@ use bollard::{
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
-    net::unix::OwnedReadHalf,
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
     sync::{broadcast, mpsc},
     time::Instant,
 };
@@ -232,12 +238,7 @@ async fn give(writer: &mut Option<DuplexStream>, bytes: &[u8]) {
 }
 
 /// A hijacked connection's two halves; dropping the second ends what is written and nothing else.
-fn halves(
-    hijacked: Hijacked,
-) -> (
-    impl AsyncRead + Send + Unpin + 'static,
-    tokio::net::unix::OwnedWriteHalf,
-) {
+fn halves(hijacked: Hijacked) -> (impl AsyncRead + Send + Unpin + 'static, OwnedWriteHalf) {
     let (read, write): (OwnedReadHalf, _) = hijacked.stream.into_split();
     (io::Cursor::new(hijacked.begun).chain(read), write)
 }
@@ -436,10 +437,16 @@ impl Inner {
         let hijacked = self.engine.hijack("attach", &path, String::new()).await?;
         let (read, write) = halves(hijacked);
         let output = split(read, tty, request.stdout, stderr);
-        let (input, kept): (Option<Box<dyn AsyncWrite + Send + Unpin>>, _) = if stdin {
+        // When its end comes the engine ends the output as well, unless that is the end of the container's stdin: so it
+        // hears of the end only then.
+        let unclosed = |write| Unclosed(Arc::new(Mutex::new(write)));
+        let (input, kept): (Option<Box<dyn AsyncWrite + Send + Unpin>>, _) = if !stdin {
+            (None, Some(unclosed(write)))
+        } else if container.record.stdin_once {
             (Some(Box::new(write)), None)
         } else {
-            (None, Some(write))
+            let kept = unclosed(write);
+            (Some(Box::new(kept.clone())), Some(kept))
         };
         let docker = self.engine.docker()?;
         let resize = tty.then(|| {
@@ -465,10 +472,40 @@ impl Inner {
     }
 }
 
+/// The way in of an attach, which is closed when the last of its clones is gone and not before.
+#[derive(Clone)]
+struct Unclosed(Arc<Mutex<OwnedWriteHalf>>);
+
+impl Unclosed {
+    fn with<T>(&self, act: impl FnOnce(Pin<&mut OwnedWriteHalf>) -> T) -> T {
+        // Nothing panics while it is held.
+        let mut half = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        act(Pin::new(&mut half))
+    }
+}
+
+impl AsyncWrite for Unclosed {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|half| half.poll_write(context, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|half| half.poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// Lasts until the app exits; keeps the connection open meanwhile.
 async fn wait_for_exit(
     container: Arc<crate::container::Container>,
-    _kept: Option<tokio::net::unix::OwnedWriteHalf>,
+    _kept: Option<Unclosed>,
 ) -> Result<i32, RuntimeError> {
     let mut live = container.live.subscribe();
     let ended = live
@@ -482,12 +519,9 @@ async fn wait_for_exit(
 }
 
 /// A sender of terminal sizes that lives as long as the session does.
-fn resizer<F: Future<Output = ()> + Send>(
+fn resizer<F: Future<Output = ()> + Send + 'static>(
     apply: impl Fn(TerminalSize) -> F + Send + 'static,
-) -> mpsc::Sender<TerminalSize>
-where
-    F: 'static,
-{
+) -> mpsc::Sender<TerminalSize> {
     let (sender, mut sizes) = mpsc::channel(RESIZES_MAX);
     tokio::spawn(async move {
         while let Some(size) = sizes.recv().await {
