@@ -42,6 +42,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 /// The engine's word for a time that has not come.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
+/// What a container that could not be started exits with, as under other runtimes; the engine says 126 or 127.
+const EXIT_CODE_START_ERROR: i32 = 128;
+
 /// A container this runtime knows of.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -220,8 +223,9 @@ pub(crate) fn state(found: &ContainerInspectResponse) -> ContainerState {
         Some(S::CREATED | S::EXITED | S::REMOVING | S::DEAD) => {
             let exit_code = state
                 .exit_code
+                .filter(|_| state.status != Some(S::CREATED))
                 .and_then(|code| i32::try_from(code).ok())
-                .unwrap_or(128);
+                .unwrap_or(EXIT_CODE_START_ERROR);
             let finished_at = time(state.finished_at.as_deref())
                 .or(started_at)
                 .or_else(|| time(found.created.as_deref()))
@@ -593,7 +597,7 @@ mod tests {
         let ContainerState::Exited(exit) = found else {
             panic!("{found:?}")
         };
-        assert_eq!((exit.started_at, exit.exit_code), (None, 127));
+        assert_eq!((exit.started_at, exit.exit_code), (None, 128));
         assert!(
             exit.message
                 .is_some_and(|text| text.contains("no such file"))
