@@ -2,9 +2,15 @@
 //!
 //! Time is tokio's, so a test with paused time decides when containers exit. Every call is written
 //! into a journal, whose order is what many tests are about.
+//!
+//! A container whose command begins with `program` does what the words after it say, as the conformance suite wants it
+//! (`programs.rs`); any other does what [`FakeRuntime::behave`] says.
+
+mod images;
+mod programs;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -21,6 +27,8 @@ use tokio::{
 };
 
 use crate::*;
+pub use images::FakeImages;
+use programs::{App, Ended};
 
 /// Room for events nobody has read yet; older ones are lost as with a real runtime.
 const EVENTS_MAX: usize = 256;
@@ -108,6 +116,7 @@ struct Script {
     failures: HashMap<Call, VecDeque<RuntimeError>>,
     behaviours: HashMap<String, Behaviour>,
     exec_exit_codes: HashMap<String, i32>,
+    missing_images: HashSet<String>,
     features: RuntimeFeatures,
     memory_working_set_bytes: u64,
 }
@@ -116,6 +125,8 @@ struct Held {
     config: ContainerConfig,
     status: ContainerStatus,
     changed: Arc<Notify>,
+    /// Where it runs a program of the suite.
+    app: Option<Arc<App>>,
 }
 
 #[derive(Default)]
@@ -211,6 +222,27 @@ impl FakeRuntime {
             .script
             .exec_exit_codes
             .insert(program.into(), exit_code);
+    }
+
+    /// Makes containers of this image ID impossible to create.
+    pub fn lack_image(&self, image_id: &str) {
+        self.state().script.missing_images.insert(image_id.into());
+    }
+
+    /// The program that a container runs, if it runs one now.
+    fn running_app(&self, id: &ContainerId) -> Result<Option<Arc<App>>, RuntimeError> {
+        let state = self.state();
+        let held = state
+            .containers
+            .get(id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))?;
+        match (&held.app, &held.status.state) {
+            (Some(app), ContainerState::Running { .. }) => Ok(Some(app.clone())),
+            (Some(_), _) => Err(RuntimeError::FailedPrecondition(format!(
+                "container {id} does not run"
+            ))),
+            (None, _) => Ok(None),
+        }
     }
 
     /// Ends the running container of that name in that pod.
@@ -321,6 +353,9 @@ impl FakeRuntime {
                 message: None,
             });
             held.changed.notify_waiters();
+            if let Some(app) = &held.app {
+                app.end(exit_code);
+            }
             held.status.pod.clone()
         };
         let _ = self.events.send(RuntimeEvent::ContainerExited {
@@ -429,6 +464,27 @@ impl Runtime for FakeRuntime {
     ) -> Result<ContainerId, RuntimeError> {
         self.begin(Call::CreateContainer).await?;
         let mut state = self.state();
+        if let Some(AppArmorProfile::Localhost(name)) = &config.security.apparmor {
+            return Err(RuntimeError::Unsupported(format!(
+                "AppArmor profile {name}: a fake has none"
+            )));
+        }
+        if state.script.missing_images.contains(&config.image_id) {
+            return Err(RuntimeError::ImageNotFound(config.image_id.clone()));
+        }
+        let is_own = sandbox.handler == self.handler;
+        match state.sandboxes.get(&sandbox.id).map(|known| known.state) {
+            None if is_own => {
+                return Err(RuntimeError::NotFound(format!("sandbox {}", sandbox.id)));
+            }
+            Some(PodSandboxState::NotReady) => {
+                return Err(RuntimeError::FailedPrecondition(format!(
+                    "sandbox {} is not ready",
+                    sandbox.id
+                )));
+            }
+            _ => {}
+        }
         let there = state.containers.values().find(|held| {
             held.status.sandbox == sandbox.id
                 && held.status.name == config.name
@@ -465,6 +521,7 @@ impl Runtime for FakeRuntime {
                 config: config.clone(),
                 status,
                 changed: Arc::default(),
+                app: App::new(config)?,
             },
         );
         Ok(id)
@@ -472,7 +529,7 @@ impl Runtime for FakeRuntime {
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.begin(Call::StartContainer).await?;
-        let (pod, behaviour) = {
+        let (pod, app, behaviour) = {
             let mut state = self.state();
             let Some(held) = state.containers.get_mut(id) else {
                 return Err(RuntimeError::NotFound(format!("container {id}")));
@@ -484,10 +541,12 @@ impl Runtime for FakeRuntime {
                 started_at: self.clock.now(),
             };
             let (pod, image) = (held.status.pod.clone(), held.status.image.clone());
+            let app = held.app.clone();
             let line = format!("start {}/{}", held.status.name, held.status.attempt);
             state.journal.push(line);
             (
                 pod,
+                app,
                 state
                     .script
                     .behaviours
@@ -500,7 +559,18 @@ impl Runtime for FakeRuntime {
             pod,
             id: id.clone(),
         });
-        if let Some((after, exit_code)) = behaviour.exits {
+        if let Some(app) = app {
+            let (this, id) = (self.this.clone(), id.clone());
+            tokio::spawn(async move {
+                let Ended {
+                    exit_code,
+                    oom_killed,
+                } = app.run().await;
+                if let Some(this) = this.upgrade() {
+                    this.finish(&id, exit_code, oom_killed);
+                }
+            });
+        } else if let Some((after, exit_code)) = behaviour.exits {
             let (this, id) = (self.this.clone(), id.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(after).await;
@@ -538,7 +608,12 @@ impl Runtime for FakeRuntime {
             (behaviour, changed)
         };
         let exited = changed.notified();
+        let app = self.running_app(id).ok().flatten();
+        if let Some(app) = &app {
+            app.ask_to_stop();
+        }
         let (wait, exit_code) = match behaviour.stops_after {
+            _ if app.is_some() => (grace_period, 137),
             Some(after) if after <= grace_period => (after, behaviour.stop_code),
             _ => (grace_period, 137),
         };
@@ -583,6 +658,11 @@ impl Runtime for FakeRuntime {
             .containers
             .get_mut(id)
             .ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))?;
+        if matches!(held.status.state, ContainerState::Exited(_)) {
+            return Err(RuntimeError::FailedPrecondition(format!(
+                "container {id} has exited"
+            )));
+        }
         held.config.resources = resources.clone();
         let line = format!("update {}/{}", held.status.name, held.status.attempt);
         state.journal.push(line);
@@ -621,6 +701,9 @@ impl Runtime for FakeRuntime {
             what: command.join(" "),
             after: timeout,
         })??;
+        if let Some(app) = self.running_app(id)? {
+            return app.exec_sync(command, timeout).await;
+        }
         let program = command.first().cloned().unwrap_or_default();
         let status = self.container_status(id).await?;
         let mut state = self.state();
@@ -645,7 +728,9 @@ impl Runtime for FakeRuntime {
         id: &ContainerId,
         request: &ExecRequest,
     ) -> Result<StreamSession, RuntimeError> {
-        self.container_status(id).await?;
+        if let Some(app) = self.running_app(id)? {
+            return Ok(app.exec(request));
+        }
         let output = std::io::Cursor::new(format!("{}\n", request.command.join(" ")).into_bytes());
         Ok(StreamSession {
             stdin: request.stdin.then(|| Box::new(tokio::io::sink()) as _),
@@ -661,7 +746,9 @@ impl Runtime for FakeRuntime {
         id: &ContainerId,
         request: &AttachRequest,
     ) -> Result<StreamSession, RuntimeError> {
-        self.container_status(id).await?;
+        if let Some(app) = self.running_app(id)? {
+            return Ok(app.attach(request));
+        }
         Ok(StreamSession {
             stdin: request.stdin.then(|| Box::new(tokio::io::sink()) as _),
             stdout: request.stdout.then(|| Box::new(tokio::io::empty()) as _),
@@ -676,6 +763,14 @@ impl Runtime for FakeRuntime {
         sandbox: &PodSandbox,
         port: u16,
     ) -> Result<Box<dyn Duplex>, RuntimeError> {
+        let listens = self.state().containers.values().any(|held| {
+            held.status.sandbox == sandbox.id
+                && matches!(held.status.state, ContainerState::Running { .. })
+                && held.app.as_ref().is_some_and(|app| app.listens_on(port))
+        });
+        if listens {
+            return Ok(programs::echo());
+        }
         Err(RuntimeError::Unavailable(format!(
             "sandbox {}: port {port}: connection refused",
             sandbox.id
@@ -683,148 +778,32 @@ impl Runtime for FakeRuntime {
     }
 
     async fn reopen_container_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        self.container_status(id).await.map(drop)
+        match self.running_app(id)? {
+            Some(app) => app.reopen_log(),
+            None => Ok(()),
+        }
     }
 
     async fn container_stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
         let status = self.container_status(id).await?;
-        if !matches!(status.state, ContainerState::Running { .. }) {
+        let ContainerState::Running { started_at } = status.state else {
             return Err(RuntimeError::NotFound(format!("running container {id}")));
-        }
+        };
+        // A millisecond to start with; a program of the suite is always busy.
+        let busy = match self.running_app(id) {
+            Ok(Some(_)) => self.clock.now().duration_since(started_at),
+            _ => Ok(Duration::ZERO),
+        };
+        let busy = u64::try_from(busy.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX);
         let working_set = self.state().script.memory_working_set_bytes.max(1 << 20);
         Ok(ContainerStats {
             at: self.clock.now(),
-            cpu_usage_core_nanoseconds: 1_000_000,
+            cpu_usage_core_nanoseconds: 1_000_000 + busy,
             memory_usage_bytes: working_set + (1 << 20),
             memory_working_set_bytes: working_set,
             memory_rss_bytes: 1 << 20,
             process_count: 1,
             ..ContainerStats::default()
-        })
-    }
-}
-
-#[derive(Default)]
-struct Images {
-    registry: BTreeMap<String, ImageKind>,
-    present: BTreeMap<String, Image>,
-    failures: VecDeque<ImageError>,
-    delay: Duration,
-    pulls: Vec<(String, Vec<RegistryAuth>)>,
-}
-
-/// The image service: what the registry has is pulled, anything else is not found.
-#[derive(Default)]
-pub struct FakeImages {
-    images: Mutex<Images>,
-}
-
-impl FakeImages {
-    /// An empty store before a registry that has `images`.
-    pub fn new(images: &[(&str, ImageKind)]) -> Arc<Self> {
-        let this = Self::default();
-        this.images().registry = images
-            .iter()
-            .map(|(name, kind)| ((*name).to_owned(), *kind))
-            .collect();
-        Arc::new(this)
-    }
-
-    fn images(&self) -> MutexGuard<'_, Images> {
-        self.images
-            .lock()
-            .expect("no test panics while it holds the fake's lock")
-    }
-
-    /// Makes the next pull fail.
-    pub fn fail_next(&self, error: ImageError) {
-        self.images().failures.push_back(error);
-    }
-
-    /// Makes each pull take this long.
-    pub fn delay(&self, by: Duration) {
-        self.images().delay = by;
-    }
-
-    /// Pulls made, with the credentials that were offered.
-    pub fn pulls(&self) -> Vec<(String, Vec<RegistryAuth>)> {
-        self.images().pulls.clone()
-    }
-}
-
-#[async_trait]
-impl ImageService for FakeImages {
-    async fn image_status(&self, reference: &str) -> Result<Option<Image>, ImageError> {
-        let images = self.images();
-        Ok(images
-            .present
-            .values()
-            .find(|i| i.id == reference || i.repo_tags.iter().any(|tag| tag == reference))
-            .cloned())
-    }
-
-    async fn resolve_kind(
-        &self,
-        reference: &str,
-        _: &[RegistryAuth],
-    ) -> Result<ImageKind, ImageError> {
-        let kind = self.images().registry.get(reference).copied();
-        kind.ok_or_else(|| ImageError::NotFound {
-            reference: reference.into(),
-        })
-    }
-
-    async fn pull_image(
-        &self,
-        reference: &str,
-        auth: &[RegistryAuth],
-        _: Option<PullProgressSender>,
-    ) -> Result<Image, ImageError> {
-        let delay = self.images().delay;
-        tokio::time::sleep(delay).await;
-        let mut images = self.images();
-        images.pulls.push((reference.into(), auth.to_vec()));
-        if let Some(error) = images.failures.pop_front() {
-            return Err(error);
-        }
-        let Some(kind) = images.registry.get(reference).copied() else {
-            return Err(ImageError::NotFound {
-                reference: reference.into(),
-            });
-        };
-        let image = Image {
-            id: format!("sha256:{reference}"),
-            repo_tags: vec![reference.into()],
-            repo_digests: vec![format!("{reference}@sha256:{reference}")],
-            size_bytes: 1000,
-            user: None,
-            kind,
-        };
-        images.present.insert(reference.into(), image.clone());
-        Ok(image)
-    }
-
-    async fn list_images(&self) -> Result<Vec<Image>, ImageError> {
-        Ok(self.images().present.values().cloned().collect())
-    }
-
-    async fn remove_image(&self, id: &str) -> Result<(), ImageError> {
-        self.images().present.retain(|_, image| image.id != id);
-        Ok(())
-    }
-
-    async fn fs_info(&self) -> Result<FsUsage, ImageError> {
-        let used_bytes = self
-            .images()
-            .present
-            .values()
-            .map(|image| image.size_bytes)
-            .sum();
-        Ok(FsUsage {
-            used_bytes,
-            inodes_used: 1,
-            capacity_bytes: 1 << 30,
-            available_bytes: (1 << 30) - used_bytes,
         })
     }
 }
