@@ -265,7 +265,7 @@ impl Runtime for OciRuntime {
     ) -> Result<ContainerId, RuntimeError> {
         if sandbox.handler != HANDLER {
             return Err(RuntimeError::Unsupported(format!(
-                "container {}: an OCI container cannot run in a sandbox of runtime {}",
+                "container {}: an OCI container cannot run in a sandbox of runtime {}, whose namespaces it cannot join",
                 config.name, sandbox.handler
             )));
         }

@@ -5,6 +5,7 @@ use super::*;
 impl Inner {
     pub(super) async fn image(
         &self,
+        sandbox: &PodSandbox,
         config: &ContainerConfig,
     ) -> Result<(StoredImage, Compiled), RuntimeError> {
         let found = self
@@ -14,8 +15,12 @@ impl Inner {
             .map_err(|error| RuntimeError::Internal(error.to_string()))?;
         let image = found.ok_or_else(|| RuntimeError::ImageNotFound(config.image.clone()))?;
         let Some(wasm) = image.wasm.clone() else {
+            let why = match sandbox.network {
+                SandboxNetwork::Namespace { .. } => "",
+                _ => ", and the pod has no namespaces that a process could join",
+            };
             return Err(RuntimeError::InvalidArgument(format!(
-                "image {} holds no Wasm module",
+                "image {} holds no Wasm module{why}",
                 config.image
             )));
         };
@@ -34,7 +39,7 @@ impl Inner {
     ) -> Result<ContainerId, RuntimeError> {
         check(config)?;
         self.check_ready(sandbox)?;
-        let (image, compiled) = self.image(config).await?;
+        let (image, compiled) = self.image(sandbox, config).await?;
         let args = app_args(&image, config);
         let ports = http_ports(config)?;
         let id = ContainerId::new(uuid::Uuid::new_v4().simple().to_string());
