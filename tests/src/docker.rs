@@ -51,20 +51,22 @@ impl Engine {
 
     /// Ends the daemon and nothing else, and starts it again.
     pub fn restart(&self, signal: Signal) {
-        let pid = std::fs::read_to_string(self.dir.path().join("dockerd.pid"))
+        let file = self.dir.path().join("dockerd.pid");
+        let pid = std::fs::read_to_string(&file)
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .map(Pid::from_raw)
             .expect("the engine has written its process ID");
         nix::sys::signal::kill(pid, signal).expect("the engine is there");
+        // Not /proc/<pid>: a process that nobody has waited for yet is still there, and its pid file is then refused.
         let proc = PathBuf::from(format!("/proc/{pid}/ns/net"));
         crate::eventually("the engine ends", || {
-            // A zombie has no namespaces any more.
             match std::fs::read_link(&proc) {
                 Ok(_) => Err(format!("{pid} is there")),
                 Err(_) => Ok(()),
             }
         });
+        let _ = std::fs::remove_file(file);
         self.up();
     }
 

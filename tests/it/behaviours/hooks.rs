@@ -140,7 +140,7 @@ fn pre_stop(case: &Case<'_>) -> Outcome {
 fn pre_stop_sleeps(case: &Case<'_>) -> Outcome {
     case.ready(&hooked(
         case,
-        &json!({"preStop": {"sleep": {"seconds": 2}}}),
+        &json!({"preStop": {"sleep": {"seconds": 6}}}),
     ))?;
     case.kubectl(&["delete", "pod", "hooked", "--wait=false"])?;
     // While the hook sleeps the container runs.

@@ -44,11 +44,11 @@ pub(super) const GROUP: Group = Group {
         Behaviour::new("the termination message can be elsewhere", last_words_elsewhere),
         Behaviour::new("the termination message falls back to the log of a failure", last_log),
         Behaviour::new("shareProcessNamespace lets containers see each other's processes", share_pid)
-            .wasm_cannot("a component is not a process, so there are none to see", "rocess"),
+            .wasm_cannot("a component is not a process, so there are none to see", "shareProcessNamespace means nothing"),
         Behaviour::new("hostPID shows the node's processes", host_pid)
-            .wasm_cannot("a component is not a process, so there are none to see", "hostPID"),
+            .wasm_cannot("a component is not a process, so there are none to see", "hostPID means nothing"),
         Behaviour::new("hostIPC is the node's IPC namespace", host_ipc)
-            .wasm_cannot("WASI has no System V IPC", "hostIPC"),
+            .wasm_cannot("WASI has no System V IPC", "hostIPC means nothing"),
         Behaviour::new("readiness gates hold a pod back until they are true", gates),
         Behaviour::new("conditions come with their times and reasons", conditions),
         Behaviour::new("a container's status says what was and what is", statuses),

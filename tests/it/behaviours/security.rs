@@ -54,9 +54,9 @@ pub(super) const GROUP: Group = Group {
         Behaviour::new("procMount Unmasked shows all of proc", unmasked)
             .docker_cannot(
                 "it needs hostUsers false, which needs an engine with userns-remap",
-                "user namespace",
+                "does not support user namespaces",
             )
-            .wasm_cannot(NO_PROCESS, "procMount"),
+            .wasm_cannot(NO_PROCESS, "does not support user namespaces"),
         Behaviour::new("safe sysctls are the pod's own", sysctls).wasm_cannot(NO_PROCESS, "ysctl"),
         Behaviour::new("a sysctl that is not safe is forbidden", unsafe_sysctl),
         Behaviour::new(
@@ -65,9 +65,12 @@ pub(super) const GROUP: Group = Group {
         )
         .docker_cannot(
             "an engine has them for all containers (userns-remap) or for none",
-            "user namespace",
+            "does not support user namespaces",
         )
-        .wasm_moot("a component has no user; its worker is an unprivileged one"),
+        .wasm_cannot(
+            "a component has no users to be mapped; its worker is an unprivileged process",
+            "does not support user namespaces",
+        ),
     ],
 };
 
