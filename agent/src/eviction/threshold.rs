@@ -298,7 +298,8 @@ mod tests {
     fn thresholds_are_crossed_where_the_kubelets_are() {
         use Signal::*;
         let gi = 1 << 30;
-        let table: &[(&[(Signal, u64, u64)], &[Signal])] = &[
+        type Given<'a> = &'a [(Signal, u64, u64)];
+        let table: &[(Given<'_>, &[Signal])] = &[
             (&[(MemoryAvailable, 100 << 20, gi)], &[]),
             (
                 &[(MemoryAvailable, (100 << 20) - 1, gi)],

@@ -152,6 +152,8 @@ fn process(text: &mut Text, own: node::Own, started_at: SystemTime) {
 
 /// A figure of a container, where it is known.
 type OfContainer = fn(&Sample) -> Option<f64>;
+/// A figure of an interface.
+type OfInterface = fn(&node::Interface) -> u64;
 /// A figure of a pod, where it is known.
 type OfPod = fn(&PodSample) -> Option<f64>;
 
@@ -375,7 +377,7 @@ fn networks(text: &mut Text, samples: &Samples) {
         .iter()
         .filter_map(|pod| Some((pod, pod_interfaces(pod.sandbox.as_ref()?)?)))
         .collect();
-    let rows: [(&str, &str, fn(&node::Interface) -> u64); 8] = [
+    let rows: [(&str, &str, OfInterface); 8] = [
         (
             "container_network_receive_bytes_total",
             "Cumulative count of bytes received",
