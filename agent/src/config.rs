@@ -15,7 +15,7 @@ use wherry_runtime_api::{ImageService, LogRotation, Runtime};
 use crate::{
     eviction,
     network::Network,
-    pod::{restart::BackoffPolicy, names::ClusterDns},
+    pod::{names::ClusterDns, restart::BackoffPolicy},
     server,
     volume::Volumes,
 };

@@ -37,7 +37,13 @@ mod testing;
 mod text;
 pub mod volume;
 
-use std::{collections::HashSet, fs, io, path::PathBuf, sync::{Arc, Mutex}, time::Duration};
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
@@ -55,7 +61,7 @@ pub use node::reserved::{ReservedError, parse_reserved};
 use objects::Objects;
 use pleg::{Actual, Pleg};
 use pod::manager::Manager;
-pub use pod::{restart::BackoffPolicy, names::ClusterDns};
+pub use pod::{names::ClusterDns, restart::BackoffPolicy};
 use publish::Publisher;
 use source::{Source, UPDATES_MAX, mirror::Mirrors};
 
@@ -123,12 +129,13 @@ impl Agent {
         let images = ImageManager::new(&config, Arc::clone(&objects), recorder.clone());
         let pool = pod::userns::Pool::of_node(config.max_pods);
         let pods_dir = config.pods_dir();
-        let user_namespaces = pod::userns::UserNamespaces::open(pool, &pods_dir).map_err(|source| {
-            AgentError::Root {
-                path: pods_dir,
-                source,
-            }
-        })?;
+        let user_namespaces =
+            pod::userns::UserNamespaces::open(pool, &pods_dir).map_err(|source| {
+                AgentError::Root {
+                    path: pods_dir,
+                    source,
+                }
+            })?;
         let context = Arc::new(Context {
             user_namespaces,
             features: Mutex::default(),
@@ -151,7 +158,8 @@ impl Agent {
             Some(config) => {
                 let kube = context.config.kube.clone();
                 let reviewer = kube.map(|client| Arc::new(server::KubeReviewer::new(client)) as _);
-                let server = server::Server::bind(config, Arc::clone(&context) as _, reviewer).await;
+                let server =
+                    server::Server::bind(config, Arc::clone(&context) as _, reviewer).await;
                 Some(server.map_err(|error| AgentError::Server(error.to_string()))?)
             }
         };

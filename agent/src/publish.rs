@@ -23,7 +23,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 use wherry_runtime_api::PodUid;
 
-use crate::pod::{self, status::{DISRUPTION_TARGET, OURS, RESIZING}};
+use crate::pod::{
+    self,
+    status::{DISRUPTION_TARGET, OURS, RESIZING},
+};
 
 /// Requests under way.
 const IN_FLIGHT_MAX: usize = 8;
