@@ -13,6 +13,7 @@ mod lifecycle;
 mod pods;
 mod restarts;
 mod wasm;
+mod workloads;
 
 use std::sync::{
     Arc, OnceLock,
@@ -160,6 +161,7 @@ fn main() {
         control_planes::trials(),
         lifecycle::trials(),
         restarts::trials(),
+        workloads::trials(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
     // The trials and their hold on the node are gone; this ends it.

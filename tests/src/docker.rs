@@ -60,12 +60,17 @@ impl Engine {
         nix::sys::signal::kill(pid, signal).expect("the engine is there");
         // Not /proc/<pid>: a process that nobody has waited for yet is still there, and its pid file is then refused.
         let proc = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        crate::eventually("the engine ends", || {
-            match std::fs::read_link(&proc) {
-                Ok(_) => Err(format!("{pid} is there")),
-                Err(_) => Ok(()),
-            }
+        crate::eventually("the engine ends", || match std::fs::read_link(&proc) {
+            Ok(_) => Err(format!("{pid} is there")),
+            Err(_) => Ok(()),
         });
+        // The same is true of its containerd, if that has ended with it.
+        let of_containerd = self.dir.path().join("run/containerd/containerd.pid");
+        let is_alive = std::fs::read_to_string(&of_containerd)
+            .is_ok_and(|pid| std::fs::read_link(format!("/proc/{}/ns/net", pid.trim())).is_ok());
+        if !is_alive {
+            let _ = std::fs::remove_file(of_containerd);
+        }
         let _ = std::fs::remove_file(file);
         self.up();
     }
