@@ -19,7 +19,7 @@ use wherry_api::patch::{self, PatchKind};
 const WAIT: Duration = Duration::from_secs(15);
 
 /// Resources it knows: group and version, plural, kind, whether in namespaces.
-const RESOURCES: [(&str, &str, &str, bool); 11] = [
+const RESOURCES: [(&str, &str, &str, bool); 20] = [
     ("v1", "namespaces", "Namespace", false),
     ("v1", "nodes", "Node", false),
     ("v1", "pods", "Pod", true),
@@ -35,6 +35,25 @@ const RESOURCES: [(&str, &str, &str, bool); 11] = [
     ),
     ("apps/v1", "replicasets", "ReplicaSet", true),
     ("apps/v1", "deployments", "Deployment", true),
+    ("apps/v1", "daemonsets", "DaemonSet", true),
+    ("apps/v1", "statefulsets", "StatefulSet", true),
+    ("apps/v1", "controllerrevisions", "ControllerRevision", true),
+    ("batch/v1", "jobs", "Job", true),
+    ("batch/v1", "cronjobs", "CronJob", true),
+    (
+        "policy/v1",
+        "poddisruptionbudgets",
+        "PodDisruptionBudget",
+        true,
+    ),
+    ("v1", "services", "Service", true),
+    ("v1", "endpoints", "Endpoints", true),
+    (
+        "discovery.k8s.io/v1",
+        "endpointslices",
+        "EndpointSlice",
+        true,
+    ),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
 ];
 

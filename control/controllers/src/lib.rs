@@ -11,16 +11,19 @@
 //!  node_lifecycle ─── conditions and taints of nodes nobody hears from
 //!  gc ─────────────── objects whose owners have gone
 //!  workloads ──────── pods for ReplicaSets and ReplicationControllers, sets for Deployments
+//!  endpoints ──────── Endpoints and EndpointSlices of Services
 //!  scheduler ──────── a node for each pod
 //!  leader ─────────── which of several control planes runs all of these
 //! ```
 
 mod deployment;
+mod endpoints;
 mod events;
 mod expectations;
 #[cfg(test)]
 mod fake;
 mod gc;
+mod hash;
 mod leader;
 mod namespace;
 mod node_lifecycle;

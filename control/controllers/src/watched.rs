@@ -66,6 +66,20 @@ impl<V: Send + Sync + 'static> Watched<V> {
             .collect()
     }
 
+    /// Objects of a namespace whose names begin so.
+    pub(crate) fn with_prefix(&self, namespace: &str, prefix: &str) -> Vec<Arc<V>> {
+        self.objects()
+            .range(Key::new(namespace, prefix)..)
+            .take_while(|(key, _)| key.namespace == namespace && key.name.starts_with(prefix))
+            .map(|(_, view)| view.clone())
+            .collect()
+    }
+
+    /// All objects.
+    pub(crate) fn all(&self) -> Vec<Arc<V>> {
+        self.objects().values().cloned().collect()
+    }
+
     /// Answers once everything has been seen for the first time.
     pub(crate) async fn complete(&self) {
         // The sender lives as long as this does.
@@ -151,4 +165,10 @@ pub(crate) fn key_of<K: Resource>(object: &K) -> Key {
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
     )
+}
+
+/// What is kept of objects that are kept whole: not who wrote which field.
+pub(crate) fn without_managed_fields<K: Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
 }

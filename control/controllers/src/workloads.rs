@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
-    core::v1::{Pod, ReplicationController},
+    core::v1::{Endpoints, Pod, ReplicationController, Service},
+    discovery::v1::EndpointSlice,
 };
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     deployment,
+    endpoints::{self, ServiceView},
     events::Recorder,
     pods::PodView,
     replica_set::{Controller, Kind, SetView},
-    watched::Watched,
+    watched::{Watched, without_managed_fields},
 };
 
 /// Runs all of them until shutdown.
@@ -23,6 +25,9 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let mut sets = Watched::<SetView>::new("ReplicaSets");
     let mut controllers = Watched::<SetView>::new("ReplicationControllers");
     let mut deployments = Watched::<Deployment>::new("Deployments");
+    let mut services = Watched::<ServiceView>::new("Services");
+    let mut endpoints = Watched::<Endpoints>::new("Endpoints");
+    let mut slices = Watched::<EndpointSlice>::new("EndpointSlices");
 
     let (c, r) = (&client, &recorder);
     let of_sets = Controller::new(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
@@ -35,9 +40,14 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     );
     let of_deployments =
         deployment::Prepared::new(c.clone(), r.clone(), &mut deployments, &mut sets, &mut pods);
+    let of_endpoints =
+        endpoints::Prepared::new(c.clone(), &mut services, &mut endpoints, &mut slices);
+    let services = Arc::new(services);
+    of_endpoints.hear_pods(&mut pods, &services);
 
     let (pods, sets) = (Arc::new(pods), Arc::new(sets));
     let (controllers, deployments) = (Arc::new(controllers), Arc::new(deployments));
+    let (endpoints, slices) = (Arc::new(endpoints), Arc::new(slices));
     let stop = || shutdown.clone();
     tokio::join!(
         pods.clone()
@@ -51,11 +61,25 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
         ),
         deployments.clone().run(
             Api::<Deployment>::all(c.clone()),
-            |deployment| deployment,
+            without_managed_fields,
+            stop()
+        ),
+        services
+            .clone()
+            .run(Api::<Service>::all(c.clone()), ServiceView::from, stop()),
+        endpoints.clone().run(
+            Api::<Endpoints>::all(c.clone()),
+            without_managed_fields,
+            stop()
+        ),
+        slices.clone().run(
+            Api::<EndpointSlice>::all(c.clone()),
+            without_managed_fields,
             stop()
         ),
         of_sets.run(sets.clone(), pods.clone(), stop()),
         of_controllers.run(controllers, pods.clone(), stop()),
-        of_deployments.run(deployments, sets, pods, stop()),
+        of_deployments.run(deployments, sets, pods.clone(), stop()),
+        of_endpoints.run(services, pods, endpoints, slices, stop()),
     );
 }

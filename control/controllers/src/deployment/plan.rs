@@ -12,9 +12,6 @@ use crate::replica_set::SetView;
 
 /// Bytes of numbers kept of a set that became the new one again and again (`maxRevHistoryLengthInChars`).
 const REVISION_HISTORY_MAX: usize = 2_000;
-/// Letters of a hash: no vowels, so that no words come of it.
-const HASH_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-const HASH_LEN: usize = 10;
 
 /// What of the spec decides, in numbers of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,20 +108,9 @@ pub(super) fn is_same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool
 
 /// A short name for a template's content.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    // FNV-1a, 64 bits: names need to differ, not to be hard to forge.
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let text = serde_json::to_vec(template).unwrap_or_default();
-    for byte in text.into_iter().chain(collisions.to_le_bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    let base = HASH_LETTERS.len() as u64;
-    (0..HASH_LEN)
-        .map(|_| {
-            let letter = HASH_LETTERS[usize::try_from(hash % base).unwrap_or(0)];
-            hash /= base;
-            char::from(letter)
-        })
-        .collect()
+    let mut content = serde_json::to_vec(template).unwrap_or_default();
+    content.extend(collisions.to_le_bytes());
+    crate::hash::short(&content)
 }
 
 /// A set's number; 0 before it has one.
