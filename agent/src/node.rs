@@ -200,35 +200,32 @@ impl NodeKeeper {
     async fn status(&self, before: &[NodeCondition]) -> NodeStatus {
         let context = &self.context;
         let config = &context.config;
-        let mut not_ready = Vec::new();
+        let (mut not_ready, mut lacks) = (None, Vec::new());
         let mut offers = Vec::new();
         for runtime in &config.runtimes {
+            let handler = runtime.handler();
             let state = timeout(config.tuning.runtime_timeout, runtime.status()).await;
             let trouble = match state {
-                Ok(state) => {
-                    offers.push((runtime.handler(), state.features));
-                    state.not_ready
+                Ok(state) if state.not_ready.is_none() => {
+                    offers.push((handler, state.features));
+                    continue;
                 }
-                Err(_) => {
-                    offers.push((runtime.handler(), Default::default()));
-                    Some("no answer".to_owned())
-                }
+                Ok(state) => state.not_ready,
+                Err(_) => Some("no answer".to_owned()),
             };
-            not_ready.extend(trouble.map(|why| {
-                format!(
-                    "container runtime {} is not ready: {why}",
-                    runtime.handler()
-                )
-            }));
+            let why = trouble.unwrap_or_default();
+            let trouble = format!("container runtime {handler} is not ready: {why}");
+            // Pods that ask for another runtime have to wait; all others need the default one.
+            if handler == context.default_handler() {
+                not_ready = Some(trouble);
+            } else {
+                lacks.push(trouble);
+            }
         }
-        if not_ready.is_empty() {
-            not_ready.extend(context.sync_loop().err());
-        }
+        let not_ready = not_ready.or_else(|| context.sync_loop().err());
         let pressure = context.pressure.conditions();
-        let health = Health::new(
-            &pressure,
-            (!not_ready.is_empty()).then(|| not_ready.join("; ")),
-        );
+        let lacks = (!lacks.is_empty()).then(|| lacks.join("; "));
+        let health = Health::new(&pressure, not_ready, lacks);
         let mut info = context.machine.info.clone();
         info.container_runtime_version
             .clone_from(&self.runtime_version);

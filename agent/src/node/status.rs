@@ -21,6 +21,8 @@ const IMAGES_MAX: usize = 50;
 pub(crate) struct Health {
     /// Why the node is not ready, if it is not.
     pub(crate) not_ready: Option<String>,
+    /// What is missing on a node that is ready all the same, for instance a runtime beside the default one.
+    pub(crate) lacks: Option<String>,
     /// Memory is short.
     pub(crate) memory_pressure: bool,
     /// Disk is short.
@@ -31,9 +33,14 @@ pub(crate) struct Health {
 
 impl Health {
     /// By what eviction sees. Pure.
-    pub(crate) fn new(pressure: &[Condition], not_ready: Option<String>) -> Self {
+    pub(crate) fn new(
+        pressure: &[Condition],
+        not_ready: Option<String>,
+        lacks: Option<String>,
+    ) -> Self {
         Self {
             not_ready,
+            lacks,
             memory_pressure: pressure.contains(&Condition::Memory),
             disk_pressure: pressure.contains(&Condition::Disk),
             pid_pressure: pressure.contains(&Condition::Pid),
@@ -93,7 +100,10 @@ pub(crate) fn conditions(
             "Ready".into(),
             true,
             "KubeletReady".into(),
-            "kubelet is posting ready status".into(),
+            match &health.lacks {
+                None => "kubelet is posting ready status".to_owned(),
+                Some(what) => format!("kubelet is posting ready status; {what}"),
+            },
         ),
         Some(why) => ("Ready".into(), false, "KubeletNotReady".into(), why.clone()),
     });
@@ -199,9 +209,9 @@ mod tests {
     #[test]
     fn a_condition_that_stays_keeps_the_time_it_began() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let well = Health::new(&[], None);
+        let well = Health::new(&[], None, None);
         let first = conditions(&well, &[], at(1));
-        let ill = Health::new(&[Condition::Memory], Some("runtime is down".into()));
+        let ill = Health::new(&[Condition::Memory], Some("runtime is down".into()), None);
         let second = conditions(&ill, &first, at(2));
         let of = |list: &[NodeCondition], kind: &str| {
             list.iter()
@@ -229,7 +239,11 @@ mod tests {
     #[test]
     fn what_changed_is_told_once() {
         let at = SystemTime::UNIX_EPOCH;
-        let well = conditions(&Health::new(&[], None), &[], at);
+        let lacks = Health::new(&[], None, Some("docker is down".into()));
+        let ready = conditions(&lacks, &[], at).pop().unwrap();
+        assert_eq!(ready.status, "True");
+        assert!(ready.message.unwrap().ends_with("; docker is down"));
+        let well = conditions(&Health::new(&[], None, None), &[], at);
         assert_eq!(
             changes(&[], &well),
             [
@@ -239,7 +253,7 @@ mod tests {
                 "NodeReady"
             ]
         );
-        let ill = Health::new(&[Condition::Disk], Some("runtime is down".into()));
+        let ill = Health::new(&[Condition::Disk], Some("runtime is down".into()), None);
         let ill = conditions(&ill, &well, at);
         assert_eq!(
             changes(&well, &ill),

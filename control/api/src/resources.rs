@@ -2,6 +2,7 @@
 
 use crate::{Resource, Subresource, Verb};
 
+mod certificatesigningrequest;
 mod configmap;
 mod daemonset;
 mod deployment;
@@ -376,6 +377,26 @@ pub static RESOURCES: &[Resource] = &[
         lazy: false,
         deletion_grace_seconds: None,
         strategy: &job::Job,
+    },
+    Resource {
+        group: "certificates.k8s.io",
+        version: "v1",
+        kind: "CertificateSigningRequest",
+        list_kind: "CertificateSigningRequestList",
+        plural: "certificatesigningrequests",
+        singular: "certificatesigningrequest",
+        short_names: &["csr"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[
+            sub("approval", "CertificateSigningRequest", STATUS_VERBS),
+            sub("status", "CertificateSigningRequest", STATUS_VERBS),
+        ],
+        columns: certificatesigningrequest::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &certificatesigningrequest::CertificateSigningRequest,
     },
     Resource {
         group: "coordination.k8s.io",

@@ -72,11 +72,13 @@ fn default_job(spec: &mut Value) {
     }
     default(spec, "parallelism", 1);
     let is_indexed = text(spec, "completionMode") == "Indexed";
-    if !(is_indexed && !get(spec, "backoffLimitPerIndex").is_null()) {
-        default(spec, "backoffLimit", 6);
+    let has_limit_per_index = !get(spec, "backoffLimitPerIndex").is_null();
+    let limit = if is_indexed && has_limit_per_index {
+        i32::MAX
     } else {
-        default(spec, "backoffLimit", i32::MAX);
-    }
+        6
+    };
+    default(spec, "backoffLimit", limit);
     default(spec, "completionMode", "NonIndexed");
     default(spec, "suspend", false);
     default(spec, "manualSelector", false);

@@ -152,14 +152,12 @@ pub(super) fn immutable(new: &Value, old: &Value, field: &str, errors: &mut Erro
 /// A number of pods, or a share of them: `3`, `"25%"`.
 pub(super) fn number_or_percent(value: &Value, path: &Path<'_>, errors: &mut Errors) {
     match value {
-        Value::Number(number) => {
-            if number.as_i64().is_some_and(|number| number < 0) {
-                errors.push(FieldError::invalid(
-                    path,
-                    value.clone(),
-                    "must be greater than or equal to 0",
-                ));
-            }
+        Value::Number(number) if number.as_i64().is_some_and(|number| number < 0) => {
+            errors.push(FieldError::invalid(
+                path,
+                value.clone(),
+                "must be greater than or equal to 0",
+            ));
         }
         Value::String(share) => {
             let digits = share.strip_suffix('%').unwrap_or_default();
