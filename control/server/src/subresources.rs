@@ -47,11 +47,13 @@ pub(crate) async fn serve(
         (&Method::GET, "scale") => scale::get(call).await,
         (&Method::PUT, "scale") => scale::update(call, headers, body).await,
         (&Method::PATCH, "scale") => scale::patch(call, headers, body).await,
-        (&Method::GET, "status" | "ephemeralcontainers" | "resize") => verbs::get::get(call).await,
-        (&Method::PUT, "status" | "finalize" | "ephemeralcontainers" | "resize") => {
+        (&Method::GET, "approval" | "status" | "ephemeralcontainers" | "resize") => {
+            verbs::get::get(call).await
+        }
+        (&Method::PUT, "approval" | "status" | "finalize" | "ephemeralcontainers" | "resize") => {
             verbs::update::update(call, headers, body).await
         }
-        (&Method::PATCH, "status" | "finalize" | "ephemeralcontainers" | "resize") => {
+        (&Method::PATCH, "approval" | "status" | "finalize" | "ephemeralcontainers" | "resize") => {
             verbs::patch::patch(call, headers, body).await
         }
         _ => Err(Status::path_method_not_allowed()),
