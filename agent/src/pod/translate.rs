@@ -22,7 +22,7 @@ use security::{security, verify_non_root};
 pub(crate) const HANDLER_WASM: &str = "wasm";
 /// RuntimeClass handler that asks for a Wasm worker of the pod's own.
 pub(crate) const HANDLER_WASM_ISOLATED: &str = "wasm-isolated";
-/// Tells a Wasm runtime the port of a component that answers HTTP.
+/// Tells a Wasm runtime the ports of a component that answers HTTP, with commas between.
 pub(crate) const HTTP_PORT_ANNOTATION: &str = "wherry.dev/http-port";
 /// Where a container's last words are looked for, unless it says otherwise.
 pub(crate) const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
@@ -306,10 +306,7 @@ pub(crate) fn container(
     let mut annotations: Vec<(String, String)> = Vec::new();
     let port = annotation(pod, HTTP_PORT_ANNOTATION)
         .map(str::to_owned)
-        .or_else(|| {
-            let ports = container.ports.as_ref()?;
-            Some(ports.first()?.container_port.to_string())
-        });
+        .or_else(|| tcp_ports(container));
     annotations.extend(port.map(|port| (HTTP_PORT_ANNOTATION.to_owned(), port)));
     Ok(ContainerConfig {
         pid_target: inputs.pid_target.cloned(),
@@ -344,6 +341,22 @@ pub(crate) fn container(
         resources: qos::container_resources(pod, container, inputs.memory_capacity_bytes),
         security,
     })
+}
+
+/// The TCP ports that a container names, with commas between.
+fn tcp_ports(container: &Container) -> Option<String> {
+    let ports: Vec<String> = container
+        .ports
+        .iter()
+        .flatten()
+        .filter(|port| {
+            port.protocol
+                .as_deref()
+                .is_none_or(|protocol| protocol == "TCP")
+        })
+        .map(|port| port.container_port.to_string())
+        .collect();
+    (!ports.is_empty()).then(|| ports.join(","))
 }
 
 fn stop_signal(container: &Container) -> Result<Option<i32>, TranslateError> {

@@ -333,3 +333,27 @@ fn command_and_arguments_are_expanded() {
     assert_eq!(config.command, ["run", "1"]);
     assert_eq!(config.args, ["$(X)", "$(Y)"]);
 }
+
+#[test]
+fn components_serve_every_tcp_port_unless_the_pod_says_which() {
+    let ports = |ports: Value, annotations: Value| {
+        let mut pod = pod(json!({ "containers": [{ "name": "a", "ports": ports }] }));
+        pod.metadata.annotations = serde_json::from_value(annotations).expect("annotations");
+        let config = config(&pod, &image(None)).expect("a config");
+        let found = config.annotations.into_iter();
+        found
+            .map(|(key, ports)| (key == HTTP_PORT_ANNOTATION, ports))
+            .next()
+    };
+    let two = json!([
+        { "containerPort": 80 },
+        { "containerPort": 53, "protocol": "UDP" },
+        { "containerPort": 81, "protocol": "TCP" },
+    ]);
+    assert_eq!(ports(two.clone(), json!({})), Some((true, "80,81".into())));
+    assert_eq!(
+        ports(two, json!({ HTTP_PORT_ANNOTATION: "8000" })),
+        Some((true, "8000".into()))
+    );
+    assert_eq!(ports(json!([]), json!({})), None);
+}
