@@ -1,5 +1,6 @@
 //! What a write has to pass besides the rules of its kind, in the order kube-apiserver's plugins run.
 
+mod csr;
 mod mirror;
 mod namespace;
 mod priority;
@@ -17,6 +18,9 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
         namespace::check(call, namespace, object).await?;
     }
     rbac::check_escalation(call, object)?;
+    if csr::is_for(call) {
+        csr::create(call, object)?;
+    }
     if call.resource.group.is_empty() && call.resource.plural == "pods" {
         mirror::check(call, object)?;
         service_account::admit(call, namespace, object).await?;
@@ -44,6 +48,9 @@ pub(crate) fn update(
             "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
         );
         return Err(Status::forbidden(call.resource, call.name(), &detail));
+    }
+    if csr::is_for(call) {
+        csr::update(call, subresource, new, old)?;
     }
     let is_same = |field: &str| new.get(field) == old.get(field);
     if is_same("rules") && is_same("subjects") && is_same("aggregationRule") {

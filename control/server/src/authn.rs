@@ -1,4 +1,4 @@
-//! Who is asking: a client certificate, a ServiceAccount token, or a part of this process.
+//! Who is asking: a client certificate, a ServiceAccount token, a bootstrap token, or a part of this process.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::{
     App, UserInfo,
     authz::Attributes,
+    bootstrap_token::BootstrapToken,
     stored,
     token::{Claims, ISSUER},
 };
@@ -167,6 +168,13 @@ pub(crate) async fn token_user(
     token: &str,
     audiences: &[String],
 ) -> Result<(UserInfo, Vec<String>), String> {
+    if let Some(token) = BootstrapToken::parse(token) {
+        let own = ISSUER.to_owned();
+        if !audiences.contains(&own) {
+            return Err("bootstrap tokens are for the API server alone".into());
+        }
+        return Ok((token.user(app).await?, vec![own]));
+    }
     let now = Timestamp::now();
     let claims = match app.checked_tokens.get(token, now) {
         Some(claims)

@@ -97,6 +97,9 @@ fn node_may(node: &str, asked: &Attributes) -> bool {
         ("coordination.k8s.io", "leases", "") => {
             reads || (writes && asked.namespace == "kube-node-lease" && is_own)
         }
+        ("certificates.k8s.io", "certificatesigningrequests", "") => {
+            reads || asked.verb == "create"
+        }
         ("authentication.k8s.io", "tokenreviews", "")
         | ("authorization.k8s.io", "subjectaccessreviews", "") => asked.verb == "create",
         _ => false,
@@ -166,6 +169,30 @@ mod tests {
                 false,
             ),
             (&node, asks("update", "", "secrets", "", "ns", "x"), false),
+            (
+                &node,
+                asks(
+                    "create",
+                    "certificates.k8s.io",
+                    "certificatesigningrequests",
+                    "",
+                    "",
+                    "",
+                ),
+                true,
+            ),
+            (
+                &node,
+                asks(
+                    "update",
+                    "certificates.k8s.io",
+                    "certificatesigningrequests",
+                    "approval",
+                    "",
+                    "x",
+                ),
+                false,
+            ),
             (&pod, asks("list", "", "pods", "", "ns", ""), false),
             (
                 &pod,

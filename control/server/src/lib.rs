@@ -24,6 +24,7 @@ mod answer;
 mod authn;
 mod authz;
 mod bootstrap;
+mod bootstrap_token;
 mod call;
 mod cidr;
 mod client;

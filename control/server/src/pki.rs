@@ -248,6 +248,11 @@ impl Pki {
         &self.ca_der
     }
 
+    /// The CA's key, PKCS#8 PEM, for whoever signs certificates of nodes.
+    pub fn ca_key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// What the server shows.
     pub fn server(&self) -> &Identity {
         &self.server

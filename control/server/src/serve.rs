@@ -60,7 +60,9 @@ pub(crate) fn server_tls(pki: &Pki) -> Result<Arc<ServerConfig>, PkiError> {
         .allow_unauthenticated()
         .build()
         .map_err(tls_error)?;
-    let (certs, key) = pki.server().to_rustls()?;
+    let (mut certs, key) = pki.server().to_rustls()?;
+    // Shown as well, so that a host that joins with no more than the authority's hash can check it.
+    certs.push(pki.ca_der().clone());
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(tls_error)?

@@ -30,6 +30,10 @@ fn gathering(name: &str, label: &str, labels: &[(&str, &str)]) -> Value {
 }
 
 fn binding(name: &str, groups: &[&str]) -> Value {
+    binding_to(name, name, groups)
+}
+
+fn binding_to(name: &str, role: &str, groups: &[&str]) -> Value {
     let subjects: Vec<Value> = groups
         .iter()
         .map(|group| json!({"kind": "Group", "apiGroup": GROUP, "name": group}))
@@ -38,7 +42,7 @@ fn binding(name: &str, groups: &[&str]) -> Value {
         "apiVersion": format!("{GROUP}/v1"),
         "kind": "ClusterRoleBinding",
         "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
-        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": name},
+        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
         "subjects": subjects,
     })
 }
@@ -46,6 +50,11 @@ fn binding(name: &str, groups: &[&str]) -> Value {
 const TO_ADMIN: &str = "rbac.authorization.k8s.io/aggregate-to-admin";
 const TO_EDIT: &str = "rbac.authorization.k8s.io/aggregate-to-edit";
 const TO_VIEW: &str = "rbac.authorization.k8s.io/aggregate-to-view";
+
+const CERTIFICATES: &str = "certificates.k8s.io";
+const FIRST_CERTIFICATE: &str = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+const NEXT_CERTIFICATE: &str =
+    "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
 
 const WORKLOADS: &[&str] = &[
     "daemonsets",
@@ -186,6 +195,34 @@ fn cluster_roles() -> Vec<Value> {
             ],
         ),
         cluster_role(
+            "system:node-bootstrapper",
+            &[],
+            vec![rule(
+                &[CERTIFICATES],
+                &["certificatesigningrequests"],
+                &["create", "get", "list", "watch"],
+            )],
+        ),
+        // What lets a request be approved without a person.
+        cluster_role(
+            FIRST_CERTIFICATE,
+            &[],
+            vec![rule(
+                &[CERTIFICATES],
+                &["certificatesigningrequests/nodeclient"],
+                &["create"],
+            )],
+        ),
+        cluster_role(
+            NEXT_CERTIFICATE,
+            &[],
+            vec![rule(
+                &[CERTIFICATES],
+                &["certificatesigningrequests/selfnodeclient"],
+                &["create"],
+            )],
+        ),
+        cluster_role(
             "system:discovery",
             &[],
             vec![json!({
@@ -210,6 +247,22 @@ fn cluster_roles() -> Vec<Value> {
 fn cluster_role_bindings() -> Vec<Value> {
     vec![
         binding("cluster-admin", &["system:masters"]),
+        // kubeadm's three, by which a host with a token becomes a node and stays one.
+        binding_to(
+            "wherry:node-bootstrapper",
+            "system:node-bootstrapper",
+            &["system:bootstrappers"],
+        ),
+        binding_to(
+            "wherry:node-autoapprove-bootstrap",
+            FIRST_CERTIFICATE,
+            &["system:bootstrappers"],
+        ),
+        binding_to(
+            "wherry:node-autoapprove-certificate-rotation",
+            NEXT_CERTIFICATE,
+            &["system:nodes"],
+        ),
         binding("system:basic-user", &["system:authenticated"]),
         binding("system:discovery", &["system:authenticated"]),
         binding(
