@@ -9,6 +9,9 @@
 //!  service_account ── `default` in each namespace
 //!  root_ca ────────── `kube-root-ca.crt` in each namespace
 //!  node_lifecycle ─── conditions and taints of nodes nobody hears from
+//!  node_ipam ──────── pod addresses for each node
+//!  csr ────────────── certificates of nodes, approved and signed
+//!  bootstrap_tokens ─ removed when they have expired
 //!  gc ─────────────── objects whose owners have gone
 //!  workloads ──────── pods for ReplicaSets and ReplicationControllers, sets for Deployments
 //!  endpoints ──────── Endpoints and EndpointSlices of Services
@@ -16,6 +19,8 @@
 //!  leader ─────────── which of several control planes runs all of these
 //! ```
 
+mod bootstrap_tokens;
+mod csr;
 mod deployment;
 mod endpoints;
 mod events;
@@ -24,15 +29,19 @@ mod expectations;
 mod fake;
 mod gc;
 mod hash;
+mod job;
 mod leader;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
+mod pod_control;
 mod pods;
 mod replica_set;
 mod retry;
 mod root_ca;
 mod scheduler;
 mod service_account;
+mod status;
 mod watched;
 mod workloads;
 mod workqueue;
@@ -45,6 +54,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub use leader::Candidate;
+pub use node_ipam::{NodeRanges, Range, RangeError};
 
 /// What the controllers are told.
 #[derive(Clone, Debug)]
@@ -56,6 +66,29 @@ pub struct Config {
     /// A node that has not been heard of for so long is not ready
     /// (`--node-monitor-grace-period` of kube-controller-manager).
     pub node_monitor_grace_period: Duration,
+    /// Nodes without pod addresses get some from here; `None` leaves that to others.
+    pub node_ranges: Option<NodeRanges>,
+    /// Signs certificates of nodes and clients; `None` leaves that to others.
+    pub cluster_signing: Option<ClusterSigning>,
+}
+
+/// The authority that certificates are signed with.
+#[derive(Clone)]
+pub struct ClusterSigning {
+    /// Its certificate (`--cluster-signing-cert-file`).
+    pub cert_pem: String,
+    /// Its key, PKCS#8 (`--cluster-signing-key-file`).
+    pub key_pem: String,
+    /// How long certificates are valid at the most (`--cluster-signing-duration`).
+    pub duration: Duration,
+}
+
+impl std::fmt::Debug for ClusterSigning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterSigning")
+            .field("duration", &self.duration)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Config {
@@ -65,6 +98,8 @@ impl Default for Config {
             root_ca_pem: String::new(),
             scheduler_name: "default-scheduler".into(),
             node_monitor_grace_period: Duration::from_secs(40),
+            node_ranges: None,
+            cluster_signing: None,
         }
     }
 }
@@ -87,6 +122,18 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
         recorder.clone(),
         shutdown.clone(),
     ));
+    tasks.spawn(bootstrap_tokens::run(client.clone(), shutdown.clone()));
+    if let Some(signing) = config.cluster_signing {
+        tasks.spawn(csr::run(client.clone(), signing, shutdown.clone()));
+    }
+    if let Some(ranges) = config.node_ranges {
+        tasks.spawn(node_ipam::run(
+            client.clone(),
+            ranges,
+            recorder.clone(),
+            shutdown.clone(),
+        ));
+    }
     let grace_period = config.node_monitor_grace_period;
     tasks.spawn(node_lifecycle::run(
         client.clone(),

@@ -50,6 +50,8 @@ pub(crate) struct PodView {
     /// Since when it is ready.
     pub(crate) ready_since: Option<Timestamp>,
     pub(crate) started: Option<Timestamp>,
+    /// When its last container ended, if all have.
+    pub(crate) finished: Option<Timestamp>,
     pub(crate) node: String,
     /// Restarts of all containers together.
     pub(crate) restarts: i32,
@@ -155,6 +157,7 @@ impl From<Pod> for PodView {
             reason: status.reason.unwrap_or_default(),
             ready_since: ready_since(&conditions),
             started: status.start_time.map(|time| time.0),
+            finished: finished(&statuses),
             node: spec.node_name.unwrap_or_default(),
             restarts: statuses.iter().map(|status| status.restart_count).sum(),
             ips: match status.pod_ips {
@@ -180,6 +183,14 @@ fn ready_since(conditions: &[PodCondition]) -> Option<Timestamp> {
         .find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
     let since = ready.last_transition_time.as_ref();
     Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+fn finished(statuses: &[ContainerStatus]) -> Option<Timestamp> {
+    let ended = statuses.iter().map(|status| {
+        let ended = status.state.as_ref()?.terminated.as_ref()?;
+        Some(ended.finished_at.as_ref()?.0)
+    });
+    ended.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
 fn ports(container: &Container) -> impl Iterator<Item = NamedPort> + '_ {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
+    batch::v1::Job,
     core::v1::{Endpoints, Pod, ReplicationController, Service},
     discovery::v1::EndpointSlice,
 };
@@ -14,6 +15,7 @@ use crate::{
     deployment,
     endpoints::{self, ServiceView},
     events::Recorder,
+    job,
     pods::PodView,
     replica_set::{Controller, Kind, SetView},
     watched::{Watched, without_managed_fields},
@@ -29,6 +31,8 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let mut endpoints = Watched::<Endpoints>::new("Endpoints");
     let mut slices = Watched::<EndpointSlice>::new("EndpointSlices");
 
+    let mut jobs = Watched::<Job>::new("Jobs");
+
     let (c, r) = (&client, &recorder);
     let of_sets = Controller::new(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
     let of_controllers = Controller::new(
@@ -42,12 +46,14 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
         deployment::Prepared::new(c.clone(), r.clone(), &mut deployments, &mut sets, &mut pods);
     let of_endpoints =
         endpoints::Prepared::new(c.clone(), &mut services, &mut endpoints, &mut slices);
+    let of_jobs = job::Prepared::new(c.clone(), r.clone(), &mut jobs, &mut pods);
     let services = Arc::new(services);
     of_endpoints.hear_pods(&mut pods, &services);
 
     let (pods, sets) = (Arc::new(pods), Arc::new(sets));
     let (controllers, deployments) = (Arc::new(controllers), Arc::new(deployments));
     let (endpoints, slices) = (Arc::new(endpoints), Arc::new(slices));
+    let jobs = Arc::new(jobs);
     let stop = || shutdown.clone();
     tokio::join!(
         pods.clone()
@@ -77,9 +83,12 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
             without_managed_fields,
             stop()
         ),
+        jobs.clone()
+            .run(Api::<Job>::all(c.clone()), without_managed_fields, stop()),
         of_sets.run(sets.clone(), pods.clone(), stop()),
         of_controllers.run(controllers, pods.clone(), stop()),
         of_deployments.run(deployments, sets, pods.clone(), stop()),
+        of_jobs.run(jobs, pods.clone(), stop()),
         of_endpoints.run(services, pods, endpoints, slices, stop()),
     );
 }
