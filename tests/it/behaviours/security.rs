@@ -56,7 +56,7 @@ pub(super) const GROUP: Group = Group {
                 "it needs hostUsers false, which needs an engine with userns-remap",
                 "does not support user namespaces",
             )
-            .wasm_cannot(NO_PROCESS, "does not support user namespaces"),
+            .wasm_cannot(NO_PROCESS, "procMount means nothing"),
         Behaviour::new("safe sysctls are the pod's own", sysctls).wasm_cannot(NO_PROCESS, "ysctl"),
         Behaviour::new("a sysctl that is not safe is forbidden", unsafe_sysctl),
         Behaviour::new(
@@ -67,10 +67,7 @@ pub(super) const GROUP: Group = Group {
             "an engine has them for all containers (userns-remap) or for none",
             "does not support user namespaces",
         )
-        .wasm_cannot(
-            "a component has no users to be mapped; its worker is an unprivileged process",
-            "does not support user namespaces",
-        ),
+        .wasm_moot("a component has no user to be mapped; its worker is an unprivileged process"),
     ],
 };
 
