@@ -21,6 +21,7 @@
 
 mod bootstrap_tokens;
 mod csr;
+mod cron_job;
 mod deployment;
 mod endpoints;
 mod events;
