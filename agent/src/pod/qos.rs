@@ -56,6 +56,18 @@ pub(crate) fn limit_millis(container: &Container, resource: &str) -> i128 {
     )
 }
 
+/// What a container may use: its own limit, else the one its pod names as a whole (`getMemoryLimit` and `getCPULimit` of
+/// the kubelet's runtime manager); 0 is no limit.
+fn effective_limit_millis(pod: &Pod, container: &Container, resource: &str) -> i128 {
+    match limit_millis(container, resource) {
+        0 => {
+            let own = spec(pod).resources.as_ref();
+            amount(own.and_then(|own| own.limits.as_ref()), resource)
+        }
+        limit => limit,
+    }
+}
+
 /// The class of a pod.
 pub(crate) fn class(pod: &Pod) -> QosClass {
     let spec = spec(pod);
@@ -217,8 +229,8 @@ pub(crate) fn container_resources(
     container: &Container,
     memory_capacity_bytes: u64,
 ) -> LinuxResources {
-    let cpu_limit = limit_millis(container, "cpu");
-    let memory_limit = limit_millis(container, "memory") / 1000;
+    let cpu_limit = effective_limit_millis(pod, container, "cpu");
+    let memory_limit = effective_limit_millis(pod, container, "memory") / 1000;
     let hugepages = container
         .resources
         .iter()

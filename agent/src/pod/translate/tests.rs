@@ -257,6 +257,17 @@ fn qos_follows_requests_and_limits() {
         (Some(512), Some(50_000))
     );
     assert_eq!(limits.memory_bytes_max, Some(1 << 30));
+    let own = json!({ "limits": { "memory": "64Mi" } });
+    let of_pod = pod(json!({
+        "resources": { "limits": { "cpu": "1", "memory": "1Gi" } },
+        "containers": [{ "name": "a", "resources": own }],
+    }));
+    let found = config(&of_pod, &image(None)).expect("a good pod").resources;
+    assert_eq!(
+        (found.cpu_quota_us, found.memory_bytes_max),
+        (Some(100_000), Some(64 << 20)),
+        "what a container does not limit, its pod does"
+    );
     let none = config(&pod_with(json!({})), &image(None))
         .expect("a good pod")
         .resources;
@@ -316,7 +327,7 @@ fn what_cannot_be_done_is_refused_or_said() {
         "ports": [{ "containerPort": 80, "hostPort": 8080 }],
         "securityContext": { "seLinuxOptions": { "level": "s0" } },
     }] }));
-    let said = not_done(&said, &spec(&said).containers[0]);
+    let said = not_done(&said, &spec(&said).containers[0], false);
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[1].starts_with("hostPort 8080 "));
 }
