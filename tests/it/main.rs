@@ -8,6 +8,7 @@ mod behaviours;
 mod cgroup_v2;
 mod control_planes;
 mod images;
+mod join;
 mod kubectl;
 mod lifecycle;
 mod pods;
@@ -68,6 +69,9 @@ impl Shared {
         let cluster = self.cluster(node);
         let namespace = format!("t{}", self.namespaces.fetch_add(1, Ordering::Relaxed));
         cluster.kubectl(&["create", "namespace", &namespace]);
+        // A controller makes it; pods without it are refused.
+        let account = "serviceaccount/default";
+        cluster.wait_field(&namespace, account, ".metadata.name", "default");
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             test(cluster, &namespace);
         }));
@@ -159,6 +163,7 @@ fn main() {
         images::trials(),
         cgroup_v2::trials(),
         control_planes::trials(),
+        join::trials(),
         lifecycle::trials(),
         restarts::trials(),
         workloads::trials(&shared),

@@ -8,6 +8,7 @@
 //! Everything runs as root with a temporary root directory. Traffic stays on loopback and in the namespaces made here.
 
 mod docker;
+mod hosts;
 mod leaks;
 mod netns;
 
@@ -23,6 +24,7 @@ use std::{
 };
 
 pub use docker::Engine;
+pub use hosts::{Host, Hosts};
 pub use leaks::Leftovers;
 pub use netns::Network;
 

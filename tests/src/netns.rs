@@ -78,7 +78,7 @@ impl Network {
 }
 
 /// `ip netns exec` would also hide the cgroups mounted under /sys.
-fn within(namespace: &str, program: &OsStr) -> Command {
+pub(crate) fn within(namespace: &str, program: &OsStr) -> Command {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--net=/run/netns/{namespace}"))

@@ -308,12 +308,10 @@ fn stop_signal(case: &Case<'_>) -> Outcome {
 }
 
 fn deadline(case: &Case<'_>) -> Outcome {
-    case.ends(
-        &case
-            .pod("late", &[stay()])
-            .spec(json!({"activeDeadlineSeconds": 2})),
-        "Failed",
-    )?;
+    case.ready(&case.pod("late", &[stay()]))?;
+    let patch = json!({"spec": {"activeDeadlineSeconds": 1}}).to_string();
+    case.kubectl(&["patch", "pod", "late", "-p", &patch])?;
+    case.until("late", ".status.phase", "Failed");
     assert_eq!(case.field("late", ".status.reason"), "DeadlineExceeded");
     assert_eq!(
         case.field("late", ".status.message"),

@@ -1,0 +1,255 @@
+//! Several hosts on one network: a namespace each, on one bridge.
+//!
+//! ```text
+//!  wt<pid>h<k>l: bridge lan0 ─┬─ veth ── wt<pid>h<k>n1: eth0 10.52.0.1, fd52::1
+//!                             ├─ veth ── wt<pid>h<k>n2: eth0 10.52.0.2, fd52::2
+//!                             └─ …
+//! ```
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+};
+
+use crate::{PATIENCE, netns::within, success, tail, wherry};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Hosts that reach each other, ended and removed when dropped.
+pub struct Hosts {
+    lan: String,
+    hosts: Vec<Host>,
+}
+
+/// One of them, and the `wherry` that runs there.
+pub struct Host {
+    name: String,
+    address: String,
+    root: tempfile::TempDir,
+    process: Option<Child>,
+}
+
+fn ip(line: &str) {
+    let output = Command::new("ip")
+        .args(line.split(' '))
+        .output()
+        .expect("ip starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {line}: {said}");
+}
+
+impl Hosts {
+    /// Makes `count` hosts.
+    pub fn new(count: usize) -> Self {
+        let site = format!(
+            "wt{}h{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let lan = format!("{site}l");
+        let mut hosts = Self {
+            lan: lan.clone(),
+            hosts: Vec::new(),
+        };
+        ip(&format!("netns add {lan}"));
+        ip(&format!("-n {lan} link add lan0 type bridge"));
+        ip(&format!("-n {lan} link set lan0 up"));
+        for number in 1..=count {
+            let name = format!("{site}n{number}");
+            let address = format!("10.52.0.{number}");
+            ip(&format!("netns add {name}"));
+            hosts.hosts.push(Host {
+                root: tempfile::Builder::new()
+                    .prefix("wherry-it-")
+                    .tempdir()
+                    .expect("a temporary directory"),
+                name: name.clone(),
+                address: address.clone(),
+                process: None,
+            });
+            for line in [
+                format!("-n {name} link set lo up"),
+                format!("link add eth0 netns {name} type veth peer name p{number} netns {lan}"),
+                format!("-n {lan} link set p{number} master lan0 up"),
+                format!("-n {name} addr add {address}/24 dev eth0"),
+                format!("-n {name} -6 addr add fd52::{number}/64 dev eth0 nodad"),
+                format!("-n {name} link set eth0 up"),
+            ] {
+                ip(&line);
+            }
+        }
+        hosts
+    }
+
+    /// A host, counted from 0.
+    pub fn host(&mut self, index: usize) -> &mut Host {
+        &mut self.hosts[index]
+    }
+
+    /// Takes a host off the network, or puts it back.
+    pub fn plug(&self, index: usize, is_in: bool) {
+        let state = if is_in { "up" } else { "down" };
+        ip(&format!("-n {} link set p{} {state}", self.lan, index + 1));
+    }
+
+    /// `kubectl` as the administrator of the cluster that the first host controls.
+    pub fn kubectl<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
+        let host = &self.hosts[0];
+        host.command("kubectl")
+            .env("KUBECONFIG", host.root().join("control/admin.kubeconfig"))
+            .env("HOME", host.root())
+            .args(args)
+            .output()
+            .expect("kubectl starts")
+    }
+}
+
+impl Host {
+    /// The namespace, a good name for what else has to be unique.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address on the common network.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The root directory of its `wherry`.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.root().join("wherry.log")
+    }
+
+    /// The log of its `wherry` so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// A command that runs in the host's network.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        within(&self.name, program.as_ref())
+    }
+
+    /// A `wherry` command of this host's root.
+    pub fn wherry_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = self.command(wherry());
+        command.args(args).arg("--root").arg(self.root());
+        command
+    }
+
+    /// Runs `wherry`, which has to succeed, and gives what it printed.
+    #[track_caller]
+    pub fn wherry<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        let output = self.wherry_command(args).output().expect("wherry starts");
+        success("wherry", output)
+    }
+
+    /// Runs `wherry`, which has to fail, and gives what it said on stderr.
+    #[track_caller]
+    pub fn wherry_fails<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
+        let output = self.wherry_command(args).output().expect("wherry starts");
+        assert!(!output.status.success(), "wherry succeeded");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// What a node of this host is told so that it is in nobody's way.
+    pub fn node_args(&self, node: &str) -> Vec<String> {
+        [
+            "--node-ip",
+            &self.address,
+            "--hostname-override",
+            node,
+            "--eviction-hard",
+            "nodefs.available<512Mi,imagefs.available<512Mi",
+            "--cgroup-root",
+            &self.name,
+        ]
+        .map(String::from)
+        .into()
+    }
+
+    /// Starts `wherry`; what it prints arrives on the channel.
+    pub fn spawn(&mut self, args: &[String]) -> mpsc::Receiver<String> {
+        assert!(self.process.is_none(), "wherry runs already");
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("a log file");
+        let mut process = self
+            .wherry_command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("wherry starts");
+        let stdout = process.stdout.take().expect("stdout is piped");
+        self.process = Some(process);
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        receiver
+    }
+
+    /// Starts `wherry` and waits until it says that it is ready.
+    #[track_caller]
+    pub fn start(&mut self, args: &[String]) {
+        let said = self.spawn(args).recv_timeout(PATIENCE);
+        let is_ready = said.as_ref().is_ok_and(|line| line.starts_with("ready"));
+        assert!(
+            is_ready,
+            "{args:?} said {said:?}; its log:\n{}",
+            tail(&self.log())
+        );
+    }
+
+    /// Ends `wherry` with a signal and waits for it; pods run on.
+    pub fn signal(&mut self, signal: nix::sys::signal::Signal) {
+        let mut process = self.process.take().expect("wherry runs");
+        let pid = nix::unistd::Pid::from_raw(process.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("wherry runs");
+        process.wait().expect("wherry can be waited for");
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in self.hosts.iter_mut().rev() {
+            let down = host.wherry_command(&["down"]).output();
+            if let Some(process) = &mut host.process {
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+            match down {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => eprintln!("wherry down: {}", String::from_utf8_lossy(&output.stderr)),
+                Err(error) => eprintln!("wherry down: {error}"),
+            }
+            if std::thread::panicking() {
+                eprintln!("the log of {} ends with:\n{}", host.name, tail(&host.log()));
+            }
+            let _ = Command::new("ip")
+                .args(["netns", "delete", &host.name])
+                .status();
+        }
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.lan])
+            .status();
+    }
+}
