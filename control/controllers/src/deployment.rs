@@ -12,6 +12,8 @@
 mod plan;
 mod status;
 
+pub(crate) use plan::number;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;

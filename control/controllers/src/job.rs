@@ -44,6 +44,7 @@ use crate::{
     workqueue::{Key, WorkQueue},
 };
 
+pub(crate) use self::plan::has;
 use self::plan::{NewPod, Tally};
 
 /// Jobs looked at at once (`--concurrent-job-syncs`).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Container, ContainerStatus, Pod, PodCondition},
+    api::core::v1::{Affinity, Container, ContainerStatus, Pod, PodCondition},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use serde_json::{Map, Value};
@@ -53,6 +53,8 @@ pub(crate) struct PodView {
     /// When its last container ended, if all have.
     pub(crate) finished: Option<Timestamp>,
     pub(crate) node: String,
+    /// The one node that its affinity names, while it is on none yet.
+    pub(crate) pinned: String,
     /// Restarts of all containers together.
     pub(crate) restarts: i32,
     pub(crate) deletion_cost: i64,
@@ -158,6 +160,10 @@ impl From<Pod> for PodView {
             ready_since: ready_since(&conditions),
             started: status.start_time.map(|time| time.0),
             finished: finished(&statuses),
+            pinned: match (&spec.node_name, &spec.affinity) {
+                (None, Some(affinity)) => pinned(affinity).unwrap_or_default(),
+                _ => String::new(),
+            },
             node: spec.node_name.unwrap_or_default(),
             restarts: statuses.iter().map(|status| status.restart_count).sum(),
             ips: match status.pod_ips {
@@ -183,6 +189,23 @@ fn ready_since(conditions: &[PodCondition]) -> Option<Timestamp> {
         .find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
     let since = ready.last_transition_time.as_ref();
     Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+fn pinned(affinity: &Affinity) -> Option<String> {
+    let required = affinity
+        .node_affinity
+        .as_ref()?
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let fields = required
+        .node_selector_terms
+        .first()?
+        .match_fields
+        .as_ref()?;
+    let field = fields
+        .iter()
+        .find(|field| field.key == "metadata.name" && field.operator == "In")?;
+    field.values.as_ref()?.first().cloned()
 }
 
 fn finished(statuses: &[ContainerStatus]) -> Option<Timestamp> {

@@ -18,6 +18,8 @@ mod queue;
 mod resources;
 mod state;
 
+pub(crate) use filter::{is_tolerated, matches_term};
+
 use std::{
     collections::HashSet,
     time::{Duration, Instant},

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    batch::v1::Job,
-    core::v1::{Endpoints, Pod, ReplicationController, Service},
+    apps::v1::{ControllerRevision, Deployment, ReplicaSet},
+    batch::v1::{CronJob, Job},
+    core::v1::{Endpoints, Node, Pod, ReplicationController, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    deployment,
+    cron_job, daemon_set, deployment,
     endpoints::{self, ServiceView},
     events::Recorder,
     job,
+    nodes::NodeView,
     pods::PodView,
     replica_set::{Controller, Kind, SetView},
     watched::{Watched, without_managed_fields},
@@ -31,6 +32,9 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let mut endpoints = Watched::<Endpoints>::new("Endpoints");
     let mut slices = Watched::<EndpointSlice>::new("EndpointSlices");
 
+    let mut crons = Watched::<CronJob>::new("CronJobs");
+    let mut nodes = Watched::<NodeView>::new("Nodes");
+    let revisions = Watched::<ControllerRevision>::new("ControllerRevisions");
     let mut jobs = Watched::<Job>::new("Jobs");
 
     let (c, r) = (&client, &recorder);
@@ -47,13 +51,18 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let of_endpoints =
         endpoints::Prepared::new(c.clone(), &mut services, &mut endpoints, &mut slices);
     let of_jobs = job::Prepared::new(c.clone(), r.clone(), &mut jobs, &mut pods);
+    let of_crons = cron_job::Prepared::new(c.clone(), r.clone(), &mut crons, &mut jobs);
+    let daemons = Watched::new("DaemonSets");
+    let of_daemons =
+        daemon_set::Prepared::new(c.clone(), r.clone(), daemons, &mut pods, &mut nodes);
     let services = Arc::new(services);
     of_endpoints.hear_pods(&mut pods, &services);
 
     let (pods, sets) = (Arc::new(pods), Arc::new(sets));
     let (controllers, deployments) = (Arc::new(controllers), Arc::new(deployments));
     let (endpoints, slices) = (Arc::new(endpoints), Arc::new(slices));
-    let jobs = Arc::new(jobs);
+    let (nodes, revisions) = (Arc::new(nodes), Arc::new(revisions));
+    let (jobs, crons) = (Arc::new(jobs), Arc::new(crons));
     let stop = || shutdown.clone();
     tokio::join!(
         pods.clone()
@@ -85,9 +94,31 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
         ),
         jobs.clone()
             .run(Api::<Job>::all(c.clone()), without_managed_fields, stop()),
+        crons.clone().run(
+            Api::<CronJob>::all(c.clone()),
+            without_managed_fields,
+            stop()
+        ),
+        nodes
+            .clone()
+            .run(Api::<Node>::all(c.clone()), NodeView::from, stop()),
+        revisions.clone().run(
+            Api::<ControllerRevision>::all(c.clone()),
+            without_managed_fields,
+            stop()
+        ),
         of_sets.run(sets.clone(), pods.clone(), stop()),
         of_controllers.run(controllers, pods.clone(), stop()),
         of_deployments.run(deployments, sets, pods.clone(), stop()),
+        of_crons.run(crons, jobs.clone(), stop()),
+        of_daemons.run(
+            daemon_set::World {
+                pods: pods.clone(),
+                nodes,
+                revisions,
+            },
+            stop()
+        ),
         of_jobs.run(jobs, pods.clone(), stop()),
         of_endpoints.run(services, pods, endpoints, slices, stop()),
     );

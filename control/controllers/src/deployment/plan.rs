@@ -77,7 +77,7 @@ impl Facts {
 }
 
 /// A number of pods: given, or a share of all.
-fn number(value: &IntOrString, of: i32, round_up: bool) -> i32 {
+pub(crate) fn number(value: &IntOrString, of: i32, round_up: bool) -> i32 {
     match value {
         IntOrString::Int(number) => *number,
         IntOrString::String(share) => {

@@ -63,7 +63,7 @@ pub(super) struct Plan {
 }
 
 /// Whether a condition holds.
-pub(super) fn has(status: &JobStatus, type_: &str) -> bool {
+pub(crate) fn has(status: &JobStatus, type_: &str) -> bool {
     let conditions = status.conditions.iter().flatten();
     conditions
         .into_iter()

@@ -1,0 +1,237 @@
+//! DaemonSets: a pod on each node that is meant.
+//!
+//! ```text
+//!  template ─▶ ControllerRevision (its hash is on each pod)
+//!  nodes, pods ─▶ which nodes want a pod ─▶ creations, deletions
+//!              ─▶ rolling: old pods away within maxUnavailable, or new ones beside them within maxSurge
+//!              ─▶ status
+//! ```
+//!
+//! A pod names its node by affinity, and the scheduler puts it there.
+
+mod plan;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, DaemonSet},
+    core::v1::Pod,
+};
+use kube::{Api, Client, ResourceExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    events::Recorder,
+    expectations::Expectations,
+    nodes::{self, NodeView},
+    pod_control::{self, Owner, PodControl},
+    pods::{self, Phase, PodView},
+    replica_set,
+    revisions::{self, HASH_LABEL, Revisions},
+    status,
+    watched::{Watched, key_of},
+    workqueue::{Key, WorkQueue},
+};
+
+/// DaemonSets looked at at once (`--concurrent-daemonset-syncs`).
+const WORKERS: usize = 2;
+const KIND: (&str, &str) = ("apps/v1", "DaemonSet");
+
+/// What the controller hears with.
+pub(crate) struct Prepared {
+    control: PodControl,
+    queue: Arc<WorkQueue>,
+    sets: Arc<Watched<DaemonSet>>,
+}
+
+/// What the controller looks at besides its own kind.
+pub(crate) struct World {
+    pub(crate) pods: Arc<Watched<PodView>>,
+    pub(crate) nodes: Arc<Watched<NodeView>>,
+    pub(crate) revisions: Arc<Watched<ControllerRevision>>,
+}
+
+struct Controller {
+    control: PodControl,
+    sets: Arc<Watched<DaemonSet>>,
+    world: World,
+}
+
+impl Prepared {
+    /// Hears of changes from now on.
+    pub(crate) fn new(
+        client: Client,
+        recorder: Recorder,
+        mut sets: Watched<DaemonSet>,
+        pods: &mut Watched<PodView>,
+        nodes: &mut Watched<NodeView>,
+    ) -> Self {
+        let queue = Arc::new(WorkQueue::default());
+        let expectations = Arc::new(Expectations::default());
+        let named = queue.clone();
+        sets.listen(move |old, new| {
+            if let Some(set) = new.or(old) {
+                named.add(key_of(&**set));
+            }
+        });
+        let sets = Arc::new(sets);
+        let (named, all) = (queue.clone(), sets.clone());
+        nodes.listen(move |old, new| {
+            if nodes::is_changed(old, new) {
+                for set in all.all() {
+                    named.add(key_of(&*set));
+                }
+            }
+        });
+        let all = sets.clone();
+        let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
+            let sets = all.in_namespace(namespace).into_iter();
+            let chooses = |set: &Arc<DaemonSet>| {
+                let spec = set.spec.clone().unwrap_or_default();
+                pods::matches(&replica_set::selector(&spec.selector), labels)
+            };
+            sets.filter(chooses).map(|set| key_of(&*set)).collect()
+        };
+        pod_control::listen(pods, KIND, queue.clone(), expectations.clone(), candidates);
+        let control = PodControl {
+            client,
+            recorder,
+            component: "daemonset-controller",
+            expectations,
+        };
+        Self {
+            control,
+            queue,
+            sets,
+        }
+    }
+
+    /// Watches its kind and runs until shutdown.
+    pub(crate) async fn run(self, world: World, shutdown: CancellationToken) {
+        let api = Api::<DaemonSet>::all(self.control.client.clone());
+        let sets = self.sets.clone();
+        let watch = sets.clone().run(
+            api,
+            crate::watched::without_managed_fields,
+            shutdown.clone(),
+        );
+        let work = async {
+            tokio::join!(
+                sets.complete(),
+                world.pods.complete(),
+                world.nodes.complete(),
+                world.revisions.complete()
+            );
+            let controller = Arc::new(Controller {
+                control: self.control,
+                sets: self.sets,
+                world,
+            });
+            let reconcile = move |key| {
+                let controller = controller.clone();
+                async move { controller.reconcile(&key).await }
+            };
+            let what = "DaemonSet not reconciled";
+            self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        };
+        tokio::join!(watch, work);
+    }
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
+        let Some(set) = self.sets.get(key) else {
+            self.control.expectations.forget(key);
+            return Ok(None);
+        };
+        if set.metadata.deletion_timestamp.is_some() || !self.control.expectations.are_met(key) {
+            return Ok(None);
+        }
+        let owner = Owner {
+            api_version: KIND.0,
+            kind: KIND.1,
+            key: key.clone(),
+            uid: set.uid().unwrap_or_default(),
+        };
+        let spec = set.spec.clone().unwrap_or_default();
+        let api: Api<DaemonSet> = Api::namespaced(self.control.client.clone(), &key.namespace);
+        let is_there = async {
+            let found = api.get_opt(&key.name).await?;
+            Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
+        };
+        let selector = replica_set::selector(&spec.selector);
+        let claim = owner.claim(&selector, self.world.pods.in_namespace(&key.namespace));
+        let pods = self.control.settle(&owner, claim, is_there).await?;
+
+        let known = revisions::of(&owner, &self.world.revisions);
+        let writer = Revisions {
+            client: &self.control.client,
+            owner: &owner,
+        };
+        let template_labels = spec.template.metadata.as_ref();
+        let template_labels = template_labels.and_then(|metadata| metadata.labels.clone());
+        let labels = |hash: &str| {
+            let mut labels = template_labels.clone().unwrap_or_default();
+            labels.insert(HASH_LABEL.to_owned(), hash.to_owned());
+            labels
+        };
+        let data = revisions::data(&spec.template);
+        let annotations = set.metadata.annotations.clone();
+        let current = writer.ensure(data, &known, labels, annotations).await?;
+        let hash = current
+            .labels()
+            .get(HASH_LABEL)
+            .cloned()
+            .unwrap_or_default();
+
+        let nodes = self.world.nodes.all();
+        let plan = plan::plan(&set, &nodes, &pods, &hash, Timestamp::now());
+        for pod in &plan.ended {
+            self.tell_ended(&owner, pod);
+        }
+        let new_pods: Vec<Pod> = plan
+            .create
+            .iter()
+            .map(|node| plan::new_pod(&owner, &set, node, &hash))
+            .collect();
+        let name = (key.name.as_str(), owner.uid.as_str());
+        status::write(&api, name, set.status.as_ref(), &plan.status).await?;
+        self.control.delete(&owner, &plan.delete).await?;
+        self.control.create(&owner, &new_pods).await?;
+
+        let is_used = |revision: &ControllerRevision| {
+            let hash = revision.labels().get(HASH_LABEL);
+            revision.uid() == current.uid()
+                || pods.iter().any(|pod| pod.labels.get(HASH_LABEL) == hash)
+        };
+        let limit = spec.revision_history_limit.unwrap_or(10);
+        writer
+            .delete(&revisions::superfluous(&known, limit, is_used))
+            .await?;
+        let again = plan.again_seconds.and_then(|left| u64::try_from(left).ok());
+        let ready_later = (spec.min_ready_seconds.unwrap_or(0) > 0
+            && plan.status.number_ready > plan.status.number_available.unwrap_or(0))
+        .then(|| u64::from(spec.min_ready_seconds.unwrap_or(0).unsigned_abs()));
+        let again = [again, ready_later].into_iter().flatten().min();
+        Ok(again.map(Duration::from_secs))
+    }
+
+    fn tell_ended(&self, owner: &Owner, pod: &PodView) {
+        let (key, node) = (&pod.key, &pod.node);
+        if pod.phase == Phase::Failed {
+            let message =
+                format!("Found failed daemon pod {key} on node {node}, will try to kill it");
+            self.control
+                .say(owner, "Warning", "FailedDaemonPod", message);
+        } else {
+            let message =
+                format!("Found succeeded daemon pod {key} on node {node}, will try to delete it");
+            self.control
+                .say(owner, "Normal", "SucceededDaemonPod", message);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
