@@ -7,11 +7,14 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::watch;
 use wherry_runtime_api::PodUid;
+use wherry_services::HostPort;
 
 use crate::{
     metrics::{Metrics, POD_START_DURATION},
     pod::admit::is_active,
+    services,
 };
 
 /// Written by the pods' workers, read by the HTTP endpoints and by admission.
@@ -19,6 +22,8 @@ use crate::{
 pub(crate) struct Directory {
     shown: Mutex<Shown>,
     metrics: Arc<Metrics>,
+    /// Of the pods that are shown; sorted.
+    host_ports: watch::Sender<Vec<HostPort>>,
 }
 
 #[derive(Default)]
@@ -45,13 +50,15 @@ impl Shown {
         }
     }
 
-    fn put(&mut self, uid: PodUid, pod: Option<Arc<Pod>>) {
+    /// Answers what was shown before.
+    fn put(&mut self, uid: PodUid, pod: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
         self.active += usize::from(pod.as_ref().is_some_and(|pod| is_active(pod)));
         let before = match pod {
             Some(pod) => self.pods.insert(uid, pod),
             None => self.pods.remove(&uid),
         };
-        self.active -= usize::from(before.is_some_and(|pod| is_active(&pod)));
+        self.active -= usize::from(before.as_ref().is_some_and(|pod| is_active(pod)));
+        before
     }
 }
 
@@ -73,6 +80,30 @@ impl Directory {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The node's ports that lead to pods.
+    pub(crate) fn host_ports(&self) -> watch::Receiver<Vec<HostPort>> {
+        self.host_ports.subscribe()
+    }
+
+    /// A pod is shown, or not any more; `shown` is held so that the last to change is the last to tell.
+    fn tell_host_ports(&self, shown: &Shown, changed: [Option<&Pod>; 2]) {
+        let mut ports = changed.into_iter().flatten().map(services::host_ports);
+        if ports.all(|ports| ports.is_empty()) {
+            return;
+        }
+        let mut all: Vec<HostPort> = shown
+            .pods
+            .values()
+            .flat_map(|pod| services::host_ports(pod))
+            .collect();
+        all.sort_unstable();
+        self.host_ports.send_if_modified(|known| {
+            let is_new = *known != all;
+            *known = all;
+            is_new
+        });
+    }
+
     /// Shows a pod with a status.
     pub(crate) fn set(&self, uid: &PodUid, pod: &Pod, status: PodStatus) {
         let pod = Pod {
@@ -82,7 +113,9 @@ impl Directory {
         };
         let mut shown = self.lock();
         let started = shown.started(uid, phase_of(&pod));
-        shown.put(uid.clone(), Some(Arc::new(pod)));
+        let pod = Arc::new(pod);
+        let before = shown.put(uid.clone(), Some(Arc::clone(&pod)));
+        self.tell_host_ports(&shown, [before.as_deref(), Some(&pod)]);
         drop(shown);
         if let Some(took) = started {
             self.metrics.observe(POD_START_DURATION, "", took);
@@ -93,14 +126,16 @@ impl Directory {
     pub(crate) fn begin(&self, uid: &PodUid, pod: Arc<Pod>) {
         let mut shown = self.lock();
         shown.starting.insert(uid.clone(), Instant::now());
-        shown.put(uid.clone(), Some(pod));
+        let before = shown.put(uid.clone(), Some(Arc::clone(&pod)));
+        self.tell_host_ports(&shown, [before.as_deref(), Some(&pod)]);
     }
 
     /// Shows it no more.
     pub(crate) fn remove(&self, uid: &PodUid) {
         let mut shown = self.lock();
         shown.starting.remove(uid);
-        shown.put(uid.clone(), None);
+        let before = shown.put(uid.clone(), None);
+        self.tell_host_ports(&shown, [before.as_deref(), None]);
     }
 
     /// All of them.

@@ -4,13 +4,13 @@
 //! does by policy. There, and only there, two rules marked with our name are put in front, and
 //! [`remove`] takes them back by that mark.
 
-use std::{io, process::Stdio};
-
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, process::Command};
 use tracing::info;
 
-use crate::{NetworkConfig, NetworkError};
+use crate::{
+    NetworkConfig, NetworkError,
+    nft::{self, list},
+};
 
 /// A base chain of somebody else's that drops by policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ struct Chain {
 
 /// Puts the table in place, whatever it was, in one transaction.
 pub(crate) async fn ensure(config: &NetworkConfig) -> Result<(), NetworkError> {
-    nft(&[], Some(&ruleset(config))).await?;
+    nft::run(&ruleset(config)).await?;
     for chain in dropping_chains(&list(&["chains"]).await?, &table(config)) {
         let Chain {
             family,
@@ -36,7 +36,7 @@ pub(crate) async fn ensure(config: &NetworkConfig) -> Result<(), NetworkError> {
                 "insert rule {family} {table} {name} iifname \"{bridge}\" accept comment \"{mark}\"\n\
                  insert rule {family} {table} {name} oifname \"{bridge}\" accept comment \"{mark}\"\n"
             );
-            nft(&[], Some(&rules)).await?;
+            nft::run(&rules).await?;
         }
     }
     Ok(())
@@ -44,7 +44,12 @@ pub(crate) async fn ensure(config: &NetworkConfig) -> Result<(), NetworkError> {
 
 /// Takes the table away and the rules in front of others. Gone already: `Ok`.
 pub(crate) async fn remove(config: &NetworkConfig) -> Result<(), NetworkError> {
-    let mut script = format!("add table inet {0}\ndelete table inet {0}\n", table(config));
+    let mut script = String::new();
+    for table in [table(config), services_table(&config.bridge)] {
+        script.push_str(&format!(
+            "add table inet {table}\ndelete table inet {table}\n"
+        ));
+    }
     for Chain {
         family,
         table,
@@ -60,12 +65,22 @@ pub(crate) async fn remove(config: &NetworkConfig) -> Result<(), NetworkError> {
             ));
         }
     }
-    nft(&[], Some(&script)).await.map(drop)
+    nft::run(&script).await.map(drop)
 }
 
 fn table(config: &NetworkConfig) -> String {
+    table_of(&config.bridge)
+}
+
+/// The table that Services of a node are in: named after its bridge, for nodes may share a machine. It is
+/// removed with the network.
+pub fn services_table(bridge: &str) -> String {
+    format!("{}_services", table_of(bridge))
+}
+
+fn table_of(bridge: &str) -> String {
     // A table's name may hold letters, digits, slashes, dots and underscores.
-    let name = config.bridge.chars().map(|char| {
+    let name = bridge.chars().map(|char| {
         if char.is_ascii_alphanumeric() {
             char
         } else {
@@ -149,55 +164,6 @@ fn marked_rules(listing: &Value, mark: &str) -> Vec<u64> {
         .filter(|rule| rule["comment"] == mark)
         .filter_map(|rule| rule["handle"].as_u64())
         .collect()
-}
-
-async fn list(what: &[&str]) -> Result<Value, NetworkError> {
-    let output = nft(&[&["-j", "-a", "list"], what].concat(), None).await?;
-    serde_json::from_str(&output)
-        .map_err(|error| NetworkError::Nft(format!("list {}: {error}", what.join(" "))))
-}
-
-/// Runs `nft`, with a script to its standard input if there is one.
-async fn nft(args: &[&str], script: Option<&str>) -> Result<String, NetworkError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            NetworkError::Nft("not found; install the package nftables".into())
-        }
-        _ => NetworkError::Nft(error.to_string()),
-    };
-    let mut command = Command::new("nft");
-    // Debian keeps it where the PATH of a plain user does not look.
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    if script.is_some() {
-        command.args(["-f", "-"]);
-    }
-    command
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let mut child = command.spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(script.unwrap_or_default().as_bytes())
-            .await
-            .map_err(failed)?;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(NetworkError::Nft(
-        stderr
-            .trim()
-            .lines()
-            .next()
-            .unwrap_or("failed without a word")
-            .to_owned(),
-    ))
 }
 
 #[cfg(test)]

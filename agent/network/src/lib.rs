@@ -20,10 +20,13 @@ mod bridge;
 mod cidr;
 mod error;
 mod firewall;
+pub mod local;
 mod netlink;
+pub mod nft;
 mod pod_network;
 mod veth;
 
 pub use cidr::Cidr;
 pub use error::NetworkError;
+pub use firewall::services_table;
 pub use pod_network::{Attach, NetworkConfig, PodNetwork};

@@ -1,0 +1,253 @@
+//! What the API server says of Services, for whoever turns it into packets or names.
+//!
+//! Written by [`crate::watch`], synchronously; readers are told that something has changed, and ask what.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use tokio::sync::watch;
+
+use crate::object::{Endpoint, Service, ServiceKey, Slice};
+
+/// Namespace and name of an EndpointSlice.
+type SliceKey = (Arc<str>, String);
+
+/// A Service with what is behind it.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The Service.
+    pub service: Arc<Service>,
+    /// Its slices, by name.
+    pub slices: Vec<Arc<Slice>>,
+}
+
+impl View {
+    /// The endpoints of all slices, each with its slice's ports.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, &Slice)> {
+        self.slices
+            .iter()
+            .flat_map(|slice| slice.endpoints.iter().map(move |item| (item, &**slice)))
+    }
+}
+
+#[derive(Default)]
+struct State {
+    services: BTreeMap<ServiceKey, Arc<Service>>,
+    slices: HashMap<ServiceKey, BTreeMap<String, Arc<Slice>>>,
+    /// The Service that each slice was last of.
+    owners: HashMap<SliceKey, ServiceKey>,
+    changed: HashSet<ServiceKey>,
+    has_services: bool,
+    has_slices: bool,
+}
+
+impl State {
+    fn view(&self, key: &ServiceKey) -> Option<View> {
+        let slices = self.slices.get(key);
+        Some(View {
+            service: Arc::clone(self.services.get(key)?),
+            slices: slices
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .cloned()
+                .collect(),
+        })
+    }
+
+    fn forget_slice(&mut self, slice: &SliceKey) {
+        let Some(owner) = self.owners.remove(slice) else {
+            return;
+        };
+        if let Some(slices) = self.slices.get_mut(&owner) {
+            slices.remove(&slice.1);
+            if slices.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        self.changed.insert(owner);
+    }
+}
+
+/// The Services of the cluster.
+pub struct Index {
+    state: RwLock<State>,
+    version: watch::Sender<u64>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            state: RwLock::default(),
+            version: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Index {
+    /// One that is complete without ever being told anything: for a node without an API server.
+    pub fn of_nothing() -> Self {
+        let index = Self::default();
+        index.retain_services(&HashSet::new());
+        index.retain_slices(&HashSet::new());
+        index
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        // Changes are inserts and removals, none of which panics half way.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Is told of every change, some at once.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Whether everything has been listed once. Before that nothing can be said not to be there.
+    pub fn is_complete(&self) -> bool {
+        let state = self.read();
+        state.has_services && state.has_slices
+    }
+
+    /// A Service is there, and like this.
+    pub fn put_service(&self, key: ServiceKey, service: Service) {
+        let mut state = self.write();
+        if state
+            .services
+            .get(&key)
+            .is_some_and(|known| **known == service)
+        {
+            return;
+        }
+        state.changed.insert(key.clone());
+        state.services.insert(key, Arc::new(service));
+        drop(state);
+        self.tell();
+    }
+
+    /// A Service is gone.
+    pub fn remove_service(&self, key: &ServiceKey) {
+        let mut state = self.write();
+        if state.services.remove(key).is_some() {
+            state.changed.insert(key.clone());
+            drop(state);
+            self.tell();
+        }
+    }
+
+    /// These are all Services there are.
+    pub fn retain_services(&self, listed: &HashSet<ServiceKey>) {
+        let mut state = self.write();
+        let state = &mut *state;
+        state.services.retain(|key, _| {
+            let is_there = listed.contains(key);
+            if !is_there {
+                state.changed.insert(key.clone());
+            }
+            is_there
+        });
+        state.has_services = true;
+        self.tell();
+    }
+
+    /// A slice is there, and of this Service.
+    pub fn put_slice(&self, service: ServiceKey, name: String, slice: Slice) {
+        let mut state = self.write();
+        let own = (Arc::clone(&service.namespace), name);
+        if state
+            .owners
+            .get(&own)
+            .is_some_and(|owner| *owner != service)
+        {
+            state.forget_slice(&own);
+        }
+        let slices = state.slices.entry(service.clone()).or_default();
+        if slices.get(&own.1).is_some_and(|known| **known == slice) {
+            return;
+        }
+        slices.insert(own.1.clone(), Arc::new(slice));
+        state.owners.insert(own, service.clone());
+        state.changed.insert(service);
+        drop(state);
+        self.tell();
+    }
+
+    /// A slice is gone, or of no Service any more.
+    pub fn remove_slice(&self, namespace: &str, name: &str) {
+        self.write().forget_slice(&(namespace.into(), name.into()));
+        self.tell();
+    }
+
+    /// These are all slices there are, by namespace and name.
+    pub fn retain_slices(&self, listed: &HashSet<(Arc<str>, String)>) {
+        let mut state = self.write();
+        let gone: Vec<SliceKey> = state
+            .owners
+            .keys()
+            .filter(|slice| !listed.contains(*slice))
+            .cloned()
+            .collect();
+        for slice in &gone {
+            state.forget_slice(slice);
+        }
+        state.has_slices = true;
+        drop(state);
+        self.tell();
+    }
+
+    /// What has changed since this was last asked; `None` for Services that are gone. For one caller.
+    pub fn take_changed(&self) -> Vec<(ServiceKey, Option<View>)> {
+        let mut state = self.write();
+        let changed = std::mem::take(&mut state.changed);
+        changed
+            .into_iter()
+            .map(|key| {
+                let view = state.view(&key);
+                (key, view)
+            })
+            .collect()
+    }
+
+    /// One Service.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<View> {
+        self.read().view(&ServiceKey::new(namespace, name))
+    }
+
+    /// Whether a namespace has any.
+    pub fn has_namespace(&self, namespace: &str) -> bool {
+        let first = ServiceKey::new(namespace, "");
+        self.read()
+            .services
+            .range(&first..)
+            .next()
+            .is_some_and(|(key, _)| &*key.namespace == namespace)
+    }
+
+    /// The first answer that `find` has of any Service, in their order.
+    pub fn find<T>(&self, mut find: impl FnMut(&ServiceKey, &View) -> Option<T>) -> Option<T> {
+        let state = self.read();
+        state
+            .services
+            .keys()
+            .find_map(|key| find(key, &state.view(key)?))
+    }
+
+    /// Whose cluster address it is.
+    pub fn find_cluster_ip(&self, ip: IpAddr) -> Option<ServiceKey> {
+        let state = self.read();
+        let found = state.services.iter().find(|(_, service)| {
+            matches!(&service.kind, crate::object::Kind::Cluster(ips) if ips.contains(&ip))
+        });
+        found.map(|(key, _)| key.clone())
+    }
+}

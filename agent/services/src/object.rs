@@ -1,0 +1,266 @@
+//! Services and EndpointSlices as far as a node has to know them: small, and checked. Pure.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::{core::v1, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+/// Says which Service an EndpointSlice is of.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Services with this label are served by somebody else's proxy.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Kubernetes' default `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours.
+const AFFINITY_SECONDS: i32 = 10_800;
+
+/// Namespace and name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+}
+
+impl ServiceKey {
+    /// A key.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+/// `protocol` of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// The default.
+    Tcp,
+    /// Without connections; the kernel's memory of flows is cleared when endpoints go.
+    Udp,
+    /// Where the kernel has it.
+    Sctp,
+}
+
+impl Protocol {
+    /// Reads a port's `protocol`; TCP if it says nothing.
+    pub fn parse(name: Option<&str>) -> Self {
+        match name {
+            Some("UDP") => Self::Udp,
+            Some("SCTP") => Self::Sctp,
+            _ => Self::Tcp,
+        }
+    }
+
+    /// The name that nftables and DNS have for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// One of a Service's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty if it has none.
+    pub name: String,
+    /// Of the transport.
+    pub protocol: Protocol,
+    /// At the Service's address.
+    pub port: u16,
+    /// At every node's address; 0 if it has none.
+    pub node_port: u16,
+}
+
+/// What kind of Service it is, as far as names and packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// With addresses of its own, IPv4 or IPv6.
+    Cluster(Vec<IpAddr>),
+    /// `clusterIP: None`: known to DNS alone.
+    Headless,
+    /// Another name.
+    External(String),
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Where it is known.
+    pub kind: Kind,
+    /// In the order of the spec.
+    pub ports: Vec<ServicePort>,
+    /// Addresses besides its own: `externalIPs` and those of its load balancer.
+    pub external_ips: Vec<Ipv4Addr>,
+    /// How long a client keeps its endpoint; `None` if it does not.
+    pub affinity: Option<Duration>,
+    /// `internalTrafficPolicy: Local`.
+    pub is_internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub is_external_local: bool,
+    /// `publishNotReadyAddresses`.
+    pub publishes_not_ready: bool,
+    /// Somebody else's proxy sees to its packets.
+    pub is_foreign: bool,
+}
+
+/// An address behind a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it is.
+    pub address: IpAddr,
+    /// The name that it has below a headless Service.
+    pub hostname: Option<Arc<str>>,
+    /// Takes new connections.
+    pub is_ready: bool,
+    /// Answers, whether it is ending or not.
+    pub is_serving: bool,
+    /// Is ending.
+    pub is_terminating: bool,
+    /// Is on this node.
+    pub is_local: bool,
+}
+
+/// A port that all endpoints of a slice have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The Service's name for it.
+    pub name: String,
+    /// Of the transport.
+    pub protocol: Protocol,
+    /// At the endpoint; `None` stands for every port.
+    pub port: Option<u16>,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// Common to the endpoints.
+    pub ports: Vec<SlicePort>,
+    /// In the slice's order.
+    pub endpoints: Vec<Endpoint>,
+}
+
+fn key(meta: &ObjectMeta) -> Option<ServiceKey> {
+    Some(ServiceKey::new(
+        meta.namespace.as_deref()?,
+        meta.name.as_deref()?,
+    ))
+}
+
+fn port(number: i32) -> u16 {
+    // The API server lets nothing else through; 0 is no port.
+    u16::try_from(number).unwrap_or(0)
+}
+
+/// Reads a Service; `None` if it has no name.
+pub fn service(object: &v1::Service) -> Option<(ServiceKey, Service)> {
+    let key = key(&object.metadata)?;
+    let empty = v1::ServiceSpec::default();
+    let spec = object.spec.as_ref().unwrap_or(&empty);
+    let kind = match (spec.type_.as_deref(), spec.cluster_ip.as_deref()) {
+        (Some("ExternalName"), _) => Kind::External(spec.external_name.clone().unwrap_or_default()),
+        (_, Some("None")) => Kind::Headless,
+        (_, first) => {
+            let mut ips: Vec<IpAddr> = Vec::new();
+            for ip in first
+                .into_iter()
+                .chain(spec.cluster_ips.iter().flatten().map(String::as_str))
+            {
+                if let Ok(ip) = ip.parse()
+                    && !ips.contains(&ip)
+                {
+                    ips.push(ip);
+                }
+            }
+            Kind::Cluster(ips)
+        }
+    };
+    let ports = spec.ports.iter().flatten().map(|item| ServicePort {
+        name: item.name.clone().unwrap_or_default(),
+        protocol: Protocol::parse(item.protocol.as_deref()),
+        port: port(item.port),
+        node_port: port(item.node_port.unwrap_or(0)),
+    });
+    let is_client_ip = spec.session_affinity.as_deref() == Some("ClientIP");
+    let seconds = || {
+        let config = spec.session_affinity_config.as_ref()?;
+        config.client_ip.as_ref()?.timeout_seconds
+    };
+    let affinity = is_client_ip.then(|| seconds().unwrap_or(AFFINITY_SECONDS).max(1));
+    let balancer = object
+        .status
+        .iter()
+        .filter_map(|status| status.load_balancer.as_ref()?.ingress.as_ref())
+        .flatten()
+        // "Proxy" says that packets are to go by way of the balancer.
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_ref());
+    let mut external_ips: Vec<Ipv4Addr> = spec
+        .external_ips
+        .iter()
+        .flatten()
+        .chain(balancer)
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
+    external_ips.sort_unstable();
+    external_ips.dedup();
+    let labels = object.metadata.labels.as_ref();
+    let service = Service {
+        kind,
+        ports: ports.collect(),
+        external_ips,
+        affinity: affinity.map(|seconds| Duration::from_secs(seconds.unsigned_abs().into())),
+        is_internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        is_external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        publishes_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        is_foreign: labels.is_some_and(|labels| labels.contains_key(PROXY_NAME)),
+    };
+    Some((key, service))
+}
+
+/// Reads an EndpointSlice as `node` sees it: the Service it is of, its own name, and what it says. `None`
+/// if it is of no Service, or its addresses are names.
+pub fn slice(object: &discovery::EndpointSlice, node: &str) -> Option<(ServiceKey, String, Slice)> {
+    let own = key(&object.metadata)?;
+    let service = object.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    if object.address_type == "FQDN" {
+        return None;
+    }
+    let ports = object.ports.iter().flatten().map(|item| SlicePort {
+        name: item.name.clone().unwrap_or_default(),
+        protocol: Protocol::parse(item.protocol.as_deref()),
+        port: item.port.map(port),
+    });
+    let endpoints = object.endpoints.iter().flatten().filter_map(|item| {
+        let conditions = item.conditions.as_ref();
+        // What is not said counts as ready, and as serving what is ready.
+        let is_ready = conditions.and_then(|all| all.ready).unwrap_or(true);
+        Some(Endpoint {
+            address: item.addresses.first()?.parse().ok()?,
+            hostname: item.hostname.as_deref().map(Arc::from),
+            is_ready,
+            is_serving: conditions.and_then(|all| all.serving).unwrap_or(is_ready),
+            is_terminating: conditions.and_then(|all| all.terminating).unwrap_or(false),
+            is_local: item.node_name.as_deref() == Some(node),
+        })
+    });
+    let slice = Slice {
+        ports: ports.collect(),
+        endpoints: endpoints.collect(),
+    };
+    Some((
+        ServiceKey::new(&own.namespace, service),
+        own.name.to_string(),
+        slice,
+    ))
+}

@@ -1,0 +1,112 @@
+//! Follows Services and EndpointSlices of an API server into an [`Index`].
+
+use std::{collections::HashSet, sync::Arc};
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher, watcher::Event},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{index::Index, object};
+
+/// Failures in a row that are told.
+const FAILURES_TOLD: u32 = 3;
+
+/// Follows both until shutdown. `node` is the name of the node whose endpoints count as local.
+pub async fn run(client: Client, node: String, index: Arc<Index>, shutdown: CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = async { tokio::join!(services(client.clone(), &index), slices(client, &node, &index)); } => {}
+    }
+}
+
+async fn services(client: Client, index: &Index) {
+    let stream = watcher(Api::<Service>::all(client), watcher::Config::default());
+    let mut stream = stream.default_backoff().boxed();
+    let mut listed = HashSet::new();
+    let mut failures = 0;
+    loop {
+        match stream.try_next().await {
+            Ok(Some(Event::Init)) => listed.clear(),
+            Ok(Some(Event::InitApply(object))) => {
+                if let Some((key, service)) = object::service(&object) {
+                    listed.insert(key.clone());
+                    index.put_service(key, service);
+                }
+            }
+            Ok(Some(Event::InitDone)) => {
+                failures = 0;
+                info!(services = listed.len(), "Services listed");
+                index.retain_services(&std::mem::take(&mut listed));
+            }
+            Ok(Some(Event::Apply(object))) => {
+                failures = 0;
+                if let Some((key, service)) = object::service(&object) {
+                    index.put_service(key, service);
+                }
+            }
+            Ok(Some(Event::Delete(object))) => {
+                if let Some((key, _)) = object::service(&object) {
+                    index.remove_service(&key);
+                }
+            }
+            Ok(None) => return,
+            Err(error) => tell("services", &mut failures, &error),
+        }
+    }
+}
+
+async fn slices(client: Client, node: &str, index: &Index) {
+    let stream = watcher(
+        Api::<EndpointSlice>::all(client),
+        watcher::Config::default(),
+    );
+    let mut stream = stream.default_backoff().boxed();
+    let mut listed = HashSet::new();
+    let mut failures = 0;
+    let put = |object: &EndpointSlice| match object::slice(object, node) {
+        Some((service, name, slice)) => {
+            let key = (Arc::clone(&service.namespace), name.clone());
+            index.put_slice(service, name, slice);
+            Some(key)
+        }
+        None => {
+            remove(index, object);
+            None
+        }
+    };
+    loop {
+        match stream.try_next().await {
+            Ok(Some(Event::Init)) => listed.clear(),
+            Ok(Some(Event::InitApply(object))) => listed.extend(put(&object)),
+            Ok(Some(Event::InitDone)) => {
+                failures = 0;
+                index.retain_slices(&std::mem::take(&mut listed));
+            }
+            Ok(Some(Event::Apply(object))) => {
+                failures = 0;
+                put(&object);
+            }
+            Ok(Some(Event::Delete(object))) => remove(index, &object),
+            Ok(None) => return,
+            Err(error) => tell("endpointslices", &mut failures, &error),
+        }
+    }
+}
+
+fn remove(index: &Index, object: &EndpointSlice) {
+    if let (Some(namespace), Some(name)) = (&object.metadata.namespace, &object.metadata.name) {
+        index.remove_slice(namespace, name);
+    }
+}
+
+fn tell(what: &str, failures: &mut u32, error: &watcher::Error) {
+    *failures += 1;
+    if *failures <= FAILURES_TOLD {
+        warn!(resource = what, %error, "Watch failed; Services stay as they were last seen");
+    }
+}
