@@ -215,6 +215,12 @@ impl Fake {
         query: &BTreeMap<String, String>,
         body: Value,
     ) -> Response<ResponseBody> {
+        let is_known = |(version, plural, ..): &(&str, &str, &str, bool)| {
+            format!("{version}/{plural}") == target.resource
+        };
+        if !RESOURCES.iter().any(is_known) {
+            return status(404, "the server could not find the requested resource");
+        }
         let mut state = self.state();
         let found = target
             .name

@@ -45,6 +45,7 @@ mod revisions;
 mod root_ca;
 mod scheduler;
 mod service_account;
+mod stateful_set;
 mod status;
 mod watched;
 mod workloads;

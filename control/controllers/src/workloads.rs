@@ -19,6 +19,7 @@ use crate::{
     nodes::NodeView,
     pods::PodView,
     replica_set::{Controller, Kind, SetView},
+    stateful_set,
     watched::{Watched, without_managed_fields},
 };
 
@@ -55,6 +56,8 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let daemons = Watched::new("DaemonSets");
     let of_daemons =
         daemon_set::Prepared::new(c.clone(), r.clone(), daemons, &mut pods, &mut nodes);
+    let stateful = Watched::new("StatefulSets");
+    let of_stateful = stateful_set::Prepared::new(c.clone(), r.clone(), stateful, &mut pods);
     let services = Arc::new(services);
     of_endpoints.hear_pods(&mut pods, &services);
 
@@ -115,6 +118,13 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
             daemon_set::World {
                 pods: pods.clone(),
                 nodes,
+                revisions: revisions.clone(),
+            },
+            stop()
+        ),
+        of_stateful.run(
+            stateful_set::World {
+                pods: pods.clone(),
                 revisions,
             },
             stop()

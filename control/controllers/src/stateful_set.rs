@@ -1,0 +1,283 @@
+//! StatefulSets: pods with names that stay, made and replaced in order.
+//!
+//! ```text
+//!  template ─▶ ControllerRevision (its name is on each pod)
+//!  pods by ordinal ─▶ missing ones made, from the first on ─▶ surplus ones deleted, from the last on
+//!                  ─▶ old ones replaced, from the last down to the partition ─▶ status
+//! ```
+//!
+//! Unless they may be handled in parallel, each pod waits for the one before it. A pod's claims are made before it is;
+//! where the API server knows no PersistentVolumeClaims, the set says so in an event and a condition, and has no pods.
+
+mod plan;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, StatefulSet, StatefulSetCondition, StatefulSetStatus},
+    core::v1::{PersistentVolumeClaim, Pod},
+};
+use kube::{Api, Client, ResourceExt, api::PostParams};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    events::Recorder,
+    expectations::Expectations,
+    pod_control::{self, Owner, PodControl},
+    pods::{self, PodView},
+    replica_set::{self, time},
+    retry,
+    revisions::{self, HASH_LABEL, Revisions},
+    status,
+    watched::{Watched, key_of},
+    workqueue::{Key, WorkQueue},
+};
+
+/// StatefulSets looked at at once (`--concurrent-statefulset-syncs`).
+const WORKERS: usize = 5;
+const KIND: (&str, &str) = ("apps/v1", "StatefulSet");
+
+/// What the controller hears with.
+pub(crate) struct Prepared {
+    control: PodControl,
+    queue: Arc<WorkQueue>,
+    sets: Arc<Watched<StatefulSet>>,
+}
+
+/// What the controller looks at besides its own kind.
+pub(crate) struct World {
+    pub(crate) pods: Arc<Watched<PodView>>,
+    pub(crate) revisions: Arc<Watched<ControllerRevision>>,
+}
+
+struct Controller {
+    control: PodControl,
+    sets: Arc<Watched<StatefulSet>>,
+    world: World,
+}
+
+impl Prepared {
+    /// Hears of changes from now on.
+    pub(crate) fn new(
+        client: Client,
+        recorder: Recorder,
+        mut sets: Watched<StatefulSet>,
+        pods: &mut Watched<PodView>,
+    ) -> Self {
+        let queue = Arc::new(WorkQueue::default());
+        let expectations = Arc::new(Expectations::default());
+        let named = queue.clone();
+        sets.listen(move |old, new| {
+            if let Some(set) = new.or(old) {
+                named.add(key_of(&**set));
+            }
+        });
+        let sets = Arc::new(sets);
+        let all = sets.clone();
+        let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
+            let sets = all.in_namespace(namespace).into_iter();
+            let chooses = |set: &Arc<StatefulSet>| {
+                let spec = set.spec.clone().unwrap_or_default();
+                pods::matches(&replica_set::selector(&spec.selector), labels)
+            };
+            sets.filter(chooses).map(|set| key_of(&*set)).collect()
+        };
+        pod_control::listen(pods, KIND, queue.clone(), expectations.clone(), candidates);
+        let control = PodControl {
+            client,
+            recorder,
+            component: "statefulset-controller",
+            expectations,
+        };
+        Self {
+            control,
+            queue,
+            sets,
+        }
+    }
+
+    /// Watches its kind and runs until shutdown.
+    pub(crate) async fn run(self, world: World, shutdown: CancellationToken) {
+        let api = Api::<StatefulSet>::all(self.control.client.clone());
+        let sets = self.sets.clone();
+        let watch = sets.clone().run(
+            api,
+            crate::watched::without_managed_fields,
+            shutdown.clone(),
+        );
+        let work = async {
+            tokio::join!(
+                sets.complete(),
+                world.pods.complete(),
+                world.revisions.complete()
+            );
+            let controller = Arc::new(Controller {
+                control: self.control,
+                sets: self.sets,
+                world,
+            });
+            let reconcile = move |key| {
+                let controller = controller.clone();
+                async move { controller.reconcile(&key).await }
+            };
+            let what = "StatefulSet not reconciled";
+            self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        };
+        tokio::join!(watch, work);
+    }
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
+        let Some(set) = self.sets.get(key) else {
+            self.control.expectations.forget(key);
+            return Ok(None);
+        };
+        if set.metadata.deletion_timestamp.is_some() || !self.control.expectations.are_met(key) {
+            return Ok(None);
+        }
+        let owner = Owner {
+            api_version: KIND.0,
+            kind: KIND.1,
+            key: key.clone(),
+            uid: set.uid().unwrap_or_default(),
+        };
+        let spec = set.spec.clone().unwrap_or_default();
+        let api: Api<StatefulSet> = Api::namespaced(self.control.client.clone(), &key.namespace);
+        let is_there = async {
+            let found = api.get_opt(&key.name).await?;
+            Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
+        };
+        let selector = replica_set::selector(&spec.selector);
+        let mut claim = owner.claim(&selector, self.world.pods.in_namespace(&key.namespace));
+        claim
+            .adopt
+            .retain(|pod| plan::ordinal(&key.name, &pod.key.name).is_some());
+        let pods = self.control.settle(&owner, claim, is_there).await?;
+
+        let known = revisions::of(&owner, &self.world.revisions);
+        let writer = Revisions {
+            client: &self.control.client,
+            owner: &owner,
+        };
+        let labels = |_: &str| spec.selector.match_labels.clone().unwrap_or_default();
+        let data = revisions::data(&spec.template);
+        let annotations = set.metadata.annotations.clone();
+        let update = writer.ensure(data, &known, labels, annotations).await?;
+        let update_name = update.name_any();
+        let status = set.status.clone().unwrap_or_default();
+        let current_name = status.current_revision.filter(|name| !name.is_empty());
+        let current = known
+            .iter()
+            .find(|revision| Some(revision.name_any()) == current_name)
+            .unwrap_or(&update);
+
+        let now = Timestamp::now();
+        let mut plan = plan::plan(&set, &pods, &current.name_any(), &update_name, now);
+        let mut new_pods: Vec<Pod> = Vec::new();
+        for (ordinal, is_old) in &plan.create {
+            let revision = if *is_old { current } else { &update };
+            let template = revisions::template(revision).unwrap_or_else(|| spec.template.clone());
+            let name = revision.name_any();
+            new_pods.push(plan::new_pod(&owner, &set, &template, *ordinal, &name));
+        }
+        let claimed = self.make_claims(&owner, &set, &new_pods).await;
+        set_failure(&mut plan.status, claimed.as_ref().err(), now);
+        let name = (key.name.as_str(), owner.uid.as_str());
+        status::write(&api, name, set.status.as_ref(), &plan.status).await?;
+        self.control.delete(&owner, &plan.delete).await?;
+        claimed?;
+        self.control.create(&owner, &new_pods).await?;
+
+        let is_used = |revision: &ControllerRevision| {
+            let name = revision.name_any();
+            name == update_name
+                || name == current.name_any()
+                || pods
+                    .iter()
+                    .any(|pod| pod.labels.get(HASH_LABEL) == Some(&name))
+        };
+        let limit = spec.revision_history_limit.unwrap_or(10);
+        writer
+            .delete(&revisions::superfluous(&known, limit, is_used))
+            .await?;
+        let again = plan.again_seconds.and_then(|left| u64::try_from(left).ok());
+        Ok(again.map(Duration::from_secs))
+    }
+
+    /// Claims of pods that are about to be made. They outlive the pods.
+    async fn make_claims(
+        &self,
+        owner: &Owner,
+        set: &StatefulSet,
+        pods: &[Pod],
+    ) -> kube::Result<()> {
+        let spec = set.spec.clone().unwrap_or_default();
+        let namespace = &owner.key.namespace;
+        let api: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.control.client.clone(), namespace);
+        for pod in pods {
+            for template in spec.volume_claim_templates.iter().flatten() {
+                let mut claim = template.clone();
+                let name = plan::claim_name(&template.name_any(), &pod.name_any());
+                claim.metadata.name = Some(name.clone());
+                claim.metadata.namespace = Some(namespace.clone());
+                claim
+                    .metadata
+                    .labels
+                    .get_or_insert_default()
+                    .extend(spec.selector.match_labels.clone().unwrap_or_default());
+                claim.status = None;
+                match api.create(&PostParams::default(), &claim).await {
+                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    Err(error) => {
+                        let message = format!(
+                            "create Claim {name} Pod {} in StatefulSet {} failed error: {}",
+                            pod.name_any(),
+                            owner.key.name,
+                            retry::text(&error)
+                        );
+                        self.control.say(owner, "Warning", "FailedCreate", message);
+                        return Err(error);
+                    }
+                    Ok(_) => {
+                        let message = format!(
+                            "create Claim {name} Pod {} in StatefulSet {} success",
+                            pod.name_any(),
+                            owner.key.name
+                        );
+                        self.control
+                            .say(owner, "Normal", "SuccessfulCreate", message);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What keeps pods from being made is said in the status too.
+fn set_failure(status: &mut StatefulSetStatus, error: Option<&kube::Error>, now: Timestamp) {
+    const FAILURE: &str = "ReplicaFailure";
+    let mut conditions = status.conditions.take().unwrap_or_default();
+    let known = conditions
+        .iter()
+        .position(|condition| condition.type_ == FAILURE);
+    let known = known.map(|index| conditions.remove(index));
+    if let Some(error) = error {
+        let message = format!("volume claims cannot be made: {}", retry::text(error));
+        let same = known.filter(|known| known.message.as_ref() == Some(&message));
+        conditions.push(same.unwrap_or_else(|| StatefulSetCondition {
+            type_: FAILURE.to_owned(),
+            status: "True".to_owned(),
+            reason: Some("FailedCreate".to_owned()),
+            message: Some(message),
+            last_transition_time: Some(time(now)),
+        }));
+    }
+    status.conditions = (!conditions.is_empty()).then_some(conditions);
+}
+
+#[cfg(test)]
+mod tests;
