@@ -1,19 +1,42 @@
-//! Where probes are made: the seam that plugins plug into, and the native probes.
+//! Where probes are made: the native probes, and the agent's side of plugins.
 //!
 //! A [`Prober`] makes one check and answers what it saw; counting, timing and what follows from a
 //! result are the agent's. The native prober speaks HTTP, TCP and gRPC; exec goes back through the
 //! [`Exec`] it is given, so that this crate knows no runtime.
+//!
+//! ```text
+//!  PluginProber ──┬── NativeProber
+//!                 └── PluginHost    installed plugins, their failure policies, what is set apart, counters
+//!                        │ supervisor.rs   one worker process, started again with back-off
+//!                        ▼ protocol
+//!                     wherry plugin-worker (plugins/worker)
+//! ```
+//! No guest code runs here, and nothing here links an engine: plugins are compiled and called by
+//! processes without privileges.
 
+mod apart;
+mod grants;
 mod grpc;
+mod host;
 mod http;
 mod native;
+mod prober;
+pub mod protocol;
+mod stats;
+mod supervisor;
 mod tls;
 
 use std::{net::IpAddr, time::Duration};
 
 use async_trait::async_trait;
 
+pub use grants::Grants;
+pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
 pub use native::NativeProber;
+pub use prober::PluginProber;
+pub use protocol::{Limits, ProbeTarget};
+pub use stats::PluginStats;
+pub use tls::AcceptAny;
 
 /// One check to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +83,15 @@ pub enum ProbeAction {
     Exec {
         /// Program and arguments.
         command: Vec<String>,
+    },
+    /// What an installed plugin says: `exec.command` is `["wasm:<plugin>", arguments…]`.
+    Plugin {
+        /// The Plugin's name.
+        plugin: String,
+        /// For the guest.
+        arguments: Vec<String>,
+        /// What the guest may know of the container.
+        target: Box<ProbeTarget>,
     },
 }
 

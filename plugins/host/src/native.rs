@@ -80,6 +80,10 @@ impl Prober for NativeProber {
                     ),
                 ),
             },
+            ProbeAction::Plugin { plugin, .. } => {
+                let message = format!("plugin {plugin}: this node runs no plugins");
+                ProbeOutcome::new(ProbeResult::Unknown, message)
+            }
             ProbeAction::Exec { command } => match exec.exec(command, request.timeout).await {
                 Ok((exit_code, mut output)) => {
                     output.truncate(OUTPUT_BYTES_MAX);

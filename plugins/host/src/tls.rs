@@ -9,8 +9,15 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
+/// Takes any certificate.
 #[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
+pub struct AcceptAny(Arc<CryptoProvider>);
+
+impl Default for AcceptAny {
+    fn default() -> Self {
+        Self(Arc::new(ring::default_provider()))
+    }
+}
 
 impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(

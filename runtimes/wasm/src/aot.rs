@@ -22,7 +22,7 @@ use wherry_runtime_api::RuntimeError;
 
 use crate::{
     Config, child,
-    protocol::{CompileReply, CompileRequest, ModuleKind},
+    protocol::{CompileReply, CompileRequest, ModuleKind, Purpose},
     record::{remove_directory, write_json},
 };
 
@@ -33,9 +33,9 @@ const COMPILERS_MAX: usize = 2;
 
 /// A module that can be loaded.
 #[derive(Clone, Debug)]
-pub(crate) struct Compiled {
+pub struct Compiled {
     /// Holds the machine code.
-    pub(crate) directory: PathBuf,
+    pub directory: PathBuf,
     /// Names it for workers.
     pub(crate) name: String,
     pub(crate) kind: ModuleKind,
@@ -46,13 +46,14 @@ struct ModuleFile {
     kind: ModuleKind,
 }
 
-/// The cache of compiled modules.
-pub(crate) struct Aot {
+/// A cache of compiled modules.
+pub struct Aot {
     directory: PathBuf,
     exe: PathBuf,
     jail: PathBuf,
     uid: u32,
     gid: u32,
+    purpose: Purpose,
     engine: OnceCell<String>,
     compilers: tokio::sync::Semaphore,
     under_way: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
@@ -60,16 +61,36 @@ pub(crate) struct Aot {
 
 impl Aot {
     pub(crate) fn open(config: &Config) -> io::Result<Self> {
-        let directory = config.root.join("wasm/cache");
-        let jail = config.run.join("wasm/empty");
+        Self::open_at(
+            config.root.join("wasm/cache"),
+            config.run.join("wasm/empty"),
+            config.exe.clone(),
+            (config.worker_uid, config.worker_gid),
+            Purpose::Container,
+        )
+    }
+
+    /// A cache in a directory of its own, filled by `exe wasm-compile` as `user`, whose root is the
+    /// empty directory `jail`.
+    ///
+    /// # Errors
+    /// The directories cannot be made.
+    pub fn open_at(
+        directory: PathBuf,
+        jail: PathBuf,
+        exe: PathBuf,
+        user: (u32, u32),
+        purpose: Purpose,
+    ) -> io::Result<Self> {
         std::fs::create_dir_all(&directory)?;
         std::fs::create_dir_all(&jail)?;
         let aot = Self {
             directory,
-            exe: config.exe.clone(),
+            exe,
             jail,
-            uid: config.worker_uid,
-            gid: config.worker_gid,
+            uid: user.0,
+            gid: user.1,
+            purpose,
             engine: OnceCell::new(),
             compilers: tokio::sync::Semaphore::new(COMPILERS_MAX),
             under_way: Mutex::default(),
@@ -107,10 +128,14 @@ impl Aot {
         }
     }
 
-    /// The compiled form of a module, from the cache or made now. `key` names the content.
-    pub(crate) async fn compile(
+    /// The compiled form of a module, from the cache or made now. `key` names the content, `what`
+    /// its module in errors (`image x/y:1`).
+    ///
+    /// # Errors
+    /// [`RuntimeError::InvalidArgument`] where it is not what this cache is for; others may pass.
+    pub async fn compile(
         &self,
-        image: &str,
+        what: &str,
         key: &str,
         wasm: &Path,
     ) -> Result<Compiled, RuntimeError> {
@@ -150,7 +175,7 @@ impl Aot {
             .permissions(std::fs::Permissions::from_mode(0o755))
             .tempdir_in(self.unfinished())
             .map_err(RuntimeError::io("compiled module"))?;
-        let kind = self.compile_into(image, wasm, unfinished.path()).await?;
+        let kind = self.compile_into(what, wasm, unfinished.path()).await?;
         let kept = || {
             write_json(&unfinished.path().join("module.json"), &ModuleFile { kind })?;
             std::fs::create_dir_all(self.directory.join(&engine))?;
@@ -169,22 +194,22 @@ impl Aot {
 
     async fn compile_into(
         &self,
-        image: &str,
+        what: &str,
         wasm: &Path,
         directory: &Path,
     ) -> Result<ModuleKind, RuntimeError> {
         let _permit = self.compilers.acquire().await;
-        let input = File::open(wasm).map_err(RuntimeError::io(format!("image {image}")))?;
+        let input = File::open(wasm).map_err(RuntimeError::io(what))?;
         let path = directory.join("module.cwasm");
         let output = File::create(&path).map_err(RuntimeError::io("compiled module"))?;
         let reply = self.run_compiler(Some((&input, &output))).await?;
         match reply.result {
             Ok(Some(kind)) => Ok(kind),
             Ok(None) => Err(RuntimeError::Internal(format!(
-                "compile image {image}: no answer"
+                "compile {what}: no answer"
             ))),
             Err(why) => Err(RuntimeError::InvalidArgument(format!(
-                "image {image} cannot run as Wasm: {why}"
+                "{what} cannot run as Wasm: {why}"
             ))),
         }
     }
@@ -201,6 +226,7 @@ impl Aot {
             uid: self.uid,
             gid: self.gid,
             jail: self.jail.clone(),
+            purpose: self.purpose,
         };
         let descriptors = match files {
             Some((input, output)) => vec![input.as_fd(), output.as_fd()],

@@ -18,7 +18,7 @@ use crate::wire;
 
 /// Starts `exe mode args…`. The child is reaped when it ends, whether or not anybody waits; it is
 /// not killed with us.
-pub(crate) fn spawn(
+pub fn spawn(
     exe: &Path,
     args: &[&str],
     stderr: Option<OwnedFd>,
@@ -38,7 +38,7 @@ pub(crate) fn spawn(
 }
 
 /// Asks a child one thing and waits for its answer.
-pub(crate) async fn ask<T: DeserializeOwned>(
+pub async fn ask<T: DeserializeOwned>(
     socket: UnixStream,
     question: &impl Serialize,
     descriptors: &[std::os::fd::BorrowedFd<'_>],

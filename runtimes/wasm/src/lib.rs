@@ -52,9 +52,9 @@
 //! holds and nobody has a record of was being removed, and what has a record and no worker knows of
 //! was being made: [`WasmRuntime::open`] finishes either.
 
-mod aot;
+pub mod aot;
 mod cgroup;
-mod child;
+pub mod child;
 mod client;
 mod identity;
 mod mounts;

@@ -66,6 +66,20 @@ pub struct CompileRequest {
     pub gid: u32,
     /// Directory that becomes its root.
     pub jail: PathBuf,
+    /// What the module is to be.
+    #[serde(default)]
+    pub purpose: Purpose,
+}
+
+/// What a module is compiled for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// A container: every [`ModuleKind`] but [`ModuleKind::Plugin`].
+    #[default]
+    Container,
+    /// A plugin: [`ModuleKind::Plugin`] alone. What it imports is looked at when it is linked.
+    Plugin,
 }
 
 /// Answer to [`CompileRequest`].
@@ -91,6 +105,8 @@ pub enum ModuleKind {
     Http,
     /// A component that exports `wasi:http/handler` 0.3.
     HttpP3,
+    /// A component that exports a world of `wherry:plugin`; no container.
+    Plugin,
 }
 
 /// Which addresses a container's sockets may use.

@@ -17,7 +17,7 @@ fn subject(what: &str) -> impl FnOnce(nix::Error) -> io::Error + '_ {
 }
 
 /// Leaves the agent's session, so that a signal to its terminal does not reach us.
-pub(crate) fn leave_session() {
+pub fn leave_session() {
     // Fails only where we lead a session already.
     let _ = setsid();
 }
@@ -37,7 +37,7 @@ pub(crate) fn enter_cgroups(procs: &[std::path::PathBuf]) {
 /// Gives up files, user, and the way back. Without privilege to begin with, keeps what it is.
 ///
 /// `keep` is what is left: a worker binds low ports for its pods, as any pod may on its own address.
-pub(crate) fn give_up_privileges(
+pub fn give_up_privileges(
     jail: &Path,
     uid: u32,
     gid: u32,

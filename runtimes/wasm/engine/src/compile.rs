@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::resource::{Resource, setrlimit};
 use wherry_wasm::{
-    protocol::{CompileReply, CompileRequest, ModuleKind},
+    protocol::{CompileReply, CompileRequest, ModuleKind, Purpose},
     wire,
 };
 
@@ -53,7 +53,7 @@ fn run() -> io::Result<()> {
     );
     let engines = Engines::new().map_err(|error| io::Error::other(format!("engine: {error:#}")))?;
     let result = if request.has_files {
-        compile(&engines, descriptors).map(Some)
+        compile(&engines, descriptors, request.purpose).map(Some)
     } else {
         Ok(None)
     };
@@ -67,7 +67,11 @@ fn run() -> io::Result<()> {
     )
 }
 
-fn compile(engines: &Engines, descriptors: Vec<OwnedFd>) -> Result<ModuleKind, String> {
+fn compile(
+    engines: &Engines,
+    descriptors: Vec<OwnedFd>,
+    purpose: Purpose,
+) -> Result<ModuleKind, String> {
     let mut descriptors = descriptors.into_iter().map(File::from);
     let (Some(input), Some(mut output)) = (descriptors.next(), descriptors.next()) else {
         return Err("request without its descriptors".into());
@@ -80,7 +84,11 @@ fn compile(engines: &Engines, descriptors: Vec<OwnedFd>) -> Result<ModuleKind, S
     if wasm.len() as u64 > MODULE_BYTES_MAX {
         return Err(format!("larger than {} MiB", MODULE_BYTES_MAX >> 20));
     }
-    let (kind, code) = engine::compile(engines, &wasm).map_err(|error| format!("{error:#}"))?;
+    let (kind, code) = match purpose {
+        Purpose::Container => engine::compile(engines, &wasm),
+        Purpose::Plugin => engine::compile_plugin(engines, &wasm),
+    }
+    .map_err(|error| format!("{error:#}"))?;
     output
         .write_all(&code)
         .map_err(|error| format!("write compiled code: {error}"))?;

@@ -111,6 +111,7 @@ impl Engines {
                 let component = deserialize_component(&self.on_demand)?;
                 Loaded::link_component(&self.on_demand, kind, &component)
             }
+            ModuleKind::Plugin => wasmtime::bail!("a plugin is no container"),
             ModuleKind::Http | ModuleKind::HttpP3 => {
                 // A component too large for the pool's slots gets instances on demand.
                 let pooled = self.pooled();
@@ -175,7 +176,9 @@ impl Loaded {
                 run: Run::find(&pre),
                 serve: ServicePre::new(pre)?,
             },
-            ModuleKind::Command | ModuleKind::Module => Self::Command(CommandPre::new(pre)?),
+            ModuleKind::Command | ModuleKind::Module | ModuleKind::Plugin => {
+                Self::Command(CommandPre::new(pre)?)
+            }
         })
     }
 
@@ -216,6 +219,36 @@ pub(crate) fn compile(engines: &Engines, wasm: &[u8]) -> wasmtime::Result<(Modul
     let kind = kind_of(engine, &component)?;
     Loaded::link_component(engine, kind, &component)?;
     Ok((kind, component.serialize()?))
+}
+
+/// Compiles a plugin, which is linked by the worker that will call it.
+pub(crate) fn compile_plugin(
+    engines: &Engines,
+    wasm: &[u8],
+) -> wasmtime::Result<(ModuleKind, Vec<u8>)> {
+    let engine = &engines.on_demand;
+    if wasm.get(..4) != Some(b"\0asm") {
+        wasmtime::bail!("not a Wasm binary: it does not begin with \\0asm");
+    }
+    if wasm.get(6..8) == Some(&[0, 0]) {
+        wasmtime::bail!("a core module, and a plugin is a component");
+    }
+    let component = Component::new(engine, wasm)?;
+    let mut exported = Vec::new();
+    for (name, item) in component.component_type().exports(engine) {
+        if name == "check" && matches!(item.ty, ComponentItem::ComponentFunc(_)) {
+            return Ok((ModuleKind::Plugin, component.serialize()?));
+        }
+        exported.push(name.to_owned());
+    }
+    let found = if exported.is_empty() {
+        "nothing".to_owned()
+    } else {
+        exported.join(", ")
+    };
+    wasmtime::bail!(
+        "component exports {found}, but not the function `check` of the world `wherry:plugin/probe`"
+    )
 }
 
 fn kind_of(engine: &Engine, component: &Component) -> wasmtime::Result<ModuleKind> {
@@ -288,7 +321,7 @@ fn deserialize_module(engine: &Engine) -> wasmtime::Result<wasmtime::Module> {
     unsafe_code,
     reason = "compiled code is trusted: only root can write the cache, and only `compile` fills it"
 )]
-fn deserialize_component(engine: &Engine) -> wasmtime::Result<Component> {
+pub(crate) fn deserialize_component(engine: &Engine) -> wasmtime::Result<Component> {
     // SAFETY: the file was made by `Component::serialize` in `compile`, in a directory of root's.
     unsafe { Component::deserialize_file(engine, COMPILED_FILE) }
 }

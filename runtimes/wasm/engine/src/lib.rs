@@ -17,6 +17,8 @@
 //! Guest code never runs on a control thread, so no guest can delay a request of the agent, a log
 //! or a neighbour's I/O by more than its turn.
 //!
+//! [`plugin`] is what the worker of plugins (plugins/worker) shares with these two.
+//!
 //! This crate links the compiler and is therefore slow to link; the agent's side is in
 //! `wherry_wasm`, which does not depend on it.
 
@@ -31,6 +33,7 @@ mod names;
 mod network;
 mod outgoing;
 mod output;
+pub mod plugin;
 mod pod;
 mod sched;
 mod seccomp;

@@ -144,7 +144,7 @@ const ALLOWED_HERE: &[libc::c_long] = &[
 const ALLOWED_HERE: &[libc::c_long] = &[];
 
 /// Installs the filter in all threads of the process.
-pub(crate) fn install() -> Result<(), seccompiler::Error> {
+pub fn install() -> Result<(), seccompiler::Error> {
     // glibc falls back to `clone`, whose flags can be looked at, when `clone3` is not there.
     let no_clone3 = filter(
         BTreeMap::from([(libc::SYS_clone3, vec![])]),

@@ -28,7 +28,8 @@ impl Inner {
             .wasm_key
             .clone()
             .unwrap_or_else(|| image.image.id.clone());
-        let compiled = self.aot.compile(&config.image, &key, &wasm).await?;
+        let what = format!("image {}", config.image);
+        let compiled = self.aot.compile(&what, &key, &wasm).await?;
         Ok((image, compiled))
     }
 

@@ -1,0 +1,151 @@
+//! What the operator grants a plugin. Nothing is granted that is not named.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A Plugin's grants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Grants {
+    /// Commands may be run in probed containers.
+    pub exec: bool,
+    /// Where it may connect to besides the probed pod: `name`, `name:port`, `address`,
+    /// `[address]:port`, `address/prefix`, `*.domain`.
+    pub hosts: Vec<String>,
+}
+
+impl Grants {
+    /// The first interface imported that is not granted, and the grant it takes.
+    pub(crate) fn missing<'a>(&self, imports: &'a [String]) -> Option<(&'a str, &'static str)> {
+        let needs_exec = |import: &&String| import.starts_with("wherry:plugin/exec@");
+        match imports.iter().find(needs_exec) {
+            Some(import) if !self.exec => Some((import, "exec")),
+            _ => None,
+        }
+    }
+
+    /// Whether a connection to `host`, as the plugin wrote it, is granted.
+    pub(crate) fn allows_host(&self, host: &str, port: u16) -> bool {
+        self.hosts
+            .iter()
+            .any(|pattern| matches(pattern, host, port))
+    }
+}
+
+fn matches(pattern: &str, host: &str, port: u16) -> bool {
+    let (name, granted_port) = split(pattern);
+    if granted_port.is_some_and(|granted| granted != port) {
+        return false;
+    }
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return in_range(name, ip);
+    }
+    match name.strip_prefix("*.") {
+        Some(domain) => host
+            .len()
+            .checked_sub(domain.len() + 1)
+            .is_some_and(|at| at > 0 && ends_with_domain(host, domain, at)),
+        None => name.eq_ignore_ascii_case(host),
+    }
+}
+
+fn ends_with_domain(host: &str, domain: &str, at: usize) -> bool {
+    host.is_char_boundary(at)
+        && host[at..].starts_with('.')
+        && host[at + 1..].eq_ignore_ascii_case(domain)
+}
+
+/// Host and port of a pattern; an address of IPv6 without brackets has no port.
+fn split(pattern: &str) -> (&str, Option<u16>) {
+    if let Some((host, rest)) = pattern.strip_prefix('[').and_then(|p| p.split_once(']')) {
+        return (host, rest.strip_prefix(':').and_then(|p| p.parse().ok()));
+    }
+    match pattern.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') => match port.parse() {
+            Ok(port) => (host, Some(port)),
+            Err(_) => (pattern, None),
+        },
+        _ => (pattern, None),
+    }
+}
+
+fn in_range(range: &str, ip: IpAddr) -> bool {
+    let (network, prefix) = match range.split_once('/') {
+        Some((network, prefix)) => (network, Some(prefix)),
+        None => (range, None),
+    };
+    let (Ok(network), Some(prefix)) = (
+        network.parse::<IpAddr>(),
+        prefix.map_or(Some(128), |prefix| prefix.parse::<u32>().ok()),
+    ) else {
+        return false;
+    };
+    match (network, ip) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            same(a.to_bits().into(), b.to_bits().into(), prefix.min(32), 32)
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => same(a.to_bits(), b.to_bits(), prefix.min(128), 128),
+        _ => false,
+    }
+}
+
+fn same(a: u128, b: u128, prefix: u32, width: u32) -> bool {
+    (a ^ b).checked_shr(width - prefix).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_grant_names_is_allowed() {
+        for (pattern, host, port, expected) in [
+            ("db.example", "db.example", 5432, true),
+            ("db.example", "DB.example", 1, true),
+            ("db.example:5432", "db.example", 5432, true),
+            ("db.example:5432", "db.example", 5433, false),
+            ("db.example", "xdb.example", 1, false),
+            ("*.example", "db.example", 1, true),
+            ("*.example", "example", 1, false),
+            ("*.example", "badexample", 1, false),
+            ("10.0.0.0/8", "10.9.8.7", 1, true),
+            ("10.0.0.0/8", "11.9.8.7", 1, false),
+            ("10.0.0.1", "10.0.0.1", 1, true),
+            ("10.0.0.1", "10.0.0.2", 1, false),
+            ("10.0.0.1:80", "10.0.0.1", 81, false),
+            ("0.0.0.0/0", "1.2.3.4", 1, true),
+            ("0.0.0.0/0", "::1", 1, false),
+            ("fd00::/8", "fd12::1", 1, true),
+            ("[fd00::1]:443", "fd00::1", 443, true),
+            ("[fd00::1]:443", "fd00::1", 80, false),
+            ("", "anything", 1, false),
+            ("*.", "x", 1, false),
+        ] {
+            let grants = Grants {
+                hosts: vec![pattern.into()],
+                ..Grants::default()
+            };
+            assert_eq!(
+                grants.allows_host(host, port),
+                expected,
+                "{pattern} {host}:{port}"
+            );
+        }
+        assert!(!Grants::default().allows_host("10.0.0.1", 80));
+    }
+
+    #[test]
+    fn exec_has_to_be_granted_to_be_imported() {
+        let imports = ["wherry:plugin/exec@0.1.0".to_owned()];
+        assert_eq!(
+            Grants::default().missing(&imports),
+            Some(("wherry:plugin/exec@0.1.0", "exec"))
+        );
+        let grants = Grants {
+            exec: true,
+            ..Grants::default()
+        };
+        assert_eq!(grants.missing(&imports), None);
+    }
+}

@@ -1,0 +1,314 @@
+//! What the agent and the plugin worker say to each other, in the frames of [`wherry_wasm::wire`].
+//!
+//! ```text
+//!  agent                                        worker
+//!  Bootstrap                              ──▶   becomes unprivileged
+//!                                         ◀──   Ready
+//!  Load, with the compiled file's directory ─▶  links it
+//!                                         ◀──   Loaded
+//!  Call                                   ──▶   a fresh instance
+//!                                         ◀──   Ask       what only the agent may do; one at a time for a call
+//!  Answer                                 ──▶
+//!                                         ◀──   Ended     once for each call
+//! ```
+//! Both sides are of one program, and the worker ends with the connection: there are no versions.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// What a worker becomes, first of all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Empty directory that becomes its root.
+    pub jail: PathBuf,
+}
+
+/// From the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Links the plugin whose compiled file is in the directory that comes along.
+    Load {
+        /// What calls name it by.
+        plugin: u64,
+        /// What one call may use.
+        limits: Limits,
+    },
+    /// Forgets a plugin; calls under way go on.
+    Unload {
+        /// Which.
+        plugin: u64,
+    },
+    /// Makes a check.
+    Call(Box<Call>),
+    /// Answers what a call asked.
+    Answer {
+        /// Which call.
+        call: u64,
+        /// To what it asked.
+        answer: Answer,
+    },
+    /// Drops a call: nobody waits for it.
+    Cancel {
+        /// Which.
+        call: u64,
+    },
+}
+
+/// One call.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Call {
+    /// Names it; never used twice on one connection.
+    pub call: u64,
+    /// A plugin that has been loaded.
+    pub plugin: u64,
+    /// For the guest.
+    pub arguments: Vec<String>,
+    /// What the guest may ask about.
+    pub target: ProbeTarget,
+    /// Until it is dropped.
+    pub timeout: Duration,
+}
+
+/// The container that is probed, as far as a plugin may know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeTarget {
+    /// The pod's first address.
+    pub ip: Option<IpAddr>,
+    /// The container's ports that have names.
+    pub ports: BTreeMap<String, u16>,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The container's name.
+    pub container: String,
+    /// The pod's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The pod's annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// When the container was started, since the Unix epoch.
+    pub started_at: Duration,
+    /// How often it has been restarted.
+    pub restart_count: u32,
+}
+
+/// What one call may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of its memories and tables.
+    pub memory_bytes_max: u64,
+    /// CPU time of the guest's own code.
+    pub cpu_time_max: Duration,
+    /// Time altogether, should the probe's own time-out be longer.
+    pub wall_time_max: Duration,
+    /// Calls at once on one node; more wait for their turn.
+    pub instances_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 16 << 20,
+            cpu_time_max: Duration::from_millis(500),
+            wall_time_max: Duration::from_secs(30),
+            instances_max: 8,
+        }
+    }
+}
+
+/// From the worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// It works, or why it does not.
+    Ready(Result<(), String>),
+    /// A plugin was linked: the interfaces it imports; or why it cannot be.
+    Loaded {
+        /// Which.
+        plugin: u64,
+        /// As `wherry:plugin/exec@0.1.0`.
+        result: Result<Vec<String>, String>,
+    },
+    /// A call asks the agent.
+    Ask {
+        /// Which call.
+        call: u64,
+        /// For what.
+        ask: Ask,
+    },
+    /// A call is over.
+    Ended {
+        /// Which.
+        call: u64,
+        /// How.
+        ended: Box<Ended>,
+    },
+}
+
+/// What a worker may not do itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Run a command in the probed container.
+    Exec {
+        /// Program and arguments.
+        command: Vec<String>,
+    },
+    /// Connect to something that is not the pod.
+    Resolve {
+        /// An address or a name.
+        host: String,
+        /// The port that would be connected to.
+        port: u16,
+    },
+}
+
+/// Answer to an [`Ask`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// To [`Ask::Exec`]: exit code and output.
+    Exec(Result<(i32, Vec<u8>), ExecError>),
+    /// To [`Ask::Resolve`]: addresses that may be connected to, best first.
+    Resolve(Result<Vec<IpAddr>, ResolveError>),
+}
+
+/// A command did not run to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecError {
+    /// The time was up.
+    Timeout,
+    /// Not granted.
+    Denied(String),
+    /// It could not be run.
+    Failed(String),
+}
+
+/// There is nothing to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResolveError {
+    /// Not granted.
+    Denied(String),
+    /// No such name.
+    NotFound(String),
+}
+
+/// How a call ended, and what it took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    /// What the guest said, or why it could not.
+    pub result: Result<Outcome, Fault>,
+    /// CPU time of the guest's own code.
+    pub cpu_time: Duration,
+    /// Most bytes of memories and tables at any time.
+    pub memory_bytes_peak: u64,
+    /// Lines for the log: the level as tracing names it, and the text.
+    pub log: Vec<(LogLevel, String)>,
+    /// Lines that were too many.
+    pub log_dropped: u32,
+    /// What was asked for and is not granted.
+    pub denied: Option<String>,
+}
+
+/// How much a line of a plugin's matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// For the author.
+    Debug,
+    /// For the operator.
+    Info,
+    /// Something is wrong.
+    Warn,
+    /// The call fails because of this.
+    Error,
+}
+
+/// What the guest said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What it saw.
+    pub verdict: Verdict,
+    /// In a few words.
+    pub message: String,
+}
+
+/// What a probe saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// All is well.
+    Success,
+    /// It is not.
+    Failure,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// Why there is no outcome. What the guest declared is kept apart from what was done to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Fault {
+    /// The guest: its arguments make no sense.
+    #[error("invalid arguments: {0}")]
+    InvalidArguments(String),
+    /// The guest: it lacks a grant.
+    #[error("not granted: {0}")]
+    Denied(String),
+    /// The guest: anything else.
+    #[error("{0}")]
+    Other(String),
+    /// The instance trapped, or what it returned is no value of the type.
+    #[error("trap: {0}")]
+    Trap(String),
+    /// The instance wanted more memory than it may have.
+    #[error("more than {} KiB of memory", bytes_max >> 10)]
+    MemoryExceeded {
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// The instance computed for longer than it may.
+    #[error("more than {} ms of CPU time", max.as_millis())]
+    CpuTimeExceeded {
+        /// The limit.
+        max: Duration,
+    },
+    /// The call's time was up.
+    #[error("no result after {} ms", after.as_millis())]
+    TimedOut {
+        /// How long it had.
+        after: Duration,
+    },
+    /// The worker is gone, and with it the call; or it cannot be had.
+    #[error("plugin worker: {0}")]
+    WorkerLost(String),
+}
+
+impl Fault {
+    /// Whether it cost the plugin its instance, as opposed to what a guest says in good order.
+    pub fn is_violent(&self) -> bool {
+        match self {
+            Self::InvalidArguments(_) | Self::Denied(_) | Self::Other(_) => false,
+            Self::Trap(_)
+            | Self::MemoryExceeded { .. }
+            | Self::CpuTimeExceeded { .. }
+            | Self::TimedOut { .. }
+            | Self::WorkerLost(_) => true,
+        }
+    }
+}
+
+/// Longest text taken from a guest, bytes.
+pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// Cuts a text to [`TEXT_BYTES_MAX`], between characters.
+pub fn cut(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        let end = (0..=TEXT_BYTES_MAX)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+    text
+}

@@ -1,0 +1,373 @@
+//! The worker process: started when it is first needed, started again after its end with a back-off
+//! that grows until it has lived for a while.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+use tracing::{info, warn};
+use wherry_wasm::{child, wire};
+
+use crate::{
+    host::HostConfig,
+    protocol::{Answer, Ask, Bootstrap, Call, Ended, Limits, ToAgent, ToWorker},
+};
+
+/// A worker has to make an engine; a busy machine takes its time.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Mapping and linking a compiled plugin.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Wait before the second start; doubled for each further one.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// Longest wait between starts.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A worker that lived this long starts the back-off anew.
+const LIVED: Duration = Duration::from_secs(60);
+/// Messages that wait to be written to the worker.
+const MESSAGES_MAX: usize = 256;
+
+/// News of a call.
+pub(crate) enum CallNews {
+    Ask(Ask),
+    Ended(Box<Ended>),
+}
+
+#[derive(Default)]
+struct Waiting {
+    calls: HashMap<u64, mpsc::Sender<CallNews>>,
+    loads: HashMap<u64, oneshot::Sender<Result<Vec<String>, String>>>,
+    is_closed: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A worker that runs, or has run.
+pub(crate) struct Worker {
+    pid: Option<u32>,
+    messages: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
+    waiting: Mutex<Waiting>,
+    loaded: tokio::sync::Mutex<HashSet<u64>>,
+    next_call: AtomicU64,
+    started: Instant,
+}
+
+/// A call under way; cancelled when dropped.
+pub(crate) struct Pending {
+    worker: Arc<Worker>,
+    call: u64,
+    news: mpsc::Receiver<CallNews>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Still there: it has not ended, and nobody will ask any more.
+        if lock(&self.worker.waiting)
+            .calls
+            .remove(&self.call)
+            .is_some()
+        {
+            let cancel = ToWorker::Cancel { call: self.call };
+            // Should the queue be full, the call ends by its own time-out.
+            let _ = self.worker.messages.try_send((cancel, None));
+        }
+    }
+}
+
+impl Pending {
+    /// What the call asks, or how it ended; `None` when the worker is gone.
+    pub(crate) async fn next(&mut self) -> Option<CallNews> {
+        self.news.recv().await
+    }
+
+    pub(crate) async fn answer(&self, answer: Answer) {
+        let message = ToWorker::Answer {
+            call: self.call,
+            answer,
+        };
+        let _ = self.worker.messages.send((message, None)).await;
+    }
+}
+
+impl Worker {
+    async fn start(config: &HostConfig) -> io::Result<Arc<Self>> {
+        let (mut process, socket) = child::spawn(&config.exe, &["plugin-worker"], None)?;
+        let pid = process.id();
+        let (sender, mut receiver) = wire::split(socket);
+        let bootstrap = Bootstrap {
+            uid: config.uid,
+            gid: config.gid,
+            jail: config.jail.clone(),
+        };
+        let ready = async {
+            sender.send(&bootstrap, &[]).await?;
+            receiver.receive::<ToAgent>().await
+        };
+        let trouble = match timeout(READY_TIMEOUT, ready).await {
+            Ok(Ok(Some((ToAgent::Ready(Ok(())), _)))) => None,
+            Ok(Ok(Some((ToAgent::Ready(Err(why)), _)))) => Some(why),
+            Ok(Ok(_)) => Some("ended before it was ready".into()),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("not ready after {READY_TIMEOUT:?}")),
+        };
+        if let Some(trouble) = trouble {
+            let _ = process.kill().await;
+            return Err(io::Error::other(trouble));
+        }
+        let (messages, mut queue) = mpsc::channel::<(ToWorker, Option<OwnedFd>)>(MESSAGES_MAX);
+        let worker = Arc::new(Self {
+            pid,
+            messages,
+            waiting: Mutex::default(),
+            loaded: tokio::sync::Mutex::default(),
+            next_call: AtomicU64::new(1),
+            started: Instant::now(),
+        });
+        // Calls can be dropped anywhere, and half a message would be the connection's end.
+        tokio::spawn(async move {
+            while let Some((message, descriptor)) = queue.recv().await {
+                let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+                if sender.send(&message, &descriptors).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let weak = Arc::downgrade(&worker);
+        tokio::spawn(async move {
+            while let Ok(Some((message, _))) = receiver.receive::<ToAgent>().await {
+                let Some(worker) = weak.upgrade() else { break };
+                worker.take_in(message).await;
+            }
+            if let Some(worker) = weak.upgrade() {
+                worker.close();
+            }
+            // Without its connection a worker ends; one that does not is ended.
+            if timeout(Duration::from_secs(1), process.wait())
+                .await
+                .is_err()
+            {
+                let _ = process.kill().await;
+            }
+        });
+        info!(pid, "Plugin worker started");
+        Ok(worker)
+    }
+
+    async fn take_in(&self, message: ToAgent) {
+        match message {
+            ToAgent::Ready(_) => {}
+            ToAgent::Loaded { plugin, result } => {
+                let waiting = lock(&self.waiting).loads.remove(&plugin);
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(result);
+                }
+            }
+            ToAgent::Ask { call, ask } => {
+                let waiting = lock(&self.waiting).calls.get(&call).cloned();
+                if let Some(waiting) = waiting {
+                    // A call asks one thing at a time: there is room.
+                    let _ = waiting.try_send(CallNews::Ask(ask));
+                }
+            }
+            ToAgent::Ended { call, ended } => {
+                let waiting = lock(&self.waiting).calls.remove(&call);
+                if let Some(waiting) = waiting {
+                    let _ = waiting.try_send(CallNews::Ended(ended));
+                }
+            }
+        }
+    }
+
+    fn close(&self) {
+        let mut waiting = lock(&self.waiting);
+        waiting.is_closed = true;
+        waiting.calls.clear();
+        waiting.loads.clear();
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.waiting).is_closed
+    }
+
+    /// Ends the process, which answers nobody any more.
+    pub(crate) fn kill(&self) {
+        // Once closed it is being reaped, and its number may be another's.
+        if self.is_closed() {
+            return;
+        }
+        self.close();
+        let pid = self.pid.and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Makes a plugin known to the worker; answers its imports, or `None` if it was known already.
+    pub(crate) async fn load(
+        &self,
+        plugin: u64,
+        limits: Limits,
+        directory: &Path,
+    ) -> Result<Option<Vec<String>>, LoadError> {
+        let mut loaded = self.loaded.lock().await;
+        if loaded.contains(&plugin) {
+            return Ok(None);
+        }
+        let descriptor =
+            File::open(directory).map_err(|error| LoadError::Lost(error.to_string()))?;
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut waiting = lock(&self.waiting);
+            if waiting.is_closed {
+                return Err(LoadError::Lost("it ended".into()));
+            }
+            waiting.loads.insert(plugin, sender);
+        }
+        let message = ToWorker::Load { plugin, limits };
+        let _ = self.messages.send((message, Some(descriptor.into()))).await;
+        match timeout(LOAD_TIMEOUT, receiver).await {
+            Ok(Ok(Ok(imports))) => {
+                loaded.insert(plugin);
+                Ok(Some(imports))
+            }
+            Ok(Ok(Err(why))) => Err(LoadError::Refused(why)),
+            Ok(Err(_)) => Err(LoadError::Lost("it ended".into())),
+            Err(_) => {
+                self.kill();
+                Err(LoadError::Lost(format!("no answer after {LOAD_TIMEOUT:?}")))
+            }
+        }
+    }
+
+    pub(crate) async fn unload(&self, plugin: u64) {
+        if self.loaded.lock().await.remove(&plugin) {
+            let _ = self
+                .messages
+                .send((ToWorker::Unload { plugin }, None))
+                .await;
+        }
+    }
+
+    /// Begins a call; its number is set here. `None` when the worker is gone.
+    pub(crate) async fn call(self: &Arc<Self>, mut call: Call) -> Option<Pending> {
+        call.call = self.next_call.fetch_add(1, Ordering::Relaxed);
+        // A question and, should the agent be late, the end.
+        let (sender, news) = mpsc::channel(2);
+        {
+            let mut waiting = lock(&self.waiting);
+            if waiting.is_closed {
+                return None;
+            }
+            waiting.calls.insert(call.call, sender);
+        }
+        let pending = Pending {
+            worker: Arc::clone(self),
+            call: call.call,
+            news,
+        };
+        let message = ToWorker::Call(Box::new(call));
+        self.messages.send((message, None)).await.ok()?;
+        Some(pending)
+    }
+}
+
+/// A plugin could not be made known to a worker.
+pub(crate) enum LoadError {
+    /// The worker looked at it and cannot link it.
+    Refused(String),
+    /// The worker cannot say.
+    Lost(String),
+}
+
+#[derive(Default)]
+struct Now {
+    worker: Option<Arc<Worker>>,
+    backoff: Duration,
+    not_before: Option<Instant>,
+}
+
+/// Keeps a worker.
+#[derive(Default)]
+pub(crate) struct Supervisor {
+    now: tokio::sync::Mutex<Now>,
+    restarts: AtomicU64,
+}
+
+impl Supervisor {
+    /// The worker, started if there is none.
+    ///
+    /// # Errors
+    /// It cannot be started, or must not yet be started again.
+    pub(crate) async fn worker(&self, config: &HostConfig) -> Result<Arc<Worker>, String> {
+        let mut now = self.now.lock().await;
+        if let Some(worker) = &now.worker {
+            if !worker.is_closed() {
+                return Ok(Arc::clone(worker));
+            }
+            let lived = worker.started.elapsed();
+            now.worker = None;
+            self.restarts.fetch_add(1, Ordering::Relaxed);
+            let next = match lived > LIVED {
+                true => BACKOFF,
+                false => next_backoff(now.backoff),
+            };
+            now.backoff = next;
+            now.not_before = Some(Instant::now() + next);
+            warn!(backoff = ?next, "Plugin worker ended");
+        }
+        if let Some(not_before) = now.not_before {
+            let wait = not_before.saturating_duration_since(Instant::now());
+            if !wait.is_zero() {
+                return Err(format!("ended; started again in {} ms", wait.as_millis()));
+            }
+        }
+        match Worker::start(config).await {
+            Ok(worker) => {
+                now.worker = Some(Arc::clone(&worker));
+                Ok(worker)
+            }
+            Err(error) => {
+                now.backoff = next_backoff(now.backoff);
+                now.not_before = Some(Instant::now() + now.backoff);
+                Err(format!("start: {error}"))
+            }
+        }
+    }
+
+    /// The worker, should one run.
+    pub(crate) async fn running(&self) -> Option<Arc<Worker>> {
+        let now = self.now.lock().await;
+        now.worker
+            .as_ref()
+            .filter(|worker| !worker.is_closed())
+            .cloned()
+    }
+
+    /// How often a worker had to be replaced.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+}
+
+fn next_backoff(backoff: Duration) -> Duration {
+    (backoff * 2).clamp(BACKOFF, BACKOFF_MAX)
+}

@@ -1,0 +1,124 @@
+//! One call: a fresh instance, what it may use, and how its end is told.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::time::timeout;
+use wasmtime::Store;
+use wherry_plugin_host::protocol::{self, Call, Ended, Fault, Limits};
+
+use crate::{
+    bindings::wherry::plugin::outcomes::{Outcome, ProbeError, Verdict},
+    limits::{Limiter, MemoryExceeded},
+    plugin::Plugin,
+    state::{Agent, State},
+    tls::NodeRoots,
+};
+
+/// Counts the CPU time of a future, and ends it past a limit.
+struct Metered<F> {
+    inner: Pin<Box<F>>,
+    spent: Duration,
+    max: Duration,
+}
+
+/// The future took more CPU time than it may.
+struct Exceeded;
+
+fn thread_cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = Result<F::Output, Exceeded>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let begun = thread_cpu_time();
+        let polled = self.inner.as_mut().poll(context);
+        self.spent += thread_cpu_time().saturating_sub(begun);
+        match polled {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending if self.spent > self.max => Poll::Ready(Err(Exceeded)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// Makes a call and answers how it ended.
+pub(crate) async fn run(plugin: &Plugin, call: Call, roots: Arc<NodeRoots>, agent: Agent) -> Ended {
+    let limits = plugin.limits;
+    let time = call.timeout.min(limits.wall_time_max);
+    let state = State::new(
+        call.target,
+        time,
+        Limiter::new(limits.memory_bytes_max),
+        roots,
+        agent,
+    );
+    let mut store = Store::new(plugin.pre.engine(), state);
+    store.limiter(|state| &mut state.limiter);
+    store.epoch_deadline_async_yield_and_update(1);
+    store.set_epoch_deadline(1);
+    let guest = async {
+        let instance = plugin.pre.instantiate_async(&mut store).await?;
+        instance.call_check(&mut store, &call.arguments).await
+    };
+    let mut metered = Metered {
+        inner: Box::pin(guest),
+        spent: Duration::ZERO,
+        max: limits.cpu_time_max,
+    };
+    let result = match timeout(time, &mut metered).await {
+        Ok(Ok(Ok(said))) => said.map(outcome).map_err(declared),
+        Ok(Ok(Err(error))) => Err(fault(&error, limits)),
+        Ok(Err(Exceeded)) => Err(Fault::CpuTimeExceeded {
+            max: limits.cpu_time_max,
+        }),
+        Err(_) => Err(Fault::TimedOut { after: time }),
+    };
+    let cpu_time = metered.spent;
+    drop(metered);
+    let state = store.into_data();
+    Ended {
+        result,
+        cpu_time,
+        memory_bytes_peak: state.limiter.bytes(),
+        log: state.log,
+        log_dropped: state.log_dropped,
+        denied: state.denied.map(protocol::cut),
+    }
+}
+
+fn outcome(outcome: Outcome) -> protocol::Outcome {
+    protocol::Outcome {
+        verdict: match outcome.verdict {
+            Verdict::Success => protocol::Verdict::Success,
+            Verdict::Failure => protocol::Verdict::Failure,
+            Verdict::Unknown => protocol::Verdict::Unknown,
+        },
+        message: protocol::cut(outcome.message),
+    }
+}
+
+fn declared(error: ProbeError) -> Fault {
+    match error {
+        ProbeError::InvalidArguments(text) => Fault::InvalidArguments(protocol::cut(text)),
+        ProbeError::Denied(text) => Fault::Denied(protocol::cut(text)),
+        ProbeError::Other(text) => Fault::Other(protocol::cut(text)),
+    }
+}
+
+fn fault(error: &wasmtime::Error, limits: Limits) -> Fault {
+    if error.downcast_ref::<MemoryExceeded>().is_some() {
+        return Fault::MemoryExceeded {
+            bytes_max: limits.memory_bytes_max,
+        };
+    }
+    // The backtrace comes first; what happened is its root.
+    Fault::Trap(protocol::cut(error.root_cause().to_string()))
+}

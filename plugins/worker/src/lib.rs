@@ -1,0 +1,107 @@
+//! The inside of the plugin worker: `wherry plugin-worker`, started by the agent as root with a socket
+//! as stdin.
+//!
+//! ```text
+//!  agent ── protocol ──▶ serve.rs ── one task per call ──▶ call.rs    a fresh instance, metered
+//!                           │                                │ state.rs   what the guest imports
+//!                           ▼                                ├ http.rs, tcp.rs   connections from the node
+//!                        plugin.rs   linked components       └ confine.rs   to the pod, or where the agent says
+//! ```
+//!
+//! It is an unprivileged user in an empty root, under the Wasm worker's seccomp filter, in the node's
+//! network namespace. It connects to the probed pod's own address; for every other address, and for
+//! every act on a container, it asks the agent, which knows the grants. It ends with the agent.
+
+mod bindings;
+mod call;
+mod confine;
+mod http;
+mod limits;
+mod plugin;
+mod serve;
+mod state;
+mod tcp;
+mod ticker;
+mod tls;
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::net::UnixStream,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use wasmtime::Engine;
+use wherry_plugin_host::protocol::{Bootstrap, ToAgent};
+use wherry_wasm::wire;
+use wherry_wasm_engine::plugin as sandbox;
+
+use crate::{serve::Worker, tls::NodeRoots};
+
+/// Where distributions keep the authorities that a node trusts.
+const AUTHORITIES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
+/// Guests run on these, and give way to one another at every tick.
+const THREADS: usize = 2;
+
+/// Runs a worker; takes no arguments.
+pub fn main(_args: Vec<OsString>) -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wherry plugin-worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    sandbox::leave_session();
+    let agent = io::stdin().as_fd().try_clone_to_owned()?;
+    let Some((config, _)) = wire::receive_blocking::<Bootstrap>(agent.as_fd())? else {
+        // The agent was killed before it said what to do: nothing has been done.
+        return Ok(());
+    };
+    let prepared = prepare(&config);
+    let ready = match &prepared {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    };
+    wire::send_blocking(agent.as_fd(), &ToAgent::Ready(ready), &[])?;
+    let (engine, roots) = prepared?;
+    serve(agent, engine, roots)
+}
+
+fn prepare(config: &Bootstrap) -> io::Result<(Engine, NodeRoots)> {
+    let roots = AUTHORITIES.iter().find_map(|path| File::open(path).ok());
+    sandbox::give_up_privileges(&config.jail, config.uid, config.gid, &[])?;
+    let engine =
+        sandbox::engine().map_err(|error| io::Error::other(format!("engine: {error:#}")))?;
+    sandbox::install_seccomp_filter()
+        .map_err(|error| io::Error::other(format!("seccomp: {error}")))?;
+    Ok((engine, NodeRoots::new(roots)))
+}
+
+fn serve(agent: OwnedFd, engine: Engine, roots: NodeRoots) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let stream = UnixStream::from(agent);
+        stream.set_nonblocking(true)?;
+        let (sender, receiver) = wire::split(tokio::net::UnixStream::from_std(stream)?);
+        let worker = Worker::start(engine, Arc::new(roots), sender)?;
+        worker.serve(receiver).await
+    });
+    // A guest that has not given way yet has nobody left to answer to.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,205 @@
+//! What a call's store holds, and the small interfaces of the world.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{sync::mpsc, time::Instant};
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wherry_plugin_host::protocol::{self, Answer, Ask, LogLevel, ProbeTarget};
+
+use crate::{
+    bindings::wherry::plugin::{
+        clock, exec,
+        log::{self, Level},
+        outcomes, target,
+        types::{self, Datetime},
+    },
+    confine::reserve,
+    limits::Limiter,
+    tls::NodeRoots,
+};
+
+/// Lines of a call that are kept.
+const LOG_LINES_MAX: usize = 100;
+
+/// How a call asks the agent: a question at a time.
+pub(crate) struct Agent {
+    pub(crate) ask: Box<dyn Fn(Ask) -> AskSent + Send + Sync>,
+    pub(crate) answers: mpsc::Receiver<Answer>,
+}
+
+/// Sending a question.
+pub(crate) type AskSent = std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>;
+
+/// Store data of a call.
+pub(crate) struct State {
+    wasi: WasiCtx,
+    pub(crate) table: ResourceTable,
+    pub(crate) limiter: Limiter,
+    pub(crate) target: ProbeTarget,
+    pub(crate) roots: Arc<NodeRoots>,
+    pub(crate) connections: usize,
+    pub(crate) log: Vec<(LogLevel, String)>,
+    pub(crate) log_dropped: u32,
+    pub(crate) denied: Option<String>,
+    agent: Agent,
+    begun: Instant,
+    timeout: Duration,
+}
+
+impl State {
+    pub(crate) fn new(
+        target: ProbeTarget,
+        timeout: Duration,
+        limiter: Limiter,
+        roots: Arc<NodeRoots>,
+        agent: Agent,
+    ) -> Self {
+        Self {
+            wasi: WasiCtx::builder().build(),
+            table: ResourceTable::new(),
+            limiter,
+            target,
+            roots,
+            connections: 0,
+            log: Vec::new(),
+            log_dropped: 0,
+            denied: None,
+            agent,
+            begun: Instant::now(),
+            timeout,
+        }
+    }
+
+    /// When the host gives up on what a guest waits for: a little before the guest's own end, so that
+    /// it can say what took so long.
+    pub(crate) fn io_deadline(&self) -> Instant {
+        self.begun + self.timeout.saturating_sub(reserve(self.timeout))
+    }
+
+    /// Asks the agent for what only it may do.
+    pub(crate) async fn ask(&mut self, ask: Ask) -> wasmtime::Result<Answer> {
+        (self.agent.ask)(ask).await?;
+        let answer = self.agent.answers.recv().await;
+        answer.ok_or_else(|| wasmtime::format_err!("the agent is gone"))
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl types::Host for State {}
+impl outcomes::Host for State {}
+
+impl log::Host for State {
+    async fn write(&mut self, level: Level, message: String) -> wasmtime::Result<()> {
+        if self.log.len() < LOG_LINES_MAX {
+            let level = match level {
+                Level::Debug => LogLevel::Debug,
+                Level::Info => LogLevel::Info,
+                Level::Warn => LogLevel::Warn,
+                Level::Error => LogLevel::Error,
+            };
+            self.log.push((level, protocol::cut(message)));
+        } else {
+            self.log_dropped = self.log_dropped.saturating_add(1);
+        }
+        Ok(())
+    }
+}
+
+fn datetime(since_epoch: Duration) -> Datetime {
+    Datetime {
+        seconds: since_epoch.as_secs(),
+        nanoseconds: since_epoch.subsec_nanos(),
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl clock::Host for State {
+    async fn now(&mut self) -> wasmtime::Result<Datetime> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(datetime(now.unwrap_or_default()))
+    }
+
+    async fn monotonic(&mut self) -> wasmtime::Result<u64> {
+        Ok(nanoseconds(self.begun.elapsed()))
+    }
+
+    async fn remaining(&mut self) -> wasmtime::Result<u64> {
+        Ok(nanoseconds(
+            self.io_deadline().saturating_duration_since(Instant::now()),
+        ))
+    }
+}
+
+impl target::Host for State {
+    async fn ip(&mut self) -> wasmtime::Result<String> {
+        let ip = self.target.ip.map(|ip| ip.to_string());
+        Ok(ip.unwrap_or_default())
+    }
+
+    async fn port(&mut self, name_or_number: String) -> wasmtime::Result<Option<u16>> {
+        let named = self.target.ports.get(&name_or_number).copied();
+        Ok(named.or_else(|| name_or_number.parse().ok().filter(|port| *port > 0)))
+    }
+
+    async fn pod(&mut self) -> wasmtime::Result<String> {
+        Ok(self.target.pod.clone())
+    }
+
+    async fn namespace(&mut self) -> wasmtime::Result<String> {
+        Ok(self.target.namespace.clone())
+    }
+
+    async fn container(&mut self) -> wasmtime::Result<String> {
+        Ok(self.target.container.clone())
+    }
+
+    async fn label(&mut self, key: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.target.labels.get(&key).cloned())
+    }
+
+    async fn annotation(&mut self, key: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.target.annotations.get(&key).cloned())
+    }
+
+    async fn started_at(&mut self) -> wasmtime::Result<Datetime> {
+        Ok(datetime(self.target.started_at))
+    }
+
+    async fn restart_count(&mut self) -> wasmtime::Result<u32> {
+        Ok(self.target.restart_count)
+    }
+}
+
+impl exec::Host for State {
+    async fn run(
+        &mut self,
+        command: Vec<String>,
+    ) -> wasmtime::Result<Result<exec::Ended, exec::ExecError>> {
+        use protocol::ExecError as E;
+        Ok(match self.ask(Ask::Exec { command }).await? {
+            Answer::Exec(Ok((exit_code, output))) => Ok(exec::Ended { exit_code, output }),
+            Answer::Exec(Err(E::Timeout)) => Err(exec::ExecError::Timeout),
+            Answer::Exec(Err(E::Failed(why))) => Err(exec::ExecError::Failed(why)),
+            Answer::Exec(Err(E::Denied(why))) => {
+                self.denied = Some(why.clone());
+                Err(exec::ExecError::Denied(why))
+            }
+            Answer::Resolve(_) => wasmtime::bail!("answer to another question"),
+        })
+    }
+}
