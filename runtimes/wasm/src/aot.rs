@@ -205,9 +205,7 @@ impl Aot {
         let reply = self.run_compiler(Some((&input, &output))).await?;
         match reply.result {
             Ok(Some(kind)) => Ok(kind),
-            Ok(None) => Err(RuntimeError::Internal(format!(
-                "compile {what}: no answer"
-            ))),
+            Ok(None) => Err(RuntimeError::Internal(format!("compile {what}: no answer"))),
             Err(why) => Err(RuntimeError::InvalidArgument(format!(
                 "{what} cannot run as Wasm: {why}"
             ))),

@@ -37,12 +37,7 @@ pub(crate) fn enter_cgroups(procs: &[std::path::PathBuf]) {
 /// Gives up files, user, and the way back. Without privilege to begin with, keeps what it is.
 ///
 /// `keep` is what is left: a worker binds low ports for its pods, as any pod may on its own address.
-pub fn give_up_privileges(
-    jail: &Path,
-    uid: u32,
-    gid: u32,
-    keep: &[Capability],
-) -> io::Result<()> {
+pub fn give_up_privileges(jail: &Path, uid: u32, gid: u32, keep: &[Capability]) -> io::Result<()> {
     let limit = |kind| {
         let _ = nix::sys::resource::setrlimit(kind, 0, 0);
     };

@@ -62,7 +62,9 @@ impl Guest for Plugin {
                 let text = unsafe { String::from_utf8_unchecked(vec![0xff, 0xfe, b'x']) };
                 outcome(Verdict::Success, text)
             }
-            other => Err(ProbeError::InvalidArguments(format!("no word of mine: {other}"))),
+            other => Err(ProbeError::InvalidArguments(format!(
+                "no word of mine: {other}"
+            ))),
         }
     }
 }
@@ -92,8 +94,14 @@ fn about_target() -> String {
 
 /// Says PING and wants to be answered +PONG, as redis does.
 fn tcp(host: &str, port: &str) -> Result<Outcome, ProbeError> {
-    let port = port.parse().map_err(|_| ProbeError::InvalidArguments("port".into()))?;
-    let host = if host.is_empty() { target::ip() } else { host.into() };
+    let port = port
+        .parse()
+        .map_err(|_| ProbeError::InvalidArguments("port".into()))?;
+    let host = if host.is_empty() {
+        target::ip()
+    } else {
+        host.into()
+    };
     let asked = Connection::open(&host, port).and_then(|connection| {
         connection.write(b"PING\r\n")?;
         connection.read(7)
@@ -107,11 +115,17 @@ fn tcp(host: &str, port: &str) -> Result<Outcome, ProbeError> {
 }
 
 fn get(host: &str, port: &str) -> Result<Outcome, ProbeError> {
-    let port = port.parse().map_err(|_| ProbeError::InvalidArguments("port".into()))?;
+    let port = port
+        .parse()
+        .map_err(|_| ProbeError::InvalidArguments("port".into()))?;
     let request = Request {
         method: "GET".into(),
         scheme: Scheme::Http,
-        host: if host.is_empty() { target::ip() } else { host.into() },
+        host: if host.is_empty() {
+            target::ip()
+        } else {
+            host.into()
+        },
         port,
         path_with_query: "/healthz".into(),
         headers: vec![("x-word".into(), b"sesame".to_vec())],
@@ -123,7 +137,11 @@ fn get(host: &str, port: &str) -> Result<Outcome, ProbeError> {
     };
     match http::send(&request) {
         Ok(answer) => {
-            let verdict = if answer.status == 200 { Verdict::Success } else { Verdict::Failure };
+            let verdict = if answer.status == 200 {
+                Verdict::Success
+            } else {
+                Verdict::Failure
+            };
             let cut = if answer.body_is_cut { "…" } else { "" };
             let body = String::from_utf8_lossy(&answer.body).into_owned();
             outcome(verdict, format!("{} {body}{cut}", answer.status))
