@@ -148,10 +148,18 @@ impl NodeKeeper {
                 .into_iter()
                 .filter(|(key, value)| have.get(key) != Some(value))
                 .collect();
-            if missing.is_empty() {
+            let has_range = node
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.pod_cidr.is_some());
+            let range = config.pod_cidr.as_ref().filter(|_| !has_range);
+            if missing.is_empty() && range.is_none() {
                 return Ok(node);
             }
-            let patch = json!({ "metadata": { "labels": missing } });
+            let mut patch = json!({ "metadata": { "labels": missing } });
+            if let Some(range) = range {
+                patch["spec"] = json!({ "podCIDR": range, "podCIDRs": [range] });
+            }
             return nodes
                 .patch(
                     &config.node_name,
@@ -173,7 +181,11 @@ impl NodeKeeper {
                 labels: Some(labels(&self.context)),
                 ..ObjectMeta::default()
             },
-            spec: Some(NodeSpec::default()),
+            spec: Some(NodeSpec {
+                pod_cidr: config.pod_cidr.clone(),
+                pod_cidrs: config.pod_cidr.clone().map(|range| vec![range]),
+                ..NodeSpec::default()
+            }),
             status: Some(self.status(&[]).await),
         };
         let node = nodes.create(&PostParams::default(), &node).await?;

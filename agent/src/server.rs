@@ -31,6 +31,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
+use rustls::server::ResolvesServerCert;
 use wherry_runtime_api::{FsUsage, Runtime};
 
 use crate::eviction::storage::{FileSystem, PodDisk};
@@ -108,6 +109,8 @@ pub struct Config {
     pub certificate_pem: Vec<u8>,
     /// The serving certificate's key, PEM.
     pub key_pem: Vec<u8>,
+    /// Shown instead of the certificate above, if given: it may change while the server runs.
+    pub resolver: Option<Arc<dyn ResolvesServerCert>>,
     /// What client certificates must be signed by, PEM.
     pub client_ca_pem: Vec<u8>,
     /// Common names that may use every endpoint.
@@ -131,6 +134,7 @@ impl Config {
             listen,
             certificate_pem: certificate_pem.into(),
             key_pem: key_pem.into(),
+            resolver: None,
             client_ca_pem: client_ca_pem.into(),
             allowed_users: ["system:kube-apiserver", "kube-apiserver-kubelet-client"]
                 .map(String::from)
@@ -139,6 +143,18 @@ impl Config {
                 .map(String::from)
                 .into(),
             streaming_connection_idle_timeout: Duration::from_secs(4 * 60 * 60),
+        }
+    }
+
+    /// The same with a certificate that may change while the server runs.
+    pub fn resolving(
+        listen: SocketAddr,
+        resolver: Arc<dyn ResolvesServerCert>,
+        client_ca_pem: impl Into<Vec<u8>>,
+    ) -> Self {
+        Self {
+            resolver: Some(resolver),
+            ..Self::new(listen, Vec::new(), Vec::new(), client_ca_pem)
         }
     }
 }

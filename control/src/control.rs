@@ -9,10 +9,11 @@ use std::{
 use anyhow::{Context, Result};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
-use wherry_controllers::Candidate;
+use wherry_controllers::{Candidate, ClusterSigning, NodeRanges};
 use wherry_server::{FixedRules, Server, UserInfo};
 
 use crate::{
+    agent,
     cli::{ControlArgs, RootArgs, ServerArgs},
     lock, shutdown,
     store::{self, Opened},
@@ -30,13 +31,19 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
     }
     let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
-    let control = build(&args.root, &args.server, &[]).await?;
+    // One that listens at one address says no other.
+    let advertise = match (args.server.advertise_address, args.server.bind_address) {
+        (Some(given), _) => vec![given],
+        (None, bind) if bind.is_unspecified() => vec![agent::routed_ip()],
+        (None, _) => Vec::new(),
+    };
+    let control = build(&args.root, &args.server, &advertise).await?;
     println!(
         "ready: {} kubeconfig {}",
         url(&control.server),
         args.root.root.join("control").join(KUBECONFIG).display()
     );
-    serve(control, shutdown).await
+    serve(control, &args.server, shutdown).await
 }
 
 /// A control plane that listens and does not serve yet.
@@ -97,11 +104,24 @@ pub(crate) fn url(server: &Server) -> String {
 }
 
 /// Serves, with controllers and scheduler as clients in memory.
-pub(crate) async fn serve(control: Control, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn serve(
+    control: Control,
+    args: &ServerArgs,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let Control { server, is_shared } = control;
     let client = client(&server, UserInfo::component("kube-controller-manager"));
     let config = wherry_controllers::Config {
         root_ca_pem: server.pki().ca_pem().to_owned(),
+        node_ranges: Some(NodeRanges {
+            cluster: args.cluster_cidr.parse().context("--cluster-cidr")?,
+            prefix_len: args.node_cidr_mask_size,
+        }),
+        cluster_signing: Some(ClusterSigning {
+            cert_pem: server.pki().ca_pem().to_owned(),
+            key_pem: server.pki().ca_key_pem(),
+            duration: args.cluster_signing_duration,
+        }),
         ..Default::default()
     };
     let stop = shutdown.clone();

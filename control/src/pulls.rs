@@ -61,7 +61,7 @@ impl PullArgs {
 }
 
 /// Reads `1h30m`, `90s`, `0`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let refuse = || format!("{text:?} is not a duration like 90s, 2m or 1h30m");
     if text == "0" {
         return Ok(Duration::ZERO);

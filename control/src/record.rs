@@ -23,10 +23,10 @@ fn path(root: &RootArgs) -> PathBuf {
 
 impl Record {
     /// Writes it down before the node makes anything.
-    pub(crate) fn write(root: &RootArgs, args: &NodeArgs) -> Result<()> {
+    pub(crate) fn write(root: &RootArgs, args: &NodeArgs, pod_cidr: &str) -> Result<()> {
         let record = Self {
             bridge: args.bridge.clone(),
-            pod_cidr: args.pod_cidr.clone(),
+            pod_cidr: pod_cidr.to_owned(),
             cgroup_root: args.cgroup_root.clone(),
             docker_endpoint: args.docker_endpoint.clone(),
         };

@@ -121,20 +121,25 @@ fn tls_config(config: &Config) -> Result<ServerConfig, ServerError> {
             .add(certificate)
             .map_err(|why| error("client CA")(why.to_string()))?;
     }
-    let chain = certificates(&config.certificate_pem, "certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(&config.key_pem)
-        .map_err(|why| error("key")(why.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|why| error("client CA")(why.to_string()))?;
-    let mut tls = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|why| error("protocol versions")(why.to_string()))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|why| error("certificate")(why.to_string()))?;
+        .with_client_cert_verifier(verifier);
+    let mut tls = if let Some(resolver) = &config.resolver {
+        builder.with_cert_resolver(resolver.clone())
+    } else {
+        let chain = certificates(&config.certificate_pem, "certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(&config.key_pem)
+            .map_err(|why| error("key")(why.to_string()))?;
+        builder
+            .with_single_cert(chain, key)
+            .map_err(|why| error("certificate")(why.to_string()))?
+    };
     // Upgrades are HTTP/1.1's.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)

@@ -72,7 +72,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads a certificate chain with its key behind it, as [`Pki`] writes them to one file.
+    pub fn parse(text: &str) -> Option<Self> {
         let key_start = text.find("-----BEGIN PRIVATE KEY-----")?;
         let cert_start = text.find("-----BEGIN CERTIFICATE-----")?;
         (cert_start < key_start).then(|| Self {
