@@ -13,7 +13,10 @@
 //!  csr ────────────── certificates of nodes, approved and signed
 //!  bootstrap_tokens ─ removed when they have expired
 //!  gc ─────────────── objects whose owners have gone
-//!  workloads ──────── pods for ReplicaSets and ReplicationControllers, sets for Deployments
+//!  workloads ──────── pods for ReplicaSets, ReplicationControllers, DaemonSets, StatefulSets and Jobs;
+//!                     sets for Deployments, Jobs for CronJobs
+//!  disruption ─────── how many pods of a PodDisruptionBudget may be evicted
+//!  pod_gc ─────────── pods that nobody will miss
 //!  endpoints ──────── Endpoints and EndpointSlices of Services
 //!  scheduler ──────── a node for each pod
 //!  leader ─────────── which of several control planes runs all of these
@@ -24,6 +27,7 @@ mod csr;
 mod cron_job;
 mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod events;
 mod expectations;
@@ -38,6 +42,7 @@ mod node_ipam;
 mod node_lifecycle;
 mod nodes;
 mod pod_control;
+mod pod_gc;
 mod pods;
 mod replica_set;
 mod retry;

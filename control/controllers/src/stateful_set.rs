@@ -42,7 +42,8 @@ const KIND: (&str, &str) = ("apps/v1", "StatefulSet");
 pub(crate) struct Prepared {
     control: PodControl,
     queue: Arc<WorkQueue>,
-    sets: Arc<Watched<StatefulSet>>,
+    /// All that there are.
+    pub(crate) sets: Arc<Watched<StatefulSet>>,
 }
 
 /// What the controller looks at besides its own kind.

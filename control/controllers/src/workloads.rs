@@ -12,11 +12,12 @@ use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cron_job, daemon_set, deployment,
+    cron_job, daemon_set, deployment, disruption,
     endpoints::{self, ServiceView},
     events::Recorder,
     job,
     nodes::NodeView,
+    pod_gc,
     pods::PodView,
     replica_set::{Controller, Kind, SetView},
     stateful_set,
@@ -58,12 +59,20 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
         daemon_set::Prepared::new(c.clone(), r.clone(), daemons, &mut pods, &mut nodes);
     let stateful = Watched::new("StatefulSets");
     let of_stateful = stateful_set::Prepared::new(c.clone(), r.clone(), stateful, &mut pods);
+    let of_budgets = disruption::Prepared::new(c.clone(), &mut pods, [&mut sets, &mut controllers]);
     let services = Arc::new(services);
     of_endpoints.hear_pods(&mut pods, &services);
 
     let (pods, sets) = (Arc::new(pods), Arc::new(sets));
     let (controllers, deployments) = (Arc::new(controllers), Arc::new(deployments));
     let (endpoints, slices) = (Arc::new(endpoints), Arc::new(slices));
+    let budgets_see = disruption::World {
+        pods: pods.clone(),
+        sets: sets.clone(),
+        controllers: controllers.clone(),
+        deployments: deployments.clone(),
+        stateful: of_stateful.sets.clone(),
+    };
     let (nodes, revisions) = (Arc::new(nodes), Arc::new(revisions));
     let (jobs, crons) = (Arc::new(jobs), Arc::new(crons));
     let stop = || shutdown.clone();
@@ -117,7 +126,7 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
         of_daemons.run(
             daemon_set::World {
                 pods: pods.clone(),
-                nodes,
+                nodes: nodes.clone(),
                 revisions: revisions.clone(),
             },
             stop()
@@ -129,6 +138,8 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
             },
             stop()
         ),
+        of_budgets.run(budgets_see, stop()),
+        pod_gc::run(c.clone(), pods.clone(), nodes, stop()),
         of_jobs.run(jobs, pods.clone(), stop()),
         of_endpoints.run(services, pods, endpoints, slices, stop()),
     );
