@@ -3,7 +3,7 @@
 mod csr;
 mod mirror;
 mod namespace;
-mod priority;
+pub(crate) mod priority;
 mod runtime_class;
 mod service_account;
 mod tolerations;
@@ -26,7 +26,7 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
         service_account::admit(call, namespace, object).await?;
         tolerations::add(object);
         runtime_class::admit(call, object).await?;
-        priority::admit(call, object)?;
+        priority::admit(call, object).await?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use wherry_store::{Store, WatchMessage};
 
-use crate::client::ClientService;
+use crate::{admission::priority::SYSTEM_CLASSES, client::ClientService};
 
 /// Before trying again what failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -57,6 +57,10 @@ pub(crate) async fn bootstrap(
         let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name});
         ensure(client, "/apis/node.k8s.io/v1/runtimeclasses", &class).await?;
     }
+    for (name, value, description) in SYSTEM_CLASSES {
+        let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value, "description": description});
+        ensure(client, "/apis/scheduling.k8s.io/v1/priorityclasses", &class).await?;
+    }
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
         "apiVersion": "v1",
@@ -81,7 +85,7 @@ pub(crate) async fn bootstrap(
     let path = "/api/v1/namespaces/default/endpoints/kubernetes";
     let (code, found) = client.request(Method::GET, path, &Value::Null).await;
     if code == StatusCode::OK && found["subsets"] == subsets {
-        return Ok(());
+        return slice(client, endpoint).await;
     }
     let endpoints = json!({
         "apiVersion": "v1",
@@ -90,6 +94,40 @@ pub(crate) async fn bootstrap(
         "subsets": subsets,
     });
     let (code, answer) = client.request(Method::PUT, path, &endpoints).await;
+    check(path, code, &answer)?;
+    slice(client, endpoint).await
+}
+
+/// The same as an EndpointSlice, which is what nodes read.
+async fn slice(client: &ClientService, endpoint: Endpoint) -> Result<(), BootstrapError> {
+    let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let family = if endpoint.address.is_ipv6() {
+        "IPv6"
+    } else {
+        "IPv4"
+    };
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [endpoint.address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": endpoint.port, "protocol": "TCP"}],
+    });
+    let (code, found) = client.request(Method::GET, path, &Value::Null).await;
+    if code == StatusCode::OK
+        && ["addressType", "endpoints", "ports"]
+            .iter()
+            .all(|field| found[field] == slice[field])
+    {
+        return Ok(());
+    }
+    let (method, path) = match code {
+        StatusCode::OK => (Method::PUT, path),
+        // Unlike Endpoints, a PUT does not make one.
+        _ => (Method::POST, path.trim_end_matches("/kubernetes")),
+    };
+    let (code, answer) = client.request(method, path, &slice).await;
     check(path, code, &answer)
 }
 
@@ -105,6 +143,7 @@ pub(crate) async fn keep(
             () = shutdown.cancelled() => return,
             () = removed(&store, "/registry/services/default/kubernetes") => {}
             () = removed(&store, "/registry/endpoints/default/kubernetes"), if endpoint.is_reachable() => {}
+            () = removed(&store, "/registry/endpointslices/default/kubernetes"), if endpoint.is_reachable() => {}
         }
         if let Err(error) = bootstrap(&client, endpoint).await {
             tracing::warn!(%error, "Service kubernetes is missing");

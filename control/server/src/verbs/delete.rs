@@ -90,7 +90,7 @@ impl DeleteOptions {
         Ok(options)
     }
 
-    fn is_dry_run(&self, call: &Call) -> Result<bool, Status> {
+    pub(crate) fn is_dry_run(&self, call: &Call) -> Result<bool, Status> {
         let from_body = self.dry_run.iter().flatten().map(String::as_str);
         call::check_dry_run(from_body.chain(call.query.all("dryRun")), "DeleteOptions")
     }
