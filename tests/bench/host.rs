@@ -88,8 +88,9 @@ fn read(proc: &Path, root: &str, engine: Option<&str>) -> Option<Process> {
     let program = words.next()?;
     let is_own =
         command.contains(root) && (program.ends_with("wherry") || program.contains("/exe"));
-    // Of the engine: itself, its containerd and a shim for each container; and the pods' pause containers.
-    let is_engines = engine.is_some_and(|engine| command.contains(engine)) || program == "/pause";
+    // Of the engine: itself, its containerd and a shim for each container. A pause container's process is not worth
+    // counting: it has a page of its own.
+    let is_engines = engine.is_some_and(|engine| command.contains(engine));
     if !is_own && !is_engines {
         return None;
     }

@@ -118,6 +118,7 @@ fn same_port(case: &Case<'_>) -> Outcome {
 fn outside(case: &Case<'_>) -> Outcome {
     // A port of its own for each runtime: the outside is shared.
     let port = 7100 + case.runtime as u16;
+    case.ready(&case.pod("client", &[stay()]))?;
     let mut server = case
         .cluster
         .network
@@ -134,7 +135,6 @@ fn outside(case: &Case<'_>) -> Outcome {
         .stdin(Stdio::null())
         .spawn()
         .expect("busybox starts");
-    case.ready(&case.pod("client", &[stay()]))?;
     listens(case, "client", Network::OUTSIDE_IP, port, "outside\n");
     server.kill().expect("busybox listens until it is killed");
     server.wait().expect("busybox can be waited for");
