@@ -57,12 +57,19 @@ pub struct Config {
     pub cgroup_root: String,
     /// The cluster's DNS.
     pub cluster_dns: ClusterDns,
+    /// Services on this node; `None` where somebody else sees to them. Ports of pods on the node are with
+    /// them.
+    pub services: Option<wherry_services::Config>,
+    /// The cluster's names, answered here; `None` where somebody else does.
+    pub dns: Option<wherry_dns::Config>,
     /// The node's addresses, the first one being `InternalIP` and `hostIP`.
     pub node_ips: Vec<IpAddr>,
     /// The port that the API server reaches the kubelet's HTTP at.
     pub kubelet_port: u16,
     /// Whether to make the Node object.
     pub register_node: bool,
+    /// The node's pod addresses, told to the API server with the Node; `None` leaves `spec.podCIDR` alone.
+    pub pod_cidr: Option<String>,
     /// Labels of the Node object, besides those that every node has.
     pub node_labels: BTreeMap<String, String>,
     /// Pods that the node takes. Kubernetes' default: 110.
@@ -172,9 +179,12 @@ impl Config {
                 servers: Vec::new(),
                 domain: "cluster.local".into(),
             },
+            services: None,
+            dns: None,
             node_ips: Vec::new(),
             kubelet_port: 10250,
             register_node: true,
+            pod_cidr: None,
             node_labels: BTreeMap::new(),
             max_pods: 110,
             system_reserved: BTreeMap::new(),

@@ -31,6 +31,7 @@ mod pod;
 mod probe;
 mod publish;
 pub mod server;
+mod services;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -252,6 +253,8 @@ async fn run_pods(
         path: pods_dir,
         source,
     })?;
+    // After pods have been found again, whose ports of the node are to stay.
+    tasks.spawn(services::run(Arc::clone(context), shutdown.clone()));
     let (sender, updates) = mpsc::channel(UPDATES_MAX);
     tasks.spawn(eviction::run(
         Arc::clone(context),

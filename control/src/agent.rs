@@ -3,34 +3,38 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use kube::Client;
+use kube::{Api, Client};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use wherry_agent::{Agent, eviction::threshold, server};
 use wherry_docker::DockerRuntime;
 use wherry_images::{RegistryConfig, Store, StoreConfig};
-use wherry_network::{NetworkConfig, PodNetwork};
+use wherry_network::{Cidr, NetworkConfig, PodNetwork};
 use wherry_oci::OciRuntime;
 use wherry_runtime_api::Runtime;
 use wherry_wasm::WasmRuntime;
 
 use crate::{
     cli::{AgentArgs, DefaultRuntime, ImageArgs, NodeArgs, RootArgs},
-    lock,
+    join::{self, Keeper, Names, ServingCertificate},
+    lock, plugins, pod_range,
     record::Record,
-    shutdown,
+    shutdown, up,
 };
 
 /// Runs the agent alone until told to stop.
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
+    let name = name(&args.node)?;
+    let mut keeper = None;
     let client = match &args.kubeconfig {
         None => None,
         Some(path) => {
@@ -55,9 +59,58 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         (None, None, None) => None,
         _ => bail!("--tls-cert-file, --tls-private-key-file and --client-ca-file go together"),
     };
-    let agent = build(&args.root, &args.node, client, tls).await?;
+    let mut serving = tls.map(Serving::Files);
+    let mut client = client;
+    if client.is_none()
+        && let Some(credentials) =
+            stoppable(&shutdown, join::credentials(&args.root, &args.join, &name))
+                .await?
+                .flatten()
+    {
+        let names = Names {
+            node: name.clone(),
+            ip: ip(&args.node),
+        };
+        let kept = Keeper::open(&args.root, credentials, names).await?;
+        client = Some(kept.client());
+        serving.get_or_insert(Serving::Kept {
+            shown: kept.shown(),
+            ca: kept.ca_pem().into(),
+        });
+        keeper = Some(kept);
+    }
+    let pod_cidr = match (pod_range::settled(&args.root, &args.node)?, &client) {
+        (Some(settled), _) => Some(settled),
+        (None, None) => Some(pod_range::DEFAULT.to_owned()),
+        (None, Some(client)) => {
+            stoppable(&shutdown, pod_range::given(client, &name, &args.node)).await?
+        }
+    };
+    let Some(pod_cidr) = pod_cidr else {
+        return Ok(());
+    };
+    let announced = client.clone().map(|client| {
+        let line = format!("ready: node {name}");
+        tokio::spawn(up::announce(Api::all(client), name, line, shutdown.clone()))
+    });
+    let agent = build(&args.root, &args.node, &pod_cidr, None, client, serving).await?;
+    let kept = keeper.map(|keeper| tokio::spawn(keeper.run(shutdown.clone())));
     agent.run(shutdown).await?;
+    for task in kept.into_iter().chain(announced) {
+        task.await?;
+    }
     Ok(())
+}
+
+/// What is awaited before there is an agent; `None` when the process is told to stop meanwhile.
+async fn stoppable<T>(
+    shutdown: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(None),
+        done = work => done.map(Some),
+    }
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>> {
@@ -71,6 +124,19 @@ pub(crate) struct Tls {
     pub(crate) ca: Vec<u8>,
 }
 
+/// Where the agent's HTTPS server gets its certificate from.
+pub(crate) enum Serving {
+    /// Files that somebody else looks after.
+    Files(Tls),
+    /// What the node asks its cluster for.
+    Kept {
+        /// The certificate of the moment.
+        shown: Arc<ServingCertificate>,
+        /// Authority of its clients, PEM.
+        ca: Vec<u8>,
+    },
+}
+
 /// The parts of a node that hold pods.
 struct Node {
     images: Store,
@@ -79,7 +145,7 @@ struct Node {
 }
 
 /// Opens the parts of a node; what a killed agent left half done is finished or undone by that.
-async fn open(root: &RootArgs, args: &NodeArgs) -> Result<Node> {
+async fn open(root: &RootArgs, args: &NodeArgs, pod_cidr: &str) -> Result<Node> {
     let images = open_images(root, &args.images)?;
     let exe = std::env::current_exe().context("this program's own path")?;
     let oci = OciRuntime::open(wherry_oci::Config::new(
@@ -107,7 +173,7 @@ async fn open(root: &RootArgs, args: &NodeArgs) -> Result<Node> {
             }
         }
     }
-    let pod_cidr = args.pod_cidr.parse().context("--pod-cidr")?;
+    let pod_cidr = pod_cidr.parse().context("--pod-cidr")?;
     let mut network = NetworkConfig::new(root.root.join("network"), pod_cidr);
     network.bridge.clone_from(&args.bridge);
     Ok(Node {
@@ -141,16 +207,20 @@ pub(crate) fn open_images(root: &RootArgs, args: &ImageArgs) -> Result<Store> {
     )?)
 }
 
-/// Puts an agent together, listening for the API server already.
+/// Puts an agent together, listening for the API server already. `service_cidr` are the cluster's addresses for
+/// Services, where they are known.
 pub(crate) async fn build(
     root: &RootArgs,
     args: &NodeArgs,
+    pod_cidr: &str,
+    service_cidr: Option<Cidr>,
     kube: Option<Client>,
-    tls: Option<Tls>,
+    serving: Option<Serving>,
 ) -> Result<Agent> {
-    Record::write(root, args)?;
-    let node = open(root, args).await?;
+    Record::write(root, args, pod_cidr)?;
+    let node = open(root, args, pod_cidr).await?;
     node.network.up().await?;
+    let prober = plugins::prober(root, node.images.clone(), kube.clone(), &name(args)?)?;
     let mut config = wherry_agent::Config::new(
         name(args)?,
         &root.root,
@@ -159,9 +229,14 @@ pub(crate) async fn build(
         Arc::new(node.network),
     );
     config.kube = kube;
-    config.server = tls.map(|tls| {
+    config.prober = prober;
+    config.pod_cidr = Some(pod_cidr.to_owned());
+    config.server = serving.map(|serving| {
         let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), args.kubelet_port);
-        server::Config::new(listen, tls.certificate, tls.key, tls.ca)
+        match serving {
+            Serving::Files(tls) => server::Config::new(listen, tls.certificate, tls.key, tls.ca),
+            Serving::Kept { shown, ca } => server::Config::resolving(listen, shown, ca),
+        }
     });
     config.allow_privileged = args.allow_privileged;
     config
@@ -172,6 +247,7 @@ pub(crate) async fn build(
     config.cgroup_root.clone_from(&args.cgroup_root);
     config.cluster_dns.servers.clone_from(&args.cluster_dns);
     config.cluster_dns.domain.clone_from(&args.cluster_domain);
+    serve_services(&mut config, args, pod_cidr, service_cidr)?;
     config.node_ips = vec![ip(args)];
     config.kubelet_port = args.kubelet_port;
     config.register_node = args.register_node;
@@ -186,6 +262,44 @@ pub(crate) async fn build(
     config.eviction.pressure_transition_period =
         Duration::from_secs(args.eviction_pressure_transition_period);
     Ok(Agent::build(config).await?)
+}
+
+/// Services and names as far as this node is to see to them.
+fn serve_services(
+    config: &mut wherry_agent::Config,
+    args: &NodeArgs,
+    pod_cidr: &str,
+    service_cidr: Option<Cidr>,
+) -> Result<()> {
+    if args.node_proxy {
+        config.services = Some(wherry_services::Config {
+            bridge: args.bridge.clone(),
+            pod_cidr: pod_cidr.parse().context("--pod-cidr")?,
+            service_cidr,
+        });
+    }
+    if args.node_dns && config.kube.is_some() {
+        let servers = &mut config.cluster_dns.servers;
+        if servers.is_empty() {
+            servers.push(cluster_dns(service_cidr));
+        }
+        config.dns = Some(wherry_dns::Config {
+            bridge: args.bridge.clone(),
+            listen: servers.clone(),
+            domain: args.cluster_domain.clone(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+        });
+    }
+    Ok(())
+}
+
+/// Where the cluster's DNS is by convention: at the tenth address for Services.
+fn cluster_dns(service_cidr: Option<Cidr>) -> IpAddr {
+    match service_cidr.map(|cidr| cidr.network()) {
+        Some(IpAddr::V4(first)) => Ipv4Addr::from_bits(first.to_bits() | 10).into(),
+        Some(IpAddr::V6(first)) => Ipv6Addr::from_bits(first.to_bits() | 10).into(),
+        None => Ipv4Addr::new(10, 96, 0, 10).into(),
+    }
 }
 
 fn labels(words: &[String]) -> Result<BTreeMap<String, String>> {
@@ -213,9 +327,11 @@ pub(crate) fn name(args: &NodeArgs) -> Result<String> {
 
 /// The node's address: what was given, or the one that packets to elsewhere leave with.
 pub(crate) fn ip(args: &NodeArgs) -> IpAddr {
-    if let Some(ip) = args.node_ip {
-        return ip;
-    }
+    args.node_ip.unwrap_or_else(routed_ip)
+}
+
+/// The address that packets to elsewhere leave with.
+pub(crate) fn routed_ip() -> IpAddr {
     // Connecting a UDP socket sends nothing; it only asks the kernel for a route (RFC 5737's documentation range).
     let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;

@@ -3,11 +3,12 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::pulls::PullArgs;
+use crate::pulls::{self, PullArgs};
 
 /// A node that runs pods of containers and Wasm components, and the control plane for it where there is no cluster.
 #[derive(Parser)]
@@ -45,6 +46,13 @@ pub(crate) enum Command {
         root: RootArgs,
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Tokens that let other hosts join the cluster.
+    Token {
+        #[command(flatten)]
+        root: RootArgs,
+        #[command(flatten)]
+        token: TokenArgs,
     },
     /// Print the administrator's kubeconfig.
     Kubeconfig {
@@ -154,8 +162,10 @@ pub(crate) struct AgentArgs {
     pub(crate) root: RootArgs,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// How to reach the API server, and as whom. Without it only static pods are run.
-    #[arg(long)]
+    #[command(flatten)]
+    pub(crate) join: JoinArgs,
+    /// How to reach the API server, and as whom. Without it, and where the node never joined, only static pods are run.
+    #[arg(long, conflicts_with = "join")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Certificate the agent's own HTTPS server shows, PEM.
     #[arg(long, requires = "tls_private_key_file")]
@@ -166,6 +176,56 @@ pub(crate) struct AgentArgs {
     /// Clients of the agent's HTTPS server must have a certificate signed by one of these, PEM.
     #[arg(long)]
     pub(crate) client_ca_file: Option<PathBuf>,
+}
+
+/// How a host becomes a node of a cluster.
+#[derive(Args)]
+pub(crate) struct JoinArgs {
+    /// Join the cluster of this API server, `https://address:6443`. `wherry token create` on the control plane prints
+    /// the whole command. Needed once: afterwards the node has certificates of its own.
+    #[arg(long, value_name = "URL")]
+    pub(crate) join: Option<String>,
+    /// Token to join with.
+    #[arg(long, requires = "join", env = "WHERRY_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Hash of the public key of the cluster's authority, `sha256:<hex>`; nobody else is told the token.
+    #[arg(long, requires = "join", value_name = "HASH")]
+    pub(crate) ca_cert_hash: Vec<String>,
+    /// How long to go on trying when the API server cannot be reached.
+    #[arg(long, default_value = "5m", value_parser = pulls::duration, value_name = "DURATION")]
+    pub(crate) join_timeout: Duration,
+}
+
+#[derive(Args)]
+pub(crate) struct TokenArgs {
+    /// How to reach the API server; `control/admin.kubeconfig` below the root if not given.
+    #[arg(long, global = true)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: TokenCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token and print the command that joins a host with it.
+    Create {
+        /// How long it is good; 0 is for ever.
+        #[arg(long, default_value = "24h", value_parser = pulls::duration, value_name = "DURATION")]
+        ttl: Duration,
+        /// What it is for, shown by `list`.
+        #[arg(long)]
+        description: Option<String>,
+    },
+    /// List tokens, without their secrets.
+    #[command(alias = "ls")]
+    List,
+    /// Delete tokens. Nodes that joined with them stay.
+    #[command(alias = "rm")]
+    Delete {
+        /// Tokens, or the parts before the dot.
+        #[arg(required = true)]
+        tokens: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -185,6 +245,19 @@ pub(crate) struct ServerArgs {
     /// Addresses that Services get.
     #[arg(long, default_value = "10.96.0.0/16")]
     pub(crate) service_cluster_ip_range: String,
+    /// Address at which nodes and pods reach the API server; the node's own, or that of the default route's interface,
+    /// if not given.
+    #[arg(long)]
+    pub(crate) advertise_address: Option<IpAddr>,
+    /// Addresses that nodes' pods get, a part for each node that names none of its own.
+    #[arg(long, default_value = "10.88.0.0/13")]
+    pub(crate) cluster_cidr: String,
+    /// Prefix length of each node's part.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub(crate) node_cidr_mask_size: u8,
+    /// How long certificates are valid that nodes are given; they are renewed at four fifths of it.
+    #[arg(long, default_value = "8760h", value_parser = pulls::duration, value_name = "DURATION")]
+    pub(crate) cluster_signing_duration: Duration,
     /// Also write the administrator's kubeconfig here.
     #[arg(long)]
     pub(crate) write_kubeconfig: Option<PathBuf>,
@@ -221,7 +294,12 @@ pub(crate) struct NodeArgs {
     pub(crate) kube_reserved: String,
     /// Evict pods below these, `memory.available<100Mi,nodefs.available<10%,…`. A signal that is not named keeps its
     /// default; 0 turns one off.
-    #[arg(long, default_value = "", value_name = "THRESHOLDS", overrides_with = "eviction_hard")]
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "THRESHOLDS",
+        overrides_with = "eviction_hard"
+    )]
     pub(crate) eviction_hard: String,
     /// How long a pressure condition stands after it was last seen, seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
@@ -235,18 +313,26 @@ pub(crate) struct NodeArgs {
     /// Processes and threads that each pod may have; 0 or less leaves it to the node.
     #[arg(long, default_value_t = -1, allow_hyphen_values = true)]
     pub(crate) pod_max_pids: i64,
-    /// Addresses that pods get.
-    #[arg(long, default_value = "10.88.0.0/16")]
-    pub(crate) pod_cidr: String,
+    /// Addresses that pods get. If not given: those they have had, else what the cluster gives the node, else
+    /// 10.88.0.0/16.
+    #[arg(long)]
+    pub(crate) pod_cidr: Option<String>,
     /// Name of the bridge that pods are attached to.
     #[arg(long, default_value = "wherry0")]
     pub(crate) bridge: String,
     /// Cgroup that pods' cgroups are made in, below each hierarchy's root.
     #[arg(long, default_value = "wherry")]
     pub(crate) cgroup_root: String,
-    /// Name server for pods with dnsPolicy ClusterFirst; the node's own if not given.
+    /// Name server for pods with dnsPolicy ClusterFirst; the tenth address for Services if not given.
     #[arg(long)]
     pub(crate) cluster_dns: Vec<IpAddr>,
+    /// Answer for the cluster's names on this node, at the addresses of --cluster-dns; `false` where the cluster has
+    /// name servers of its own.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) node_dns: bool,
+    /// Pass on packets for Services and for pods' host ports; `false` where kube-proxy runs on this node.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) node_proxy: bool,
     /// Docker engine to run pods with as well, `unix:///path/docker.sock`; it need not be there yet. RuntimeClass
     /// `docker` picks it.
     #[arg(long, env = "WHERRY_DOCKER_ENDPOINT")]

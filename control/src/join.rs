@@ -27,11 +27,11 @@ use kube::{Client, config::AuthInfo};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use self::{kept::Credentials, pin::Pin};
+use self::kept::Credentials;
 use crate::cli::{JoinArgs, RootArgs};
 
 pub(crate) use keep::{Keeper, ServingCertificate};
-pub(crate) use pin::hash_of_pem;
+pub(crate) use pin::Pin;
 
 /// First and longest pause between tries to reach the server.
 const RETRY_MIN: Duration = Duration::from_millis(250);

@@ -1,9 +1,10 @@
 //! The program `wherry`. This crate is the only place that names concrete runtimes and stores.
 //!
 //! ```text
-//!  argv[1]   stage1 | wasm-worker | wasm-compile     supervisors: straight into their library, before anything else
+//!  argv[1]   stage1 | wasm-worker | wasm-compile | plugin-worker
+//!                                                  supervisors: straight into their library, before anything else
 //!            up | control | agent                    built without running, then run until SIGINT or SIGTERM
-//!            down | image | kubeconfig               done and out
+//!            down | image | token | kubeconfig       done and out
 //! ```
 
 mod agent;
@@ -11,11 +12,15 @@ mod cli;
 mod control;
 mod down;
 mod image;
+mod join;
 mod lock;
+mod plugins;
+mod pod_range;
 mod pulls;
 mod record;
 mod shutdown;
 mod store;
+mod token;
 mod up;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -35,6 +40,7 @@ fn main() -> ExitCode {
         Some("stage1") => return wherry_oci::stage1::main(rest()),
         Some("wasm-worker") => return wherry_wasm_engine::worker::main(rest()),
         Some("wasm-compile") => return wherry_wasm_engine::compile::main(rest()),
+        Some("plugin-worker") => return wherry_plugin_worker::main(rest()),
         _ => {}
     }
     let cli = Cli::parse();
@@ -74,6 +80,7 @@ fn run(command: Command) -> Result<()> {
             Command::Control(args) => control::run(*args).await,
             Command::Agent(args) => agent::run(*args).await,
             Command::Image { root, command } => image::run(&root, command).await,
+            Command::Token { root, token } => token::run(&root, token).await,
             Command::Kubeconfig { root } => control::print_kubeconfig(&root),
         }
     });

@@ -16,7 +16,7 @@ use kube::{
 
 use crate::{
     cli::{RootArgs, TokenArgs, TokenCommand},
-    join::hash_of_pem,
+    join::Pin,
 };
 
 const NAMESPACE: &str = "kube-system";
@@ -80,7 +80,7 @@ impl Cluster {
             .create(&PostParams::default(), &object)
             .await
             .context("token")?;
-        let hash = hash_of_pem(&self.authority)
+        let hash = Pin::of(&self.authority)
             .context("the authority in the kubeconfig is no certificate")?;
         let server = self.server().await?;
         println!("wherry agent --join {server} --token {id}.{secret} --ca-cert-hash {hash}");

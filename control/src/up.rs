@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use wherry_server::UserInfo;
 
 use crate::{
-    agent::{self, Tls},
+    agent::{self, Serving, Tls},
     cli::UpArgs,
-    control, lock, shutdown,
+    control, lock, pod_range, shutdown,
 };
 
 /// Runs both until told to stop. Pods run on.
@@ -22,7 +22,8 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
     let (name, ip) = (agent::name(&args.node)?, agent::ip(&args.node));
-    let control = control::build(&args.root, &args.server, &[ip]).await?;
+    let advertise = args.server.advertise_address.unwrap_or(ip);
+    let control = control::build(&args.root, &args.server, &[advertise]).await?;
     let server = &control.server;
     let url = control::url(server);
     let identity = server.pki().node(
@@ -38,15 +39,31 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     };
     let client = control::client(server, UserInfo::node(&name));
     let nodes: Api<Node> = Api::all(client.clone());
-    let agent = agent::build(&args.root, &args.node, Some(client), Some(tls)).await?;
+    let pod_cidr = pod_range::settled(&args.root, &args.node)?;
+    let pod_cidr = pod_cidr.unwrap_or_else(|| pod_range::DEFAULT.to_owned());
+    // Before the controllers run, which give the others theirs.
+    pod_range::claim(&client, &name, &pod_cidr, &args.node).await?;
+    let serving = Serving::Files(tls);
+    let service_cidr = args.server.service_cluster_ip_range.parse();
+    let service_cidr = service_cidr.context("--service-cluster-ip-range")?;
+    let agent = agent::build(
+        &args.root,
+        &args.node,
+        &pod_cidr,
+        Some(service_cidr),
+        Some(client),
+        Some(serving),
+    )
+    .await?;
 
     let kubeconfig = args.root.root.join("control/admin.kubeconfig");
     let line = format!("ready: {url} kubeconfig {}", kubeconfig.display());
     let announced = tokio::spawn(announce(nodes, name, line, shutdown.clone()));
     let mut parts = JoinSet::new();
     let token = shutdown.clone();
+    let server_args = args.server;
     parts.spawn(async move {
-        control::serve(control, token)
+        control::serve(control, &server_args, token)
             .await
             .context("control plane")
     });
@@ -63,7 +80,12 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
 }
 
 /// Prints one line for scripts once the node is Ready.
-async fn announce(nodes: Api<Node>, name: String, line: String, shutdown: CancellationToken) {
+pub(crate) async fn announce(
+    nodes: Api<Node>,
+    name: String,
+    line: String,
+    shutdown: CancellationToken,
+) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         ready = await_condition(nodes, &name, is_ready()) => if ready.is_ok() { println!("{line}") },

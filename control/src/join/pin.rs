@@ -16,7 +16,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -32,7 +32,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Pin([u8; 32]);
 
 impl Pin {
-    fn of(certificate: &[u8]) -> Option<Self> {
+    /// Of a certificate, DER.
+    pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         Some(Self(Sha256::digest(parsed.public_key().raw).into()))
     }
@@ -73,11 +74,6 @@ impl FromStr for Pin {
         };
         read().ok_or_else(|| NoPin(text.to_owned()))
     }
-}
-
-/// The hash of the first certificate in PEM.
-pub(crate) fn hash_of_pem(pem: &[u8]) -> Option<Pin> {
-    Pin::of(&CertificateDer::from_pem_slice(pem).ok()?)
 }
 
 /// A certificate as PEM.
@@ -313,7 +309,10 @@ pub(crate) async fn authority(server: &str, pins: &[Pin]) -> Result<Vec<u8>, Pin
 #[cfg(test)]
 mod tests {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    use rustls::{
+        ServerConfig,
+        pki_types::{PrivateKeyDer, pem::PemObject},
+    };
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
 
@@ -365,7 +364,10 @@ mod tests {
         let right = server(&own, "127.0.0.1", &own).await;
         assert_eq!(authority(&right, &[pin]).await.unwrap(), own.der.to_vec());
         let pem = to_pem(&own.der);
-        assert_eq!(hash_of_pem(pem.as_bytes()), Some(pin));
+        assert_eq!(
+            CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(),
+            own.der
+        );
 
         let foreign = server(&other, "127.0.0.1", &other).await;
         let error = authority(&foreign, &[pin]).await.unwrap_err();
