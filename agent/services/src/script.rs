@@ -106,7 +106,7 @@ fn fixed_chains(form: &Form) -> Vec<(&'static str, &'static str, Vec<String>)> {
     if let Some(cidr) = form.service_cidr {
         // An address that no Service has leads nowhere; the sender is told at once.
         refused.push(format!(
-            "ip daddr {cidr} fib daddr type != local goto reject"
+            "ip daddr {cidr} fib daddr type != local goto turn_away"
         ));
     }
     let mut source = vec![
@@ -133,7 +133,15 @@ fn fixed_chains(form: &Form) -> Vec<(&'static str, &'static str, Vec<String>)> {
     let jump = |to: &str| vec![format!("jump {to}")];
     let new = |to: &str| vec![format!("ct state new jump {to}")];
     vec![
-        ("reject", "", vec!["reject".into()]),
+        (
+            "turn_away",
+            "",
+            vec![
+                // A program of the node itself hears of a reset at once, of ICMP only when it sends again.
+                "meta l4proto tcp reject with tcp reset".into(),
+                "reject".into(),
+            ],
+        ),
         ("services", "", lookup("services")),
         ("refused", "", refused),
         ("remember", "", remember),
@@ -306,7 +314,7 @@ fn data_text(key: &Key, data: Data) -> Option<String> {
     match data {
         Data::Chain(chain) => Some(format!("goto {}", chain_name(chain))),
         Data::Target((ip, port)) => Some(format!("{ip} . {port}")),
-        Data::Reject => Some("goto reject".into()),
+        Data::Reject => Some("goto turn_away".into()),
         Data::Drop => Some("drop".into()),
         Data::Seconds(seconds) => Some(format!("goto {}", remember_name(key, seconds))),
         Data::Present => None,

@@ -370,7 +370,8 @@ impl Starter {
             for (reason, message) in made.warnings.iter().filter(|_| is_first(container)) {
                 context.event(&pod, Kind::Warning, reason, message.clone());
             }
-            for message in translate::not_done(&pod, container) {
+            let forwards_ports = context.config.services.is_some();
+            for message in translate::not_done(&pod, container, forwards_ports) {
                 self.say(&container.name, Kind::Warning, "ContainerWarning", message);
             }
         }

@@ -13,7 +13,8 @@ use super::{
 };
 
 /// What a container asks for and does not get here, for events; everything else is done or refused.
-pub(crate) fn not_done(pod: &Pod, container: &Container) -> Vec<String> {
+/// `forwards_ports`: whether the node's own ports lead to pods.
+pub(crate) fn not_done(pod: &Pod, container: &Container, forwards_ports: bool) -> Vec<String> {
     let own = container.security_context.as_ref();
     let of_pod = spec(pod).security_context.as_ref();
     let mut list = Vec::new();
@@ -23,7 +24,7 @@ pub(crate) fn not_done(pod: &Pod, container: &Container) -> Vec<String> {
         list.push("seLinuxOptions are not applied: this node does not use SELinux".to_owned());
     }
     let ports = container.ports.iter().flatten();
-    if spec(pod).host_network != Some(true) {
+    if spec(pod).host_network != Some(true) && !forwards_ports {
         list.extend(ports.filter_map(|port| {
             let number = port.host_port.filter(|number| *number > 0)?;
             Some(format!(
