@@ -3,17 +3,29 @@
 //! One task for each probe of a running container. Startup gates the others: their tasks begin when
 //! the container has started. Results go to the pod's worker, which decides.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use wherry_plugin_host::{ProbeAction, ProbeOutcome, ProbeRequest, ProbeResult, Prober};
+use wherry_plugin_host::{
+    ProbeAction, ProbeOutcome, ProbeRequest, ProbeResult, ProbeTarget, Prober,
+};
 use wherry_runtime_api::ContainerId;
 
-use crate::pod::lifecycle::{ContainerExec, headers, port};
+use crate::pod::{
+    self,
+    lifecycle::{ContainerExec, headers, port},
+};
 
 /// A period under a second, in milliseconds, for all probes of a pod.
 pub(crate) const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
+
+/// What a command begins with that is a plugin's name: no path of a program begins so.
+const PLUGIN_PREFIX: &str = "wasm:";
 
 /// Which of a container's probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,13 +119,54 @@ pub(crate) struct Schedule {
     pub(crate) request: ProbeRequest,
 }
 
+/// What a plugin may know of a container.
+pub(crate) fn target(
+    pod: &Pod,
+    container: &Container,
+    ip: Option<IpAddr>,
+    started_at: SystemTime,
+    restart_count: u32,
+) -> ProbeTarget {
+    let ports = container.ports.iter().flatten().filter_map(|port| {
+        let number = u16::try_from(port.container_port).ok()?;
+        Some((port.name.clone()?, number))
+    });
+    ProbeTarget {
+        ip,
+        ports: ports.collect(),
+        pod: pod::name(pod).into(),
+        namespace: pod::namespace(pod).into(),
+        container: container.name.clone(),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        started_at: started_at.duration_since(UNIX_EPOCH).unwrap_or_default(),
+        restart_count,
+    }
+}
+
+/// What a command asks for: a program in the container, or a plugin.
+fn command(command: Vec<String>, target: &ProbeTarget) -> ProbeAction {
+    let plugin = command
+        .first()
+        .and_then(|program| program.strip_prefix(PLUGIN_PREFIX));
+    match plugin {
+        Some(plugin) => ProbeAction::Plugin {
+            plugin: plugin.to_owned(),
+            arguments: command[1..].to_vec(),
+            target: Box::new(target.clone()),
+        },
+        None => ProbeAction::Exec { command },
+    }
+}
+
 /// A probe's schedule and request. `None` if the probe says nothing to do, or names no port.
 pub(crate) fn schedule(
     container: &Container,
     probe: &Probe,
-    ip: Option<IpAddr>,
+    target: &ProbeTarget,
     period: Option<Duration>,
 ) -> Option<Schedule> {
+    let ip = target.ip;
     let seconds = |n: Option<i32>, default: i32| {
         Duration::from_secs(u64::try_from(n.unwrap_or(default)).unwrap_or(0))
     };
@@ -123,9 +176,7 @@ pub(crate) fn schedule(
             .or_else(|| ip.map(|ip| ip.to_string()))
     };
     let action = if let Some(exec) = &probe.exec {
-        ProbeAction::Exec {
-            command: exec.command.clone().unwrap_or_default(),
-        }
+        command(exec.command.clone().unwrap_or_default(), target)
     } else if let Some(get) = &probe.http_get {
         ProbeAction::HttpGet {
             is_https: get.scheme.as_deref() == Some("HTTPS"),
@@ -308,8 +359,11 @@ mod tests {
             period_seconds: Some(3),
             ..Probe::default()
         };
-        let ip = "10.0.0.9".parse().ok();
-        let schedule = schedule(&container, &probe, ip, None).expect("complete");
+        let target = ProbeTarget {
+            ip: "10.0.0.9".parse().ok(),
+            ..ProbeTarget::default()
+        };
+        let schedule = schedule(&container, &probe, &target, None).expect("complete");
         assert_eq!(schedule.period, Duration::from_secs(3));
         assert_eq!(schedule.request.timeout, Duration::from_secs(1));
         let ProbeAction::HttpGet {
@@ -322,5 +376,30 @@ mod tests {
             (host.as_str(), port, path.as_str()),
             ("10.0.0.9", 8080, "/")
         );
+    }
+
+    #[test]
+    fn a_command_that_begins_with_wasm_is_a_plugins() {
+        let target = ProbeTarget {
+            pod: "p".into(),
+            ..ProbeTarget::default()
+        };
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let ProbeAction::Plugin {
+            plugin,
+            arguments,
+            target: told,
+        } = command(words(&["wasm:redis-ping", "--port=6379"]), &target)
+        else {
+            panic!("a plugin")
+        };
+        assert_eq!(
+            (plugin.as_str(), arguments, *told),
+            ("redis-ping", words(&["--port=6379"]), target.clone())
+        );
+        for program in ["/bin/wasm:x", "wasm", "true"] {
+            let action = command(words(&[program]), &target);
+            assert!(matches!(action, ProbeAction::Exec { .. }), "{program}");
+        }
     }
 }

@@ -11,6 +11,7 @@ mod images;
 mod join;
 mod kubectl;
 mod lifecycle;
+mod plugins;
 mod pods;
 mod restarts;
 mod wasm;
@@ -107,6 +108,7 @@ pub(crate) fn import_all(cluster: &Cluster) {
         "files",
         "tcp",
         "http_hello",
+        "probe_plugin",
     ] {
         cluster.import(&guest(name), &format!("test/{}:1", name.replace('_', "-")));
     }
@@ -158,6 +160,7 @@ fn main() {
         behaviours::trials(&shared),
         kubectl::trials(&shared),
         pods::trials(&shared),
+        plugins::trials(&shared),
         wasm::trials(&shared),
         bad_input::trials(&shared),
         images::trials(),

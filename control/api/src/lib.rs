@@ -15,6 +15,7 @@ pub mod managed;
 pub mod meta;
 pub mod openapi;
 pub mod patch;
+mod plugin;
 pub mod quantity;
 pub mod resource;
 pub mod resources;

@@ -13,6 +13,7 @@ mod job;
 mod lease;
 mod namespace;
 mod node;
+mod plugin;
 mod pod;
 mod poddisruptionbudget;
 mod priorityclass;
@@ -448,6 +449,23 @@ pub static RESOURCES: &[Resource] = &[
         lazy: false,
         deletion_grace_seconds: None,
         strategy: &runtimeclass::RuntimeClass,
+    },
+    Resource {
+        group: "wherry.dev",
+        version: "v1alpha1",
+        kind: "Plugin",
+        list_kind: "PluginList",
+        plural: "plugins",
+        singular: "plugin",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[sub("status", "Plugin", STATUS_VERBS)],
+        columns: plugin::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &plugin::Plugin,
     },
     Resource {
         group: "policy",

@@ -18,6 +18,8 @@ use k8s_openapi::{
 };
 use serde_json::{Map, Value};
 
+use crate::plugin;
+
 /// A kind that has a schema.
 pub(crate) struct KindSchema {
     pub(crate) group: &'static str,
@@ -59,6 +61,15 @@ pub(crate) const KINDS: &[KindSchema] = &[
     kind::<coordination::Lease>(),
     kind::<node::RuntimeClass>(),
     kind::<policy::Eviction>(),
+    KindSchema {
+        group: "wherry.dev",
+        version: "v1alpha1",
+        kind: "Plugin",
+        definition: plugin::Plugin::schema_name,
+        add: |generator| {
+            generator.subschema_for::<plugin::Plugin>();
+        },
+    },
     kind::<policy::PodDisruptionBudget>(),
     kind::<core::ReplicationController>(),
     kind::<apps::ControllerRevision>(),

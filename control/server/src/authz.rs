@@ -94,6 +94,10 @@ fn node_may(node: &str, asked: &Attributes) -> bool {
         )
         | ("node.k8s.io", "runtimeclasses", "")
         | ("discovery.k8s.io", "endpointslices", "") => reads,
+        ("wherry.dev", "plugins", "") => reads,
+        ("wherry.dev", "plugins", "status") => {
+            matches!(asked.verb.as_str(), "update" | "patch")
+        }
         ("coordination.k8s.io", "leases", "") => {
             reads || (writes && asked.namespace == "kube-node-lease" && is_own)
         }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     events::Kind,
     pod,
-    probe::{Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, schedule},
+    probe::{Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, schedule, target},
 };
 
 impl Worker {
@@ -136,7 +136,8 @@ impl Worker {
                     continue;
                 }
                 let ip = sandbox.ips.first().copied();
-                let Some(schedule) = schedule(&container, probe, ip, period) else {
+                let target = target(&self.pod, &container, ip, started_at, status.attempt);
+                let Some(schedule) = schedule(&container, probe, &target, period) else {
                     continue;
                 };
                 let Some(runtime) = self.context.runtime(&status.handler) else {

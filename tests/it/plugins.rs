@@ -1,0 +1,159 @@
+//! Plugins as probes: installed by a `Plugin` object, named by `exec.command`, confined to what is granted.
+
+use std::sync::Arc;
+
+use libtest_mimic::Trial;
+use wherry_tests::Cluster;
+
+use crate::{
+    Shared,
+    pods::{apply, pod},
+    trials,
+};
+
+pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
+    trials![shared;
+        a_plugin_decides_readiness_and_its_absence_decides_nothing,
+        a_plugin_that_traps_is_told_of_and_its_failure_policy_decides,
+        what_is_not_granted_is_refused_and_said,
+        plugins_that_are_none_are_refused_by_reason,
+    ]
+}
+
+/// A Plugin; `more` is added to its spec, and its names are the test's own.
+fn plugin(name: &str, image: &str, more: &str) -> String {
+    format!(
+        "apiVersion: wherry.dev/v1alpha1\nkind: Plugin\nmetadata: {{name: {name}}}\n\
+         spec:\n  image: 'test/{image}:1'\n{more}"
+    )
+}
+
+/// A redis whose readiness is asked every half second, by a command.
+fn redis(name: &str, command: &[&str]) -> String {
+    pod(
+        name,
+        &format!(
+            "  containers:\n  - name: main\n    image: 'test/redis:1'\n    imagePullPolicy: Never\n    \
+             ports: [{{name: redis, containerPort: 6379}}]\n    \
+             readinessProbe:\n      exec: {{command: {command:?}}}\n      timeoutSeconds: 2\n"
+        ),
+    )
+    .replace(
+        "metadata: {",
+        "metadata: {annotations: {wherry.dev/probe-period-ms: '500'}, ",
+    )
+}
+
+fn of_node(cluster: &Cluster, field: &str) -> String {
+    let node = cluster.field("", "nodes", ".items[0].metadata.name");
+    format!(".status.nodes.{node}.{field}")
+}
+
+fn a_plugin_decides_readiness_and_its_absence_decides_nothing(cluster: &Cluster, ns: &str) {
+    let name = format!("{ns}-ping");
+    let probe = format!("wasm:{name}");
+    apply(cluster, ns, &redis("redis", &[&probe, "tcp", "", "6379"]));
+    let event = cluster.wait_event(ns, "redis", "Unhealthy");
+    assert!(event.contains("is not installed on this node"), "{event}");
+    cluster.apply(&plugin(&name, "probe-plugin", "  grants: {exec: true}\n"));
+    cluster.wait_ready(ns, "redis");
+    let object = format!("plugin/{name}");
+    cluster.wait_field("", &object, &of_node(cluster, "ready"), "true");
+    let digest = cluster.field("", &object, &of_node(cluster, "digest"));
+    assert!(digest.starts_with("sha256:"), "{digest}");
+    // Commands run in the container, as the plugin was granted.
+    apply(
+        cluster,
+        ns,
+        &redis("exec", &[&probe, "exec", "redis-cli", "ping"]),
+    );
+    cluster.wait_ready(ns, "exec");
+    // What it says is the pod's: a failure takes readiness away.
+    apply(cluster, ns, &redis("fails", &[&probe, "fail", "too slow"]));
+    let event = cluster.wait_event(ns, "fails", "Unhealthy");
+    assert!(
+        event.contains("Readiness probe failed: too slow"),
+        "{event}"
+    );
+    cluster.kubectl(&["delete", "plugin", &name]);
+}
+
+fn a_plugin_that_traps_is_told_of_and_its_failure_policy_decides(cluster: &Cluster, ns: &str) {
+    let name = format!("{ns}-traps");
+    cluster.apply(&plugin(
+        &name,
+        "probe-plugin",
+        "  grants: {exec: true}\n  failurePolicy: Fail\n",
+    ));
+    let object = format!("plugin/{name}");
+    cluster.wait_field("", &object, &of_node(cluster, "ready"), "true");
+    let probe = format!("wasm:{name}");
+    apply(cluster, ns, &redis("bad", &[&probe, "trap"]));
+    apply(cluster, ns, &redis("good", &[&probe, "tcp", "", "6379"]));
+    let event = cluster.wait_event(ns, "bad", "Unhealthy");
+    assert!(
+        event.contains(&format!("Readiness probe failed: plugin {name}: trap:")),
+        "{event}"
+    );
+    cluster.wait_ready(ns, "good");
+    // The fifth in a row sets the input apart.
+    cluster.wait_field("", &object, &of_node(cluster, "setApart"), "1");
+    let last = cluster.field("", &object, &of_node(cluster, "lastError"));
+    assert!(last.contains("trap"), "{last}");
+    cluster.kubectl(&["delete", "plugin", &name]);
+}
+
+fn what_is_not_granted_is_refused_and_said(cluster: &Cluster, ns: &str) {
+    let name = format!("{ns}-greedy");
+    cluster.apply(&plugin(&name, "probe-plugin", ""));
+    let object = format!("plugin/{name}");
+    let message = format!("plugin {name} imports wherry:plugin/exec@0.1.0: needs the grant exec");
+    cluster.wait_field("", &object, &of_node(cluster, "message"), &message);
+    // The grant makes it good, and other addresses stay out of reach.
+    cluster.apply(&plugin(&name, "probe-plugin", "  grants: {exec: true}\n"));
+    cluster.wait_field("", &object, &of_node(cluster, "ready"), "true");
+    let probe = format!("wasm:{name}");
+    apply(
+        cluster,
+        ns,
+        &redis("away", &[&probe, "tcp", "127.0.0.1", "10250"]),
+    );
+    let event = cluster.wait_event(ns, "away", "Unhealthy");
+    assert!(
+        event.contains("not granted: 127.0.0.1:10250 needs the grant hosts"),
+        "{event}"
+    );
+    cluster.kubectl(&["delete", "plugin", &name]);
+}
+
+fn plugins_that_are_none_are_refused_by_reason(cluster: &Cluster, ns: &str) {
+    for (suffix, image, more, expected) in [
+        (
+            "world",
+            "hello",
+            "",
+            "but not the function `check` of the world `wherry:plugin/probe`",
+        ),
+        ("rootfs", "redis", "", "holds no Wasm"),
+        (
+            "digest",
+            "probe-plugin",
+            "  digest: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'\n",
+            "probe-plugin",
+        ),
+    ] {
+        let name = format!("{ns}-{suffix}");
+        cluster.apply(&plugin(&name, image, more));
+        let object = format!("plugin/{name}");
+        cluster.wait_field("", &object, &of_node(cluster, "ready"), "false");
+        let message = cluster.field("", &object, &of_node(cluster, "message"));
+        assert!(message.contains(expected), "{suffix}: {message}");
+        cluster.kubectl(&["delete", "plugin", &name]);
+    }
+    let refused = cluster.kubectl_with_input(
+        &["apply", "-f", "-"],
+        &plugin("x", "probe-plugin", "  limits: {instances: 0}\n"),
+    );
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("spec.limits.instances"), "{said}");
+}
