@@ -105,6 +105,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) attempts: &'a BTreeMap<String, u32>,
     /// Exited containers that start again whatever the policy says.
     pub(crate) coming_back: &'a BTreeSet<ContainerId>,
+    /// Containers, by name, that run and whose `postStart` has not ended: for the user they are being created still.
+    pub(crate) in_hook: &'a BTreeSet<String>,
     /// What containers that run were given, by container name.
     pub(crate) actuated: &'a BTreeMap<String, ResourceRequirements>,
     /// Where a change of resources is.

@@ -93,6 +93,8 @@ pub(crate) struct Worker {
     held_until: BTreeMap<String, SystemTime>,
     create_failures: BTreeMap<String, u32>,
     backing_off: BTreeMap<String, Duration>,
+    /// Containers whose `postStart` has not ended.
+    in_hook: BTreeSet<String>,
     doomed: BTreeMap<ContainerId, Doom>,
     messages: BTreeMap<ContainerId, String>,
     crash_events: BTreeMap<ContainerId, ()>,
@@ -165,6 +167,7 @@ impl Worker {
             held_until: BTreeMap::new(),
             create_failures: BTreeMap::new(),
             backing_off: BTreeMap::new(),
+            in_hook: BTreeSet::new(),
             doomed: BTreeMap::new(),
             messages: BTreeMap::new(),
             crash_events: BTreeMap::new(),
@@ -344,11 +347,15 @@ impl Worker {
                 }
                 let attempts = self.record.attempts.entry(start.name.clone()).or_default();
                 *attempts = start.attempt.max(*attempts);
+                if has_post_start(&self.pod, &start.name) {
+                    self.in_hook.insert(start.name.clone());
+                }
                 self.waiting.remove(&start.name);
                 self.create_failures.remove(&start.name);
                 self.backing_off.remove(&start.name);
             }
             Report::Started { name } => {
+                self.in_hook.remove(&name);
                 self.waiting.remove(&name);
                 self.held_until.remove(&name);
             }
@@ -621,6 +628,13 @@ async fn until(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
+}
+
+fn has_post_start(pod: &Pod, name: &str) -> bool {
+    super::container(pod, name).is_some_and(|container| {
+        let lifecycle = container.lifecycle.as_ref();
+        lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some())
+    })
 }
 
 #[cfg(test)]

@@ -167,7 +167,9 @@ pub(super) fn container(
         ..ContainerState::default()
     };
     let running = match newest.map(|c| &c.state) {
-        Some(RuntimeState::Running { started_at }) => Some(*started_at),
+        Some(RuntimeState::Running { started_at }) if !seen.in_hook.contains(name) => {
+            Some(*started_at)
+        }
         _ => None,
     };
     let has_init = spec(seen.pod)

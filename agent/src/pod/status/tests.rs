@@ -61,6 +61,7 @@ struct Case {
     containers: Vec<ContainerStatus>,
     waiting: BTreeMap<String, Waiting>,
     backing_off: BTreeMap<String, Duration>,
+    in_hook: BTreeSet<String>,
     previous: Option<PodStatus>,
     is_terminal: bool,
     verdict: Option<Verdict>,
@@ -98,6 +99,7 @@ impl Case {
             image_refs: &empty,
             attempts: &BTreeMap::new(),
             coming_back: &BTreeSet::new(),
+            in_hook: &self.in_hook,
             actuated: &BTreeMap::new(),
             resize,
             has_recursive_readonly: &|_| false,
@@ -357,4 +359,27 @@ fn what_the_spec_says_about_user_signal_and_mounts_is_shown_of_what_was_made() {
             { "name": "w", "mountPath": "/w" },
         ])
     );
+}
+
+#[test]
+fn a_container_is_being_created_until_its_hook_has_ended() {
+    let pod = pod(json!({ "containers": [{ "name": "a" }] }));
+    let mut case = Case::with([container_of("a", 0, running())]);
+    case.in_hook.insert("a".to_owned());
+    let shown = |case: &Case| {
+        let status = case.status(&pod, at(10));
+        let container = status.container_statuses.expect("statuses").remove(0);
+        let state = container.state.expect("a state");
+        (
+            container.ready,
+            state.waiting.and_then(|waiting| waiting.reason),
+            status.phase.expect("a phase"),
+        )
+    };
+    assert_eq!(
+        shown(&case),
+        (false, Some("ContainerCreating".into()), "Pending".into())
+    );
+    case.in_hook.clear();
+    assert_eq!(shown(&case), (true, None, "Running".into()));
 }

@@ -190,6 +190,8 @@ impl Worker {
         while let Ok(report) = self.reports.try_recv() {
             self.report(report);
         }
+        // Hooks run in effects and end with them.
+        self.in_hook.clear();
         match (doing, outcome) {
             (_, Err(error)) => {
                 // A bug; the pod is not the one to pay for it.

@@ -74,6 +74,7 @@ impl Worker {
                 image_refs: &self.record.image_refs,
                 attempts: &self.record.attempts,
                 coming_back: &coming_back,
+                in_hook: &self.in_hook,
                 actuated: &self.record.actuated,
                 resize: self.record.resize.as_ref(),
                 has_recursive_readonly: &|handler| {
