@@ -516,7 +516,9 @@ pub static RESOURCES: &[Resource] = &[
         columns: rbac::ROLE_COLUMNS,
         lazy: false,
         deletion_grace_seconds: None,
-        strategy: &rbac::Role { is_namespaced: false },
+        strategy: &rbac::Role {
+            is_namespaced: false,
+        },
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -533,7 +535,9 @@ pub static RESOURCES: &[Resource] = &[
         columns: rbac::BINDING_COLUMNS,
         lazy: false,
         deletion_grace_seconds: None,
-        strategy: &rbac::Binding { is_namespaced: false },
+        strategy: &rbac::Binding {
+            is_namespaced: false,
+        },
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -550,7 +554,9 @@ pub static RESOURCES: &[Resource] = &[
         columns: rbac::ROLE_COLUMNS,
         lazy: false,
         deletion_grace_seconds: None,
-        strategy: &rbac::Role { is_namespaced: true },
+        strategy: &rbac::Role {
+            is_namespaced: true,
+        },
     },
     Resource {
         group: "rbac.authorization.k8s.io",
@@ -567,7 +573,9 @@ pub static RESOURCES: &[Resource] = &[
         columns: rbac::BINDING_COLUMNS,
         lazy: false,
         deletion_grace_seconds: None,
-        strategy: &rbac::Binding { is_namespaced: true },
+        strategy: &rbac::Binding {
+            is_namespaced: true,
+        },
     },
 ];
 
