@@ -6,6 +6,9 @@ use k8s_openapi::api::{certificates::v1::CertificateSigningRequestSpec, core::v1
 use rcgen::{CertificateSigningRequestParams, SanType};
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer};
 
+#[cfg(test)]
+pub(super) use self::tests::request;
+
 const NODES: &str = "system:nodes";
 const NODE_PREFIX: &str = "system:node:";
 
@@ -457,6 +460,3 @@ mod tests {
         );
     }
 }
-
-#[cfg(test)]
-pub(super) use tests::request;
