@@ -14,6 +14,7 @@ mod lifecycle;
 mod plugins;
 mod pods;
 mod restarts;
+mod services;
 mod wasm;
 mod workloads;
 
@@ -169,6 +170,7 @@ fn main() {
         join::trials(),
         lifecycle::trials(),
         restarts::trials(),
+        services::trials(&shared),
         workloads::trials(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());

@@ -115,7 +115,7 @@ fn a_service_is_reached_from_everywhere_and_leaves_with_its_endpoint(cluster: &C
         assert_eq!(cluster.curl(&url), Ok("two\n".to_owned()));
     }
     cluster.kubectl(&["delete", "pod", "-n", ns, "two"]);
-    until("a refusal", "refused", || {
+    until("a refusal", "Couldn't connect", || {
         curl(&url, cluster.network.command("curl"))
     });
 }
@@ -261,7 +261,7 @@ fn a_host_port_leads_to_its_pod(cluster: &Cluster, ns: &str) {
         command
     });
     cluster.kubectl(&["delete", "pod", "-n", ns, "one"]);
-    until("a refusal", "refused", || {
+    until("a refusal", "Couldn't connect", || {
         let mut command = cluster.network.outside_command("curl");
         command.args(["-sS", "--max-time", "5", &url]);
         command
