@@ -205,7 +205,7 @@ pub(crate) struct Controller {
 
 impl Controller {
     /// A controller that hears of changes of `sets` and `pods` from now on.
-    pub(crate) fn new(
+    pub(crate) fn prepare(
         kind: Kind,
         client: Client,
         recorder: Recorder,

@@ -54,11 +54,11 @@ pub(crate) fn of(owner: &Owner, all: &Watched<ControllerRevision>) -> Vec<Revisi
 }
 
 /// Those that are older than the newest `limit` and that nobody uses.
-pub(crate) fn superfluous<'a>(
-    known: &'a [Revision],
+pub(crate) fn superfluous(
+    known: &[Revision],
     limit: i32,
     is_used: impl Fn(&ControllerRevision) -> bool,
-) -> Vec<&'a Revision> {
+) -> Vec<&Revision> {
     let unused: Vec<_> = known.iter().filter(|revision| !is_used(revision)).collect();
     let surplus = unused
         .len()

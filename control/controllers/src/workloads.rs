@@ -40,8 +40,8 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let mut jobs = Watched::<Job>::new("Jobs");
 
     let (c, r) = (&client, &recorder);
-    let of_sets = Controller::new(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
-    let of_controllers = Controller::new(
+    let of_sets = Controller::prepare(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
+    let of_controllers = Controller::prepare(
         Kind::ReplicationController,
         c.clone(),
         r.clone(),
