@@ -46,8 +46,8 @@ fn plugin(generator: &mut SchemaGenerator) -> Schema {
         "type": "object",
         "required": ["spec"],
         "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
+            "apiVersion": {"description": "wherry.dev/v1alpha1", "type": "string"},
+            "kind": {"description": "Plugin", "type": "string"},
             "metadata": generator.subschema_for::<ObjectMeta>(),
             "spec": generator.subschema_for::<PluginSpec>(),
             "status": generator.subschema_for::<PluginStatus>(),
