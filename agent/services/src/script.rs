@@ -349,15 +349,18 @@ fn chains_of(form: &Form, key: &Key, data: Data) -> Option<(String, Vec<String>)
                     form.pod_cidr
                 ));
             }
-            if chain.has_affinity {
+            // One rule for each protocol: nft takes "th dport" of a translation for TCP's.
+            for protocol in ["tcp", "udp", "sctp"] {
+                let packet = packet.replace("th dport", &format!("{protocol} dport"));
+                let translate = format!("meta l4proto {protocol} dnat ip to {packet}");
+                if chain.has_affinity {
+                    rules.push(format!("{translate} . ip saddr map @{prefix}affinity"));
+                }
                 rules.push(format!(
-                    "dnat ip to {packet} . ip saddr map @{prefix}affinity"
+                    "{translate} . numgen random mod {} map @{prefix}endpoints",
+                    chain.endpoints
                 ));
             }
-            rules.push(format!(
-                "dnat ip to {packet} . numgen random mod {} map @{prefix}endpoints",
-                chain.endpoints
-            ));
             Some((chain_name(chain), rules))
         }
         Data::Seconds(seconds) => {

@@ -52,8 +52,12 @@ fn a_chain_is_made_once_for_all_services_that_are_alike() {
         "add chain inet t node_to_3_masquerade_affinity\n\
          flush chain inet t node_to_3_masquerade_affinity\n\
          add rule inet t node_to_3_masquerade_affinity ip saddr != 10.88.0.0/16 ct mark set ct mark or 0x4000\n\
-         add rule inet t node_to_3_masquerade_affinity dnat ip to meta l4proto . th dport . ip saddr map @node_affinity\n\
-         add rule inet t node_to_3_masquerade_affinity dnat ip to meta l4proto . th dport . numgen random mod 3 map @node_endpoints\n\
+         add rule inet t node_to_3_masquerade_affinity meta l4proto tcp dnat ip to meta l4proto . tcp dport . ip saddr map @node_affinity\n\
+         add rule inet t node_to_3_masquerade_affinity meta l4proto tcp dnat ip to meta l4proto . tcp dport . numgen random mod 3 map @node_endpoints\n\
+         add rule inet t node_to_3_masquerade_affinity meta l4proto udp dnat ip to meta l4proto . udp dport . ip saddr map @node_affinity\n\
+         add rule inet t node_to_3_masquerade_affinity meta l4proto udp dnat ip to meta l4proto . udp dport . numgen random mod 3 map @node_endpoints\n\
+         add rule inet t node_to_3_masquerade_affinity meta l4proto sctp dnat ip to meta l4proto . sctp dport . ip saddr map @node_affinity\n\
+         add rule inet t node_to_3_masquerade_affinity meta l4proto sctp dnat ip to meta l4proto . sctp dport . numgen random mod 3 map @node_endpoints\n\
          add element inet t node_services { tcp . 80 : goto node_to_3_masquerade_affinity }\n"
     );
     assert_eq!(
