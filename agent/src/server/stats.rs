@@ -16,8 +16,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use wherry_runtime_api::{FsUsage, PodSandbox, SandboxNetwork};
 
-pub(crate) use self::sample::{PodSample, Sample, Samples, UsageHistory, pod_samples};
 use self::node::{Interface, Memory, Own};
+pub(crate) use self::sample::{PodSample, Sample, Samples, UsageHistory, pod_samples};
 use super::State;
 use crate::eviction::{
     signal,
@@ -236,7 +236,8 @@ fn network(at: &str, interfaces: Vec<Interface>, first: Option<&str>) -> Value {
 /// Whether a query asks for less.
 fn only_cpu_and_memory(pairs: &[(String, String)]) -> bool {
     pairs.iter().any(|(key, value)| {
-        key == "only_cpu_and_memory" && matches!(value.as_str(), "true" | "1" | "t" | "T" | "True" | "TRUE")
+        key == "only_cpu_and_memory"
+            && matches!(value.as_str(), "true" | "1" | "t" | "T" | "True" | "TRUE")
     })
 }
 

@@ -23,8 +23,8 @@
 //! ```
 
 mod bootstrap_tokens;
-mod csr;
 mod cron_job;
+mod csr;
 mod daemon_set;
 mod deployment;
 mod disruption;

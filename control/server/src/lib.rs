@@ -69,9 +69,9 @@ use wherry_store::Store;
 
 pub use authz::{Attributes, Authorizer, FixedRules};
 pub use bootstrap::BootstrapError;
+pub use cidr::Cidr;
 pub use client::ClientService;
 pub use pki::{Pki, PkiConfig, PkiError};
-pub use cidr::Cidr;
 pub use token::ISSUER;
 pub use user::UserInfo;
 

@@ -84,11 +84,13 @@ impl WasmRuntime {
     }
 }
 
+/// By user and group; `None` where it could not be made.
+type UserNamespaces = HashMap<(u32, u32), Option<Arc<OwnedFd>>>;
+
 struct Inner {
     config: Config,
     aot: Aot,
-    /// By user and group; `None` where it could not be made.
-    user_namespaces: tokio::sync::Mutex<HashMap<(u32, u32), Option<Arc<OwnedFd>>>>,
+    user_namespaces: tokio::sync::Mutex<UserNamespaces>,
     sandboxes: Mutex<HashMap<PodSandboxId, PodSandbox>>,
     containers: Mutex<HashMap<ContainerId, Arc<Container>>>,
     /// Held while one is chosen, started or given up.

@@ -300,10 +300,7 @@ pub(crate) async fn delete_object(
             Step::Remove => {
                 let removed = call.app.store.delete(&key, current.mod_revision).await;
                 if removed.is_ok() && resource.group.is_empty() && resource.plural == "services" {
-                    call.app
-                        .service_ips
-                        .release(&call.app.store, &object)
-                        .await;
+                    call.app.service_ips.release(&call.app.store, &object).await;
                 }
                 removed.map(Deleted::Gone)
             }

@@ -168,6 +168,20 @@ impl Drop for InstanceCount {
     }
 }
 
+/// What the module that runs beside the app reads and writes.
+pub(crate) struct ExecStreams {
+    /// The caller has a terminal.
+    pub(crate) tty: bool,
+    /// Where input comes from, if there is any.
+    pub(crate) stdin: Option<tokio::net::UnixStream>,
+    /// Where output goes.
+    pub(crate) client: Client,
+    /// What the guest is told of the terminal.
+    pub(crate) terminal: Arc<Terminal>,
+    /// The guest's end of its input.
+    pub(crate) guest: DuplexStream,
+}
+
 impl Container {
     pub(crate) fn new(
         spec: ContainerSpec,
@@ -534,12 +548,16 @@ impl Container {
         self: Arc<Self>,
         worker: Arc<Worker>,
         args: Vec<String>,
-        tty: bool,
-        stdin: Option<tokio::net::UnixStream>,
-        client: Client,
-        (terminal, guest): (Arc<Terminal>, DuplexStream),
+        streams: ExecStreams,
         cancel: CancellationToken,
     ) -> End {
+        let ExecStreams {
+            tty,
+            stdin,
+            client,
+            terminal,
+            guest,
+        } = streams;
         let (sender, receiver) = output::channel();
         let is_interrupted = Arc::new(AtomicBool::new(false));
         let input = terminal.input().clone();

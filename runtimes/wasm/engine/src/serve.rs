@@ -24,7 +24,7 @@ use wherry_wasm::{
 };
 
 use crate::{
-    container::{Container, End},
+    container::{Container, End, ExecStreams},
     engine::{Engines, Loaded, POOLED_INSTANCES_MAX},
     log::{LogFile, LogWriter},
     output::{Client, Input},
@@ -252,15 +252,14 @@ impl Worker {
                         };
                         lock(execs).insert(exec, running);
                         let (sender, execs, gone) = (sender.clone(), execs.clone(), gone.clone());
-                        let ran = container.exec(
-                            self.clone(),
-                            args,
+                        let streams = ExecStreams {
                             tty,
                             stdin,
                             client,
-                            (terminal, guest),
-                            cancel.clone(),
-                        );
+                            terminal,
+                            guest,
+                        };
+                        let ran = container.exec(self.clone(), args, streams, cancel.clone());
                         tokio::spawn(async move {
                             let mut ran = std::pin::pin!(ran);
                             let end = tokio::select! {
