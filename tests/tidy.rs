@@ -63,6 +63,8 @@ fn dependencies_point_the_way_the_folders_say() {
                 "wherry-network",
                 "wherry-volumes",
                 "wherry-streaming",
+                "wherry-services",
+                "wherry-dns",
             ][..],
             &[
                 "bollard",
@@ -78,7 +80,9 @@ fn dependencies_point_the_way_the_folders_say() {
         (
             &[
                 "wherry-runtime-api",
+                "wherry-cgroup",
                 "wherry-images",
+                "wherry-docker",
                 "wherry-oci",
                 "wherry-wasm",
                 "wherry-wasm-engine",

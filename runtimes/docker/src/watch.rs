@@ -388,6 +388,13 @@ impl Inner {
     }
 }
 
+/// An engine (seen with 20.10) may stop following a log at the moment at which it rotates it, and says nothing. So a
+/// stream that has carried much and falls silent is opened anew before long, and any other now and then: opening costs
+/// the engine a look through the whole log.
+const BULK_BYTES: usize = 1024 * 1024;
+const SILENCE_AFTER_BULK_MAX: Duration = Duration::from_secs(5);
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+
 /// Copies from where the copy ends: to the engine's end of the log, or for as long as the container runs.
 async fn copy_log(docker: &Docker, container: &Container, follow: bool) -> Result<(), String> {
     let named = |error: std::io::Error| format!("{}: {error}", container.record.log_path.display());
@@ -420,7 +427,19 @@ async fn copy_log(docker: &Docker, container: &Container, follow: bool) -> Resul
         .logs(container.id.as_str(), Some(options))
         .ready_chunks(LOG_CHUNK);
     let mut outputs = std::pin::pin!(outputs);
-    while let Some(chunk) = outputs.next().await {
+    let mut carried_bytes = 0;
+    loop {
+        let silence_max = if carried_bytes < BULK_BYTES {
+            SILENCE_MAX
+        } else {
+            SILENCE_AFTER_BULK_MAX
+        };
+        let chunk = match tokio::time::timeout(silence_max, outputs.next()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            // Perhaps there is more: the caller asks anew from where the copy ends.
+            Err(_) => return Ok(()),
+        };
         let mut log = container.lock_log();
         let Some(log) = log.as_mut() else {
             return Ok(());
@@ -429,9 +448,11 @@ async fn copy_log(docker: &Docker, container: &Container, follow: bool) -> Resul
         for output in chunk {
             match output {
                 Ok(LogOutput::StdOut { message } | LogOutput::Console { message }) => {
+                    carried_bytes += message.len();
                     log.append(&mut filter, Source::Stdout, &message);
                 }
                 Ok(LogOutput::StdErr { message }) => {
+                    carried_bytes += message.len();
                     log.append(&mut filter, Source::Stderr, &message);
                 }
                 Ok(LogOutput::StdIn { .. }) => {}
