@@ -9,13 +9,17 @@
 
 pub(crate) mod plan;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
-        core::v1::{ObjectReference, Pod, PodTemplateSpec, ReplicationController},
+        core::v1::{PodTemplateSpec, ReplicationController},
     },
     apimachinery::pkg::apis::meta::v1::{
         LabelSelector as Selector, ObjectMeta, OwnerReference, Time,
@@ -23,17 +27,16 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{
-        ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
-    },
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use wherry_api::selector::LabelSelector;
 
 use crate::{
-    events::{Note, Recorder},
+    events::Recorder,
     expectations::Expectations,
+    pod_control::{self, Owner, PodControl},
     pods::{self, PodView},
     retry,
     watched::Watched,
@@ -124,6 +127,16 @@ impl SetView {
         }
     }
 
+    /// How its pods know it.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner {
+            api_version: self.kind.api_version(),
+            kind: self.kind.name(),
+            key: self.key.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+
     /// Labels of its template.
     pub(crate) fn template_labels(&self) -> BTreeMap<String, String> {
         let metadata = self.template.metadata.as_ref();
@@ -194,98 +207,26 @@ impl From<ReplicationController> for SetView {
 
 /// One kind's controller.
 pub(crate) struct Controller {
-    kind: Kind,
-    client: Client,
-    recorder: Recorder,
+    control: PodControl,
     sets: Arc<Watched<SetView>>,
     pods: Arc<Watched<PodView>>,
-    queue: Arc<WorkQueue>,
-    expectations: Arc<Expectations>,
 }
 
 impl Controller {
-    /// A controller that hears of changes of `sets` and `pods` from now on.
-    pub(crate) fn prepare(
-        kind: Kind,
-        client: Client,
-        recorder: Recorder,
-        sets: &mut Watched<SetView>,
-        pods: &mut Watched<PodView>,
-    ) -> Prepared {
-        let queue = Arc::new(WorkQueue::default());
-        let expectations = Arc::new(Expectations::default());
-        let named = queue.clone();
-        sets.listen(move |old, new| {
-            if let Some(set) = new.or(old) {
-                named.add(set.key.clone());
-            }
-        });
-        let orphans = Arc::new(WorkQueue::default());
-        let listener = Listener {
-            kind,
-            queue: queue.clone(),
-            expectations: expectations.clone(),
-            orphans: orphans.clone(),
-        };
-        pods.listen(move |old, new| listener.hear(old, new));
-        Prepared {
-            kind,
-            client,
-            recorder,
-            queue,
-            expectations,
-            orphans,
-        }
-    }
-
-    async fn run(self: Arc<Self>, orphans: Arc<WorkQueue>, shutdown: CancellationToken) {
-        tokio::join!(self.sets.complete(), self.pods.complete());
-        let what = match self.kind {
-            Kind::ReplicaSet => "ReplicaSet not reconciled",
-            Kind::ReplicationController => "ReplicationController not reconciled",
-        };
-        let finder = self.clone();
-        let find = orphans.run("Orphan without a set", 1, shutdown.clone(), move |pod| {
-            finder.name_sets_for(&pod);
-            async { Ok(None) }
-        });
-        let queue = self.queue.clone();
-        let work = queue.run(what, WORKERS, shutdown, move |key| {
-            let controller = self.clone();
-            async move { controller.reconcile(&key).await }
-        });
-        tokio::join!(find, work);
-    }
-
-    /// A pod without a controller may belong to a set.
-    fn name_sets_for(&self, pod: &Key) {
-        let Some(pod) = self.pods.get(pod).filter(|pod| pod.controller.is_none()) else {
-            return;
-        };
-        for set in self.sets.in_namespace(&pod.key.namespace) {
-            if pod.is_selected_by(&set.selector) {
-                self.queue.add(set.key.clone());
-            }
-        }
-    }
-
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(set) = self.sets.get(key) else {
-            self.expectations.forget(key);
+            self.control.expectations.forget(key);
             return Ok(None);
         };
-        let may_act = self.expectations.are_met(key) && !set.is_deleting;
+        let owner = set.owner();
+        let may_act = self.control.expectations.are_met(key) && !set.is_deleting;
         let claim = plan::claim(&set, &self.pods.in_namespace(&key.namespace));
-        if !set.is_deleting {
-            self.release(&set, &claim.release).await?;
-        }
-        let adopted = if set.is_deleting {
-            Vec::new()
+        let owned = if set.is_deleting {
+            claim.owned
         } else {
-            self.adopt(&set, claim.adopt).await?
+            let is_there = self.is_still_there(&set);
+            self.control.settle(&owner, claim, is_there).await?
         };
-        let mut owned = claim.owned;
-        owned.extend(adopted);
         let now = Timestamp::now();
         let acted = if may_act {
             self.act(&set, &owned, now).await
@@ -318,117 +259,19 @@ impl Controller {
         owned: &[Arc<PodView>],
         now: Timestamp,
     ) -> Result<(), Failure> {
+        let owner = set.owner();
         match plan::plan(set, owned, now) {
             plan::Plan::Nothing => Ok(()),
-            plan::Plan::Create(count) => self.create(set, count).await.map_err(Failure::Create),
-            plan::Plan::Delete(pods) => self.delete(set, &pods).await.map_err(Failure::Delete),
-        }
-    }
-
-    /// Creates pods in batches that double, so that what is refused is refused once and not hundreds of times.
-    async fn create(&self, set: &SetView, count: usize) -> kube::Result<()> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &set.key.namespace);
-        let pod = plan::new_pod(set);
-        let (mut left, mut batch) = (count, 1);
-        while left > 0 {
-            let size = batch.min(left);
-            self.expectations.expect_creations(&set.key, size);
-            let parameters = PostParams::default();
-            let creations = (0..size).map(|_| api.create(&parameters, &pod));
-            let mut failed = None;
-            for created in futures::future::join_all(creations).await {
-                match created {
-                    Ok(pod) => {
-                        let name = pod.metadata.name.unwrap_or_default();
-                        self.say(
-                            set,
-                            "Normal",
-                            "SuccessfulCreate",
-                            format!("Created pod: {name}"),
-                        );
-                    }
-                    Err(error) => {
-                        self.expectations.created(&set.key);
-                        failed = Some(error);
-                    }
-                }
+            plan::Plan::Create(count) => {
+                let pods = vec![owner.pod(&set.template, None); count];
+                let created = self.control.create(&owner, &pods).await;
+                created.map_err(Failure::Create)
             }
-            if let Some(error) = failed {
-                // Whatever is in a namespace that goes away goes too.
-                if is_namespace_terminating(&error) {
-                    return Ok(());
-                }
-                let message = format!("Error creating: {}", retry::text(&error));
-                self.say(set, "Warning", "FailedCreate", message);
-                return Err(error);
-            }
-            left -= size;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, set: &SetView, pods: &[Arc<PodView>]) -> kube::Result<()> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &set.key.namespace);
-        let uids = pods.iter().map(|pod| pod.uid.clone());
-        self.expectations.expect_deletions(&set.key, uids);
-        let deletions = pods.iter().map(|pod| {
-            let parameters = DeleteParams {
-                preconditions: Some(Preconditions {
-                    uid: Some(pod.uid.clone()),
-                    resource_version: None,
-                }),
-                ..DeleteParams::default()
-            };
-            let api = api.clone();
-            async move { (pod, api.delete(&pod.key.name, &parameters).await) }
-        });
-        let mut failed = None;
-        for (pod, deleted) in futures::future::join_all(deletions).await {
-            match deleted {
-                Ok(_) => {
-                    let message = format!("Deleted pod: {}", pod.key.name);
-                    self.say(set, "Normal", "SuccessfulDelete", message);
-                }
-                Err(error) => {
-                    self.expectations.deleted(&set.key, &pod.uid);
-                    if !matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
-                    {
-                        let message = format!("Error deleting: {}", retry::text(&error));
-                        self.say(set, "Warning", "FailedDelete", message);
-                        failed = Some(error);
-                    }
-                }
+            plan::Plan::Delete(pods) => {
+                let deleted = self.control.delete(&owner, &pods).await;
+                deleted.map_err(Failure::Delete)
             }
         }
-        failed.map_or(Ok(()), Err)
-    }
-
-    async fn adopt(
-        &self,
-        set: &SetView,
-        orphans: Vec<Arc<PodView>>,
-    ) -> kube::Result<Vec<Arc<PodView>>> {
-        if orphans.is_empty() || !self.is_still_there(set).await? {
-            return Ok(Vec::new());
-        }
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &set.key.namespace);
-        let mut adopted = Vec::new();
-        for pod in orphans {
-            let patch = json!({
-                "metadata": {"uid": pod.uid, "ownerReferences": [plan::owner_reference(set)]},
-            });
-            let parameters = PatchParams::default();
-            match api
-                .patch(&pod.key.name, &parameters, &Patch::Strategic(patch))
-                .await
-            {
-                Ok(_) => adopted.push(pod),
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(adopted)
     }
 
     /// What this process believes may be old: a set that was deleted and made again must not adopt by its old uid.
@@ -441,31 +284,9 @@ impl Controller {
         }))
     }
 
-    async fn release(&self, set: &SetView, pods: &[Arc<PodView>]) -> kube::Result<()> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &set.key.namespace);
-        for pod in pods {
-            let patch = json!({
-                "metadata": {
-                    "uid": pod.uid,
-                    "ownerReferences": [{"$patch": "delete", "uid": set.uid}],
-                },
-            });
-            let parameters = PatchParams::default();
-            match api
-                .patch(&pod.key.name, &parameters, &Patch::Strategic(patch))
-                .await
-            {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     fn api(&self, set: &SetView) -> Api<DynamicObject> {
         Api::namespaced_with(
-            self.client.clone(),
+            self.control.client.clone(),
             &set.key.namespace,
             &set.kind.resource(),
         )
@@ -495,36 +316,65 @@ impl Controller {
             written => written.map(drop),
         }
     }
-
-    fn say(&self, set: &SetView, type_: &'static str, reason: &'static str, message: String) {
-        self.recorder.record(Note {
-            object: ObjectReference {
-                api_version: Some(set.kind.api_version().to_owned()),
-                kind: Some(set.kind.name().to_owned()),
-                namespace: Some(set.key.namespace.clone()),
-                name: Some(set.key.name.clone()),
-                uid: Some(set.uid.clone()),
-                ..ObjectReference::default()
-            },
-            type_,
-            reason,
-            message,
-            component: set.kind.component().to_owned(),
-        });
-    }
 }
 
 /// A controller that has its ears and not its eyes yet: [`Prepared::run`] gives it what it looks at.
 pub(crate) struct Prepared {
     kind: Kind,
-    client: Client,
-    recorder: Recorder,
+    control: PodControl,
     queue: Arc<WorkQueue>,
-    expectations: Arc<Expectations>,
-    orphans: Arc<WorkQueue>,
+    /// Given by [`Prepared::run`]: sets that a pod without a controller may belong to.
+    sets: Arc<OnceLock<Arc<Watched<SetView>>>>,
 }
 
 impl Prepared {
+    /// Hears of changes of `sets` and `pods` from now on.
+    pub(crate) fn new(
+        kind: Kind,
+        client: Client,
+        recorder: Recorder,
+        sets: &mut Watched<SetView>,
+        pods: &mut Watched<PodView>,
+    ) -> Self {
+        let queue = Arc::new(WorkQueue::default());
+        let expectations = Arc::new(Expectations::default());
+        let named = queue.clone();
+        sets.listen(move |old, new| {
+            if let Some(set) = new.or(old) {
+                named.add(set.key.clone());
+            }
+        });
+        let known = Arc::new(OnceLock::<Arc<Watched<SetView>>>::new());
+        let all = known.clone();
+        let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
+            let sets = all.get().map(|sets| sets.in_namespace(namespace));
+            let sets = sets.into_iter().flatten();
+            sets.filter(|set| pods::matches(&set.selector, labels))
+                .map(|set| set.key.clone())
+                .collect()
+        };
+        let of_kind = (kind.api_version(), kind.name());
+        pod_control::listen(
+            pods,
+            of_kind,
+            queue.clone(),
+            expectations.clone(),
+            candidates,
+        );
+        let control = PodControl {
+            client,
+            recorder,
+            component: kind.component(),
+            expectations,
+        };
+        Self {
+            kind,
+            control,
+            queue,
+            sets: known,
+        }
+    }
+
     /// Runs until shutdown.
     pub(crate) async fn run(
         self,
@@ -532,70 +382,23 @@ impl Prepared {
         pods: Arc<Watched<PodView>>,
         shutdown: CancellationToken,
     ) {
-        let controller = Controller {
-            kind: self.kind,
-            client: self.client,
-            recorder: self.recorder,
+        // Whatever came before finds its set when that is looked at for the first time.
+        self.sets.get_or_init(|| sets.clone());
+        tokio::join!(sets.complete(), pods.complete());
+        let controller = Arc::new(Controller {
+            control: self.control,
             sets,
             pods,
-            queue: self.queue,
-            expectations: self.expectations,
+        });
+        let reconcile = move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
         };
-        Arc::new(controller).run(self.orphans, shutdown).await;
-    }
-}
-
-/// Hears of pods.
-struct Listener {
-    kind: Kind,
-    queue: Arc<WorkQueue>,
-    expectations: Arc<Expectations>,
-    orphans: Arc<WorkQueue>,
-}
-
-impl Listener {
-    fn owner(&self, pod: &PodView) -> Option<Key> {
-        let owner = pod.controller.as_ref()?;
-        (owner.kind == self.kind.name() && owner.api_version == self.kind.api_version())
-            .then(|| Key::new(pod.key.namespace.clone(), owner.name.clone()))
-    }
-
-    fn hear(&self, old: Option<&Arc<PodView>>, new: Option<&Arc<PodView>>) {
-        let is_same = |old: &&Arc<PodView>| new.is_some_and(|new| new.uid == old.uid);
-        let before = old.filter(is_same);
-        if let Some(gone) = old.filter(|old| !is_same(old))
-            && let Some(owner) = self.owner(gone)
-        {
-            self.expectations.deleted(&owner, &gone.uid);
-            self.queue.add(owner);
-        }
-        let Some(pod) = new else { return };
-        let owner = self.owner(pod);
-        if let Some(before) = before
-            && self.owner(before) != owner
-            && let Some(owner) = self.owner(before)
-        {
-            self.queue.add(owner);
-        }
-        match owner {
-            Some(owner) => {
-                if before.is_none() {
-                    self.expectations.created(&owner);
-                }
-                if pod.deleted.is_some() {
-                    self.expectations.deleted(&owner, &pod.uid);
-                }
-                self.queue.add(owner);
-            }
-            None if pod.controller.is_none()
-                && before.is_none_or(|before| {
-                    before.labels != pod.labels || before.controller.is_some()
-                }) =>
-            {
-                self.orphans.add(pod.key.clone());
-            }
-            None => {}
-        }
+        let what = match self.kind {
+            Kind::ReplicaSet => "ReplicaSet not reconciled",
+            Kind::ReplicationController => "ReplicationController not reconciled",
+        };
+        self.queue.run(what, WORKERS, shutdown, reconcile).await;
     }
 }
 
@@ -610,11 +413,6 @@ fn failure(acted: &Result<(), Failure>) -> Option<(&'static str, String)> {
         Err(Failure::Create(error)) => Some(("FailedCreate", retry::text(error))),
         Err(Failure::Delete(error)) => Some(("FailedDelete", retry::text(error))),
     }
-}
-
-fn is_namespace_terminating(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status)
-        if status.code == 403 && status.message.contains("because it is being terminated"))
 }
 
 /// The moment of a change of a condition.

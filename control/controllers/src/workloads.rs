@@ -19,7 +19,7 @@ use crate::{
     nodes::NodeView,
     pod_gc,
     pods::PodView,
-    replica_set::{Controller, Kind, SetView},
+    replica_set::{self, Kind, SetView},
     stateful_set,
     watched::{Watched, without_managed_fields},
 };
@@ -40,8 +40,9 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let mut jobs = Watched::<Job>::new("Jobs");
 
     let (c, r) = (&client, &recorder);
-    let of_sets = Controller::prepare(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
-    let of_controllers = Controller::prepare(
+    let of_sets =
+        replica_set::Prepared::new(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
+    let of_controllers = replica_set::Prepared::new(
         Kind::ReplicationController,
         c.clone(),
         r.clone(),

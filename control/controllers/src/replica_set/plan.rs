@@ -3,46 +3,21 @@
 use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        apps::v1::{ReplicaSetCondition, ReplicaSetStatus},
-        core::v1::Pod,
-    },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
-};
+use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
 
 use super::{SetView, time};
-use crate::pods::{Phase, PodView};
+use crate::{
+    pod_control::Claim,
+    pods::{Phase, PodView},
+};
 
 /// Pods created or deleted at once (`BurstReplicas`).
 const BURST: usize = 500;
 
-/// Which pods are a set's own.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Claim {
-    /// Its own, and active.
-    pub(crate) owned: Vec<Arc<PodView>>,
-    /// They match, and nobody controls them.
-    pub(crate) adopt: Vec<Arc<PodView>>,
-    /// Its own, and do not match any more.
-    pub(crate) release: Vec<Arc<PodView>>,
-}
-
+/// Which pods are a set's own; what has ended or is on its way out does not count.
 pub(crate) fn claim(set: &SetView, pods: &[Arc<PodView>]) -> Claim {
-    let mut claim = Claim::default();
-    for pod in pods.iter().filter(|pod| pod.is_active()) {
-        let is_selected = pod.is_selected_by(&set.selector);
-        if pod.is_controlled_by(&set.uid) {
-            if is_selected {
-                claim.owned.push(pod.clone());
-            } else {
-                claim.release.push(pod.clone());
-            }
-        } else if pod.controller.is_none() && is_selected {
-            claim.adopt.push(pod.clone());
-        }
-    }
-    claim
+    let active = pods.iter().filter(|pod| pod.is_active());
+    set.owner().claim(&set.selector, active.cloned().collect())
 }
 
 /// What to do about the number of pods.
@@ -152,34 +127,4 @@ fn conditions(
         }));
     }
     (!conditions.is_empty()).then_some(conditions)
-}
-
-/// Who controls the pods of a set.
-pub(crate) fn owner_reference(set: &SetView) -> OwnerReference {
-    OwnerReference {
-        api_version: set.kind.api_version().to_owned(),
-        kind: set.kind.name().to_owned(),
-        name: set.key.name.clone(),
-        uid: set.uid.clone(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
-/// A pod made of the template. The API server names it.
-pub(crate) fn new_pod(set: &SetView) -> Pod {
-    let template = set.template.metadata.clone().unwrap_or_default();
-    Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", set.key.name)),
-            namespace: Some(set.key.namespace.clone()),
-            labels: template.labels,
-            annotations: template.annotations,
-            finalizers: template.finalizers,
-            owner_references: Some(vec![owner_reference(set)]),
-            ..ObjectMeta::default()
-        },
-        spec: set.template.spec.clone(),
-        status: None,
-    }
 }
