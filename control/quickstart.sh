@@ -27,10 +27,10 @@ need_rust
 need_packages build-essential pkg-config iproute2 nftables busybox-static curl
 need_kubectl
 
-say "building wherry (the first time takes about ten minutes on two cores)"
-CARGO_TARGET_DIR=$target cargo build --release --manifest-path "$here/Cargo.toml" -p wherry
-say "building the example's Wasm component"
 toolchain=$("$here/tests/tools/guest-toolchain.sh")
+say "building wherry (the first time takes about ten minutes on two cores)"
+WHERRY_GUEST_ENV=$toolchain CARGO_TARGET_DIR=$target cargo build --release --manifest-path "$here/Cargo.toml" -p wherry
+say "building the example's Wasm component"
 (. "$toolchain" && cd "$example/writer" && CARGO_TARGET_DIR="$WHERRY_CACHE/example" cargo build --release --target wasm32-wasip2)
 nginx=$("$here/tests/tools/debian-image.sh" nginx)
 

@@ -21,12 +21,13 @@ export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 say "guests: compiling the Wasm programs that tests and the example run"
 toolchain=$(tests/tools/guest-toolchain.sh)
+export WHERRY_GUEST_ENV=$toolchain
 (. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip2)
 (. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip1 -p exit-code -p programs)
 (. "$toolchain" && cd docs/examples/mixed-pod/writer && CARGO_TARGET_DIR="$WHERRY_CACHE/example" cargo build --quiet --release --target wasm32-wasip2)
 export WHERRY_GUESTS=$WHERRY_CACHE/guests
 export WHERRY_EXAMPLE_WRITER=$WHERRY_CACHE/example/wasm32-wasip2/release/writer.wasm
-for image in nginx redis busybox; do
+for image in nginx redis influxdb busybox pause; do
   layout=$(tests/tools/debian-image.sh "$image")
   export "WHERRY_IMAGE_${image^^}=$layout"
 done
@@ -34,6 +35,7 @@ done
 if [ $# = 0 ]; then
   say "format and lints"
   cargo fmt --all --check
+  (cd plugins/builtin && cargo fmt --all --check)
   cargo clippy --quiet --workspace --all-targets -- -D warnings
 fi
 say "building"

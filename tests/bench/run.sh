@@ -8,6 +8,7 @@ need_packages build-essential pkg-config iproute2 nftables busybox-static curl c
 tests/tools/docker.sh install
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$WHERRY_CACHE/target}
 toolchain=$(tests/tools/guest-toolchain.sh)
+export WHERRY_GUEST_ENV=$toolchain
 (. "$toolchain" && cd tests/guests && CARGO_TARGET_DIR="$WHERRY_CACHE/guests" cargo build --quiet --release --target wasm32-wasip2)
 export WHERRY_GUESTS=$WHERRY_CACHE/guests
 WHERRY_IMAGE_BUSYBOX=$(tests/tools/debian-image.sh busybox)
