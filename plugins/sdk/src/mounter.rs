@@ -1,0 +1,51 @@
+//! The world `mounter`: a volume that the host attaches and mounts, as the plugin says.
+//!
+//! ```
+//! use wherry_plugin::mounter::mount;
+//! use wherry_plugin::volume::{self, request};
+//!
+//! fn nfs() -> volume::Result<()> {
+//!     let source = format!("{}:{}", request::required("server")?, request::required("path")?);
+//!     mount("nfs4", &source, &[("vers".into(), "4.1".into())])
+//! }
+//!
+//! wherry_plugin::mounter!(nfs);
+//! # fn main() {}
+//! ```
+
+pub use crate::bindings::wherry::plugin::mounts::{attach, format, mount};
+
+#[doc(hidden)]
+#[allow(
+    missing_docs,
+    reason = "the export macro is for the macro `mounter!` alone"
+)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "wherry:plugin/mounter",
+        with: { "wherry:plugin/trouble@0.1.0": crate::bindings::wherry::plugin::trouble },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export",
+        default_bindings_module: "wherry_plugin::mounter::bindings",
+    });
+}
+
+/// Makes a function the component's `mount`: `fn() -> volume::Result<()>`.
+#[macro_export]
+macro_rules! mounter {
+    ($mount:path) => {
+        const _: () = {
+            struct Component;
+
+            impl $crate::mounter::bindings::Guest for Component {
+                fn mount() -> ::std::result::Result<(), $crate::volume::Error> {
+                    $mount()
+                }
+            }
+
+    $crate::mounter::bindings::export!(Component with_types_in $crate::mounter::bindings);
+        };
+    };
+}
