@@ -26,6 +26,6 @@ pub mod table;
 mod value;
 
 pub use field::FieldError;
-pub use resource::{Resource, Strategy, Subresource, Verb};
-pub use resources::{RESOURCES, find};
+pub use resource::{Conversion, Resource, Strategy, Subresource, Verb};
+pub use resources::{RESOURCES, find, is_default_class};
 pub use status::Status;

@@ -111,10 +111,30 @@ impl Resource {
         errors
     }
 
+    /// The row that objects are kept as: this one, unless it is another version of the same objects.
+    pub fn stored(&self) -> &Resource {
+        self.strategy
+            .conversion()
+            .and_then(|to| crate::find(to.group, to.version, self.plural))
+            .unwrap_or(self)
+    }
+
     /// Whether writing `status` apart from the rest is possible.
     pub fn has_status(&self) -> bool {
         self.subresources.iter().any(|sub| sub.name == "status")
     }
+}
+
+/// How objects of one version of a kind are kept in another one.
+pub struct Conversion {
+    /// Group of the version that is kept.
+    pub group: &'static str,
+    /// Version that is kept.
+    pub version: &'static str,
+    /// From this version to the one that is kept. `apiVersion` and `kind` are the caller's.
+    pub to_stored: fn(&mut Value),
+    /// From the version that is kept to this one.
+    pub from_stored: fn(&mut Value),
 }
 
 /// What a resource knows of its objects, after the `rest` strategies of kube-apiserver. Pure.
@@ -147,7 +167,7 @@ pub trait Strategy: Sync + Send {
         Vec::new()
     }
 
-    /// Value of a selectable field beyond `metadata.name` and `metadata.namespace`; `None`: no such field
+    /// Of an object in the version it is kept in: value of a selectable field beyond `metadata.name` and `metadata.namespace`; `None`: no such field
     /// (Kubernetes: `field label not supported: …`). A field that is selectable but unset is `Some("")`.
     fn selectable_field(&self, _object: &Value, _field: &str) -> Option<String> {
         None
@@ -158,6 +178,11 @@ pub trait Strategy: Sync + Send {
         &[]
     }
 
-    /// Cells for the resource's columns.
+    /// How objects come to the version they are kept in, and back; `None`: this version is the one.
+    fn conversion(&self) -> Option<&'static Conversion> {
+        None
+    }
+
+    /// Cells for the resource's columns, of an object in the version it is kept in.
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value>;
 }

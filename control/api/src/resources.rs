@@ -4,29 +4,37 @@ use crate::{Resource, Subresource, Verb};
 
 mod certificatesigningrequest;
 mod configmap;
+mod csi;
 mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+mod horizontalpodautoscaler;
 mod job;
 mod lease;
+mod limitrange;
 mod namespace;
 mod node;
+mod persistentvolume;
+mod persistentvolumeclaim;
 mod plugin;
 mod pod;
 mod poddisruptionbudget;
 mod priorityclass;
 mod rbac;
 mod replicaset;
+mod resourcequota;
 mod runtimeclass;
 mod secret;
 mod service;
 mod serviceaccount;
 mod statefulset;
+mod storageclass;
 mod workload;
 
 pub use pod::qos_class;
+pub use storageclass::is_default_class;
 
 use Verb::{Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch};
 
@@ -112,6 +120,23 @@ pub static RESOURCES: &[Resource] = &[
     Resource {
         group: "",
         version: "v1",
+        kind: "LimitRange",
+        list_kind: "LimitRangeList",
+        plural: "limitranges",
+        singular: "limitrange",
+        short_names: &["limits"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        columns: limitrange::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &limitrange::LimitRange,
+    },
+    Resource {
+        group: "",
+        version: "v1",
         kind: "Namespace",
         list_kind: "NamespaceList",
         plural: "namespaces",
@@ -148,6 +173,40 @@ pub static RESOURCES: &[Resource] = &[
         lazy: false,
         deletion_grace_seconds: None,
         strategy: &node::Node,
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "PersistentVolume",
+        list_kind: "PersistentVolumeList",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short_names: &["pv"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[sub("status", "PersistentVolume", STATUS_VERBS)],
+        columns: persistentvolume::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &persistentvolume::PersistentVolume,
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "PersistentVolumeClaim",
+        list_kind: "PersistentVolumeClaimList",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short_names: &["pvc"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "PersistentVolumeClaim", STATUS_VERBS)],
+        columns: persistentvolumeclaim::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &persistentvolumeclaim::PersistentVolumeClaim,
     },
     Resource {
         group: "",
@@ -196,6 +255,23 @@ pub static RESOURCES: &[Resource] = &[
         lazy: false,
         deletion_grace_seconds: None,
         strategy: &replicaset::ReplicationController,
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "ResourceQuota",
+        list_kind: "ResourceQuotaList",
+        plural: "resourcequotas",
+        singular: "resourcequota",
+        short_names: &["quota"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "ResourceQuota", STATUS_VERBS)],
+        columns: resourcequota::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &resourcequota::ResourceQuota,
     },
     Resource {
         group: "",
@@ -346,6 +422,40 @@ pub static RESOURCES: &[Resource] = &[
         strategy: &statefulset::StatefulSet,
     },
     Resource {
+        group: "autoscaling",
+        version: "v2",
+        kind: "HorizontalPodAutoscaler",
+        list_kind: "HorizontalPodAutoscalerList",
+        plural: "horizontalpodautoscalers",
+        singular: "horizontalpodautoscaler",
+        short_names: &["hpa"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "HorizontalPodAutoscaler", STATUS_VERBS)],
+        columns: horizontalpodautoscaler::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &horizontalpodautoscaler::HorizontalPodAutoscaler,
+    },
+    Resource {
+        group: "autoscaling",
+        version: "v1",
+        kind: "HorizontalPodAutoscaler",
+        list_kind: "HorizontalPodAutoscalerList",
+        plural: "horizontalpodautoscalers",
+        singular: "horizontalpodautoscaler",
+        short_names: &["hpa"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[sub("status", "HorizontalPodAutoscaler", STATUS_VERBS)],
+        columns: horizontalpodautoscaler::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &horizontalpodautoscaler::Older,
+    },
+    Resource {
         group: "batch",
         version: "v1",
         kind: "CronJob",
@@ -432,6 +542,23 @@ pub static RESOURCES: &[Resource] = &[
         lazy: false,
         deletion_grace_seconds: None,
         strategy: &endpointslice::EndpointSlice,
+    },
+    Resource {
+        group: "events.k8s.io",
+        version: "v1",
+        kind: "Event",
+        list_kind: "EventList",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[],
+        columns: event::NEWER_COLUMNS,
+        lazy: true,
+        deletion_grace_seconds: None,
+        strategy: &event::NewerEvent,
     },
     Resource {
         group: "node.k8s.io",
@@ -576,6 +703,74 @@ pub static RESOURCES: &[Resource] = &[
         strategy: &rbac::Binding {
             is_namespaced: true,
         },
+    },
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "CSIDriver",
+        list_kind: "CSIDriverList",
+        plural: "csidrivers",
+        singular: "csidriver",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[],
+        columns: csi::DRIVER_COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &csi::CsiDriver,
+    },
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "CSINode",
+        list_kind: "CSINodeList",
+        plural: "csinodes",
+        singular: "csinode",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[],
+        columns: csi::NODE_COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &csi::CsiNode,
+    },
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "StorageClass",
+        list_kind: "StorageClassList",
+        plural: "storageclasses",
+        singular: "storageclass",
+        short_names: &["sc"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[],
+        columns: storageclass::COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &storageclass::StorageClass,
+    },
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "VolumeAttachment",
+        list_kind: "VolumeAttachmentList",
+        plural: "volumeattachments",
+        singular: "volumeattachment",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[sub("status", "VolumeAttachment", STATUS_VERBS)],
+        columns: csi::ATTACHMENT_COLUMNS,
+        lazy: false,
+        deletion_grace_seconds: None,
+        strategy: &csi::VolumeAttachment,
     },
 ];
 

@@ -8,10 +8,21 @@ use std::{borrow::Cow, collections::BTreeMap, sync::OnceLock};
 use k8s_openapi::{
     Resource as Kind,
     api::{
-        apps::v1 as apps, authentication::v1 as authentication, authorization::v1 as authorization,
-        autoscaling::v1 as autoscaling, batch::v1 as batch, certificates::v1 as certificates,
-        coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
-        node::v1 as node, policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling,
+        apps::v1 as apps,
+        authentication::v1 as authentication,
+        authorization::v1 as authorization,
+        autoscaling::{v1 as autoscaling, v2 as autoscaling_v2},
+        batch::v1 as batch,
+        certificates::v1 as certificates,
+        coordination::v1 as coordination,
+        core::v1 as core,
+        discovery::v1 as discovery,
+        events::v1 as events,
+        node::v1 as node,
+        policy::v1 as policy,
+        rbac::v1 as rbac,
+        scheduling::v1 as scheduling,
+        storage::v1 as storage,
     },
     apimachinery::pkg::apis::meta::v1 as meta,
     schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings},
@@ -46,9 +57,13 @@ pub(crate) const KINDS: &[KindSchema] = &[
     kind::<core::ConfigMap>(),
     kind::<core::Endpoints>(),
     kind::<core::Event>(),
+    kind::<core::LimitRange>(),
     kind::<core::Namespace>(),
     kind::<core::Node>(),
+    kind::<core::PersistentVolume>(),
+    kind::<core::PersistentVolumeClaim>(),
     kind::<core::Pod>(),
+    kind::<core::ResourceQuota>(),
     kind::<core::Secret>(),
     kind::<core::Service>(),
     kind::<core::ServiceAccount>(),
@@ -77,11 +92,18 @@ pub(crate) const KINDS: &[KindSchema] = &[
     kind::<apps::Deployment>(),
     kind::<apps::ReplicaSet>(),
     kind::<apps::StatefulSet>(),
+    kind::<autoscaling_v2::HorizontalPodAutoscaler>(),
+    kind::<autoscaling::HorizontalPodAutoscaler>(),
     kind::<autoscaling::Scale>(),
     kind::<batch::CronJob>(),
     kind::<batch::Job>(),
     kind::<discovery::EndpointSlice>(),
+    kind::<events::Event>(),
     kind::<scheduling::PriorityClass>(),
+    kind::<storage::CSIDriver>(),
+    kind::<storage::CSINode>(),
+    kind::<storage::StorageClass>(),
+    kind::<storage::VolumeAttachment>(),
     kind::<authentication::TokenRequest>(),
     kind::<authentication::TokenReview>(),
     kind::<authentication::SelfSubjectReview>(),
@@ -248,6 +270,7 @@ static LIST_TYPES: &[(&str, &str, ListType)] = &[
         "conditions",
         ListType::Keyed(&["type"]),
     ),
+    ("CSINodeSpec", "drivers", ListType::Keyed(&["name"])),
     ("DaemonSetStatus", "conditions", ListType::Keyed(&["type"])),
     ("DeploymentStatus", "conditions", ListType::Keyed(&["type"])),
     (
@@ -267,6 +290,16 @@ static LIST_TYPES: &[(&str, &str, ListType)] = &[
     ("NodeStatus", "conditions", ListType::Keyed(&["type"])),
     ("ObjectMeta", "finalizers", ListType::Set),
     ("ObjectMeta", "ownerReferences", ListType::Keyed(&["uid"])),
+    (
+        "HorizontalPodAutoscalerStatus",
+        "conditions",
+        ListType::Keyed(&["type"]),
+    ),
+    (
+        "PersistentVolumeClaimStatus",
+        "conditions",
+        ListType::Keyed(&["type"]),
+    ),
     ("PodSpec", "containers", ListType::Keyed(&["name"])),
     ("PodSpec", "ephemeralContainers", ListType::Keyed(&["name"])),
     ("PodSpec", "hostAliases", ListType::Keyed(&["ip"])),
@@ -326,10 +359,12 @@ static ATOMIC_OBJECTS: &[&str] = &[
     "ObjectReference",
     "OwnerReference",
     "ResourceFieldSelector",
+    "ScopeSelector",
     "RoleRef",
     "SecretKeySelector",
     "SecretReference",
     "Subject",
+    "TopologySelectorTerm",
     "TypedLocalObjectReference",
 ];
 
@@ -379,6 +414,7 @@ static PATCH_RULES: &[PatchRule] = &[
     rule("Container", "ports", "containerPort"),
     rule("Container", "volumeDevices", "devicePath"),
     rule("Container", "volumeMounts", "mountPath"),
+    rule("CSINodeSpec", "drivers", "name"),
     rule("EphemeralContainer", "env", "name"),
     rule("EphemeralContainer", "ports", "containerPort"),
     rule("EphemeralContainer", "volumeDevices", "devicePath"),
@@ -390,6 +426,7 @@ static PATCH_RULES: &[PatchRule] = &[
     rule("NodeStatus", "conditions", "type"),
     rule("ObjectMeta", "finalizers", ""),
     rule("ObjectMeta", "ownerReferences", "uid"),
+    rule("PersistentVolumeClaimStatus", "conditions", "type"),
     rule("PodSpec", "containers", "name"),
     rule("PodSpec", "ephemeralContainers", "name"),
     rule("PodSpec", "hostAliases", "ip"),
@@ -583,11 +620,10 @@ mod tests {
     fn every_list_type_names_a_list_that_exists_and_keys_of_its_items() {
         let schema = Schema::get();
         for (object, field, list) in LIST_TYPES {
-            let found = schema
-                .objects
-                .iter()
-                .find(|found| found.short_name() == *object);
-            let found = found.and_then(|found| found.field(field)).expect(field);
+            // Two versions of a kind may differ in what they have.
+            let named = |found: &&Object| found.short_name() == *object;
+            let mut all = schema.objects.iter().filter(named);
+            let found = all.find_map(|found| found.field(field)).expect(field);
             match (&found.type_, list) {
                 (Type::List(item), ListType::Keyed(keys)) => {
                     let Type::Object(id) = **item else {
@@ -602,11 +638,10 @@ mod tests {
             }
         }
         for (object, field) in ATOMIC_MAPS {
-            let found = schema
-                .objects
-                .iter()
-                .find(|found| found.short_name() == *object);
-            let found = found.and_then(|found| found.field(field)).expect(field);
+            // Two versions of a kind may differ in what they have.
+            let named = |found: &&Object| found.short_name() == *object;
+            let mut all = schema.objects.iter().filter(named);
+            let found = all.find_map(|found| found.field(field)).expect(field);
             assert!(found.is_atomic_map && matches!(found.type_, Type::Map(_)));
         }
     }

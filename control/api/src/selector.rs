@@ -1,6 +1,6 @@
 //! Which objects a request means: by their labels, or by a few of their fields.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Map, Value};
 
@@ -205,6 +205,16 @@ impl LabelSelector {
                 .iter()
                 .all(|requirement| requirement.matches(labels))
     }
+
+    /// As [`Self::matches`], for labels that are not JSON.
+    pub fn matches_labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        let label = |key: &str| labels.get(key).map(String::as_str);
+        !self.matches_nothing
+            && self
+                .requirements
+                .iter()
+                .all(|requirement| requirement.is_met_by(label(&requirement.key)))
+    }
 }
 
 impl Requirement {
@@ -247,6 +257,10 @@ impl Requirement {
         let label = labels
             .and_then(|labels| labels.get(&self.key))
             .and_then(Value::as_str);
+        self.is_met_by(label)
+    }
+
+    fn is_met_by(&self, label: Option<&str>) -> bool {
         let number = || label.and_then(|label| label.parse::<i64>().ok());
         let bound = || {
             self.values

@@ -102,7 +102,7 @@ pub(crate) fn object(
         return raw(code, accept.format.content_type(), bytes);
     }
     let shown = match accept.shape {
-        Shape::Object | Shape::Discovery(_) => stored::decode(kv),
+        Shape::Object | Shape::Discovery(_) => stored::decode_as(resource, kv),
         Shape::Table | Shape::Metadata => {
             let mut bytes = Vec::new();
             write_shaped(

@@ -65,6 +65,15 @@ fn head(resource: &Resource) -> String {
 
 /// What the store keeps of an object: all but the resource version, which it gives itself.
 pub(crate) fn encode(resource: &Resource, object: &Value) -> Bytes {
+    if let Some(conversion) = resource.strategy.conversion() {
+        let mut kept = object.clone();
+        (conversion.to_stored)(&mut kept);
+        return encode_as_is(resource.stored(), &kept);
+    }
+    encode_as_is(resource, object)
+}
+
+fn encode_as_is(resource: &Resource, object: &Value) -> Bytes {
     let mut out = head(resource).into_bytes();
     out.extend_from_slice(METADATA.as_bytes());
     let empty = Map::new();
@@ -116,6 +125,10 @@ fn write_member(out: &mut Vec<u8>, first: &mut bool, name: &str, value: &Value) 
 
 /// The object as a client gets it.
 pub(crate) fn write_object(out: &mut Vec<u8>, resource: &Resource, kv: &KeyValue) {
+    if resource.strategy.conversion().is_some() {
+        serde_json::to_writer(out, &decode_as(resource, kv)).expect("memory can be written");
+        return;
+    }
     let head = head(resource);
     if kv.value.starts_with(head.as_bytes()) {
         out.extend_from_slice(head.as_bytes());
@@ -128,6 +141,14 @@ pub(crate) fn write_object(out: &mut Vec<u8>, resource: &Resource, kv: &KeyValue
 
 /// The object as an item of a list, without `kind` and `apiVersion`.
 pub(crate) fn write_item(out: &mut Vec<u8>, resource: &Resource, kv: &KeyValue) {
+    if resource.strategy.conversion().is_some() {
+        let mut object = decode_as(resource, kv);
+        if let Some(members) = object.as_object_mut() {
+            members.retain(|name, _| name != "kind" && name != "apiVersion");
+        }
+        serde_json::to_writer(out, &object).expect("memory can be written");
+        return;
+    }
     let head = head(resource);
     if kv.value.starts_with(head.as_bytes()) {
         out.push(b'{');
@@ -155,7 +176,8 @@ fn write_rest(out: &mut Vec<u8>, rest: &[u8], revision: u64) {
     out.extend_from_slice(after);
 }
 
-/// The object parsed, with its resource version. Bytes that are no JSON object come out as one with metadata only.
+/// The object parsed, in the version it is kept in, with its resource version. Bytes that are no JSON object come out
+/// as one with metadata only.
 pub(crate) fn decode(kv: &KeyValue) -> Value {
     let mut object = match serde_json::from_slice(&kv.value) {
         Ok(Value::Object(object)) => object,
@@ -166,6 +188,17 @@ pub(crate) fn decode(kv: &KeyValue) -> Value {
         .or_insert_with(|| Value::Object(Map::new()));
     metadata["resourceVersion"] = kv.mod_revision.to_string().into();
     Value::Object(object)
+}
+
+/// The object parsed, in the version that `resource` is about.
+pub(crate) fn decode_as(resource: &Resource, kv: &KeyValue) -> Value {
+    let mut object = decode(kv);
+    if let Some(conversion) = resource.strategy.conversion() {
+        (conversion.from_stored)(&mut object);
+        object["kind"] = resource.kind.into();
+        object["apiVersion"] = resource.api_version().into();
+    }
+    object
 }
 
 #[cfg(test)]
@@ -223,6 +256,42 @@ mod tests {
             let answered: Value = serde_json::from_slice(&out).unwrap();
             assert_eq!(answered["metadata"], json!({"resourceVersion": "7"}));
         }
+    }
+
+    #[test]
+    fn an_object_has_one_form_in_the_store_and_one_in_each_version() {
+        let newer = wherry_api::find("events.k8s.io", "v1", "events").expect("a row");
+        let core = wherry_api::find("", "v1", "events").expect("a row");
+        assert_eq!(prefix(newer), prefix(core));
+        let event = json!({
+            "kind": "Event", "apiVersion": "events.k8s.io/v1", "metadata": {"name": "a"}, "note": "hello",
+            "regarding": {"name": "p"},
+        });
+        let kv = kv(encode(newer, &event));
+        let kept = decode(&kv);
+        assert_eq!(kept["apiVersion"], "v1");
+        assert_eq!(kept["message"], "hello");
+        assert_eq!(kept["involvedObject"]["name"], "p");
+        let mut out = Vec::new();
+        write_object(&mut out, newer, &kv);
+        let answered: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(answered["note"], "hello");
+        assert_eq!(answered["apiVersion"], "events.k8s.io/v1");
+        let newer =
+            wherry_api::find("autoscaling", "v1", "horizontalpodautoscalers").expect("a row");
+        let scaler = json!({
+            "kind": "HorizontalPodAutoscaler", "apiVersion": "autoscaling/v1", "metadata": {"name": "a", "resourceVersion": "7"},
+            "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50},
+        });
+        let kv = KeyValue {
+            value: encode(newer, &scaler),
+            ..kv
+        };
+        assert_eq!(
+            decode(&kv)["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"],
+            50
+        );
+        assert_eq!(decode_as(newer, &kv), scaler);
     }
 
     #[test]

@@ -11,6 +11,10 @@ use crate::{
     value::{get, integer, is_set, text},
 };
 
+mod newer;
+
+pub(super) use newer::{COLUMNS as NEWER_COLUMNS, NewerEvent};
+
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 pub(super) const COLUMNS: &[Column] = &[

@@ -19,11 +19,12 @@ mod validate;
 mod volumes;
 
 pub(super) use container::{port_number, port_number_or_name};
-pub(super) use defaults::default_template_spec;
 pub use defaults::qos_class;
+pub(super) use defaults::{default_template_spec, default_volume_source};
 pub(super) use resources::overhead;
-pub(super) use scheduling::{label_selector, tolerations};
+pub(super) use scheduling::{label_selector, node_selector, tolerations};
 pub(super) use validate::{ip, pod_spec};
+pub(super) use volumes::{driver_name, persistent as volume_source};
 
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use super::{RESOURCES, find};
 use crate::{Resource, decode};
 
+mod amounts;
+mod storage;
+
 fn row(plural: &str) -> &'static Resource {
     RESOURCES
         .iter()

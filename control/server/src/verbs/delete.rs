@@ -291,7 +291,7 @@ pub(crate) async fn delete_object(
     for _ in 0..CONFLICT_TRIES_MAX {
         let (current, _) = call.app.store.get(&key).await.map_err(fail)?;
         let current = current.ok_or_else(|| Status::not_found(resource, name))?;
-        let object = stored::decode(&current);
+        let object = stored::decode_as(resource, &current);
         check_preconditions(call, name, &object, options)?;
         let step = decide(resource, &object, options, Timestamp::now());
         let result = match step {

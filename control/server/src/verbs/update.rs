@@ -159,7 +159,7 @@ pub(crate) async fn modify_with(
     for _ in 0..CONFLICT_TRIES_MAX {
         let (current, _) = call.app.store.get(&key).await.map_err(fail)?;
         let current = current.ok_or_else(|| Status::not_found(resource, name))?;
-        let old = stored::decode(&current);
+        let old = stored::decode_as(resource, &current);
         let mut new = change(&old)?;
         let wanted = meta::resource_version(&new).to_owned();
         let is_conditional = !matches!(wanted.as_str(), "" | "0");

@@ -187,6 +187,11 @@ fn default_volume(volume: &mut Value) {
     {
         volume["emptyDir"] = empty();
     }
+    default_volume_source(volume);
+}
+
+/// Of a pod's volume, or of a PersistentVolume, whose `spec` has further fields.
+pub(in super::super) fn default_volume_source(volume: &mut Value) {
     let Some(sources) = volume.as_object_mut() else {
         return;
     };
@@ -228,7 +233,7 @@ fn default_volume(volume: &mut Value) {
                     .get_mut("volumeClaimTemplate")
                     .and_then(|claim| claim.get_mut("spec"))
                 {
-                    default(spec, "volumeMode", "Filesystem");
+                    crate::resources::persistentvolumeclaim::default_spec(spec);
                 }
             }
             _ => {}

@@ -208,16 +208,7 @@ pub(super) fn affinity(affinity: &Value, path: &Path<'_>, errors: &mut Errors) {
     let wanted = get(affinity, "nodeAffinity");
     if let Some(required) = wanted.get("requiredDuringSchedulingIgnoredDuringExecution") {
         let at = node.child("requiredDuringSchedulingIgnoredDuringExecution");
-        let terms = at.child("nodeSelectorTerms");
-        if list(required, "nodeSelectorTerms").is_empty() {
-            errors.push(FieldError::required(
-                &terms,
-                "must have at least one node selector term",
-            ));
-        }
-        for (i, term) in list(required, "nodeSelectorTerms").iter().enumerate() {
-            node_selector_term(term, true, &terms.index(i), errors);
-        }
+        node_selector(required, &at, errors);
     }
     let preferred = node.child("preferredDuringSchedulingIgnoredDuringExecution");
     for (i, term) in list(wanted, "preferredDuringSchedulingIgnoredDuringExecution")
@@ -252,6 +243,19 @@ pub(super) fn affinity(affinity: &Value, path: &Path<'_>, errors: &mut Errors) {
                 errors,
             );
         }
+    }
+}
+
+/// `NodeSelector`.
+pub(in super::super) fn node_selector(selector: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("nodeSelectorTerms");
+    let terms = list(selector, "nodeSelectorTerms");
+    if terms.is_empty() {
+        let detail = "must have at least one node selector term";
+        errors.push(FieldError::required(&at, detail));
+    }
+    for (i, term) in terms.iter().enumerate() {
+        node_selector_term(term, true, &at.index(i), errors);
     }
 }
 

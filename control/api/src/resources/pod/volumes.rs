@@ -164,6 +164,10 @@ fn source(pod: &str, volume: &Value, path: &Path<'_>, errors: &mut Errors) {
             }
             "persistentVolumeClaim" => required(source, "claimName", &at, errors),
             "csi" => csi(source, &at, errors),
+            "local" => {
+                required(source, "path", &at, errors);
+                no_backsteps(text(source, "path"), &at.child("path"), errors);
+            }
             "ephemeral" => ephemeral(pod, volume, source, path, errors),
             "flexVolume" => flex(source, &at, errors),
             "iscsi" => iscsi(volume, source, path, errors),
@@ -204,6 +208,14 @@ fn source(pod: &str, volume: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// What a PersistentVolume is; `volume` holds nothing but its one source.
+pub(in crate::resources) fn persistent(volume: &Value, path: &Path<'_>, errors: &mut Errors) {
+    source("", volume, path, errors);
+    if let Some(csi) = volume.get("csi") {
+        required(csi, "volumeHandle", &path.child("csi"), errors);
+    }
+}
+
 /// Fields that volumes of clouds cannot be without.
 const OF_CLOUDS: &[(&str, &str)] = &[
     ("gcePersistentDisk", "pdName"),
@@ -225,7 +237,7 @@ const OF_CLOUDS: &[(&str, &str)] = &[
 ];
 
 /// As `ValidateCSIDriverName`.
-fn driver_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
+pub(in crate::resources) fn driver_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
     const DRIVER_BYTES_MAX: usize = 63;
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
@@ -266,38 +278,7 @@ fn ephemeral(pod: &str, volume: &Value, source: &Value, path: &Path<'_>, errors:
         }
     }
     let spec = get(template, "spec");
-    let at = at.child("spec");
-    if list(spec, "accessModes").is_empty() {
-        let detail = "at least 1 access mode is required";
-        errors.push(FieldError::required(&at.child("accessModes"), detail));
-    }
-    let modes = at.child("accessModes");
-    for mode in list(spec, "accessModes") {
-        let supported = [
-            "ReadOnlyMany",
-            "ReadWriteMany",
-            "ReadWriteOnce",
-            "ReadWriteOncePod",
-        ];
-        let mode = mode.as_str().unwrap_or_default();
-        if !supported.contains(&mode) {
-            errors.push(FieldError::not_supported(&modes, mode, &supported));
-        }
-    }
-    let wanted = at.child("resources");
-    let requests = get(get(spec, "resources"), "requests");
-    match requests.get("storage").and_then(Value::as_str) {
-        None => errors.push(FieldError::required(&wanted.key("storage"), "")),
-        Some(amount) if Quantity::parse(amount).is_ok_and(|a| a <= Quantity::ZERO) => {
-            let at = wanted.key("storage");
-            errors.push(FieldError::invalid(
-                &at,
-                amount,
-                "must be greater than zero",
-            ));
-        }
-        Some(_) => {}
-    }
+    crate::resources::persistentvolumeclaim::validate_spec(spec, &at.child("spec"), errors);
     let name = text(volume, "name");
     if !pod.is_empty() && !name.is_empty() {
         let claim = format!("{pod}-{name}");
