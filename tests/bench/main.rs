@@ -57,7 +57,7 @@ fn main() -> Result<()> {
     let idle_after = host::Usage::take(cluster.root(), None)?;
     let with_engine = usage(&cluster)?;
 
-    let client = runtime.block_on(pods::client(&cluster.kubeconfig()))?;
+    let client = runtime.block_on(pods::client(cluster.kubeconfig()))?;
     let engine = cluster.engine.as_ref().context("the node has an engine")?;
     let crun = others::crun_run(engine, SAMPLES)?;
     host::row("`crun run -d` of the same image", &crun);

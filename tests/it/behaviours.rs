@@ -176,7 +176,8 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
                 let (shared, test) = (shared.clone(), row.test);
                 let node = (row.nodes)(runtime);
                 trials.push(Trial::test(name, move || {
-                    shared.in_namespace(node, |cluster, namespace| {
+                    let cluster = shared.cluster(node);
+                    shared.in_namespace(cluster, |namespace| {
                         case::judge(test, &Case::new(cluster, namespace, runtime, refusal));
                     });
                     Ok::<(), Failed>(())

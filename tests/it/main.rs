@@ -7,6 +7,7 @@ mod bad_input;
 mod behaviours;
 mod cgroup_v2;
 mod control_planes;
+mod examples;
 mod images;
 mod join;
 mod kubectl;
@@ -24,7 +25,7 @@ use std::sync::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use wherry_tests::{Cluster, guest, made_by_run_sh};
+use wherry_tests::{Client, Cluster, Nodes, guest, made_by_run_sh};
 
 /// Which of the shared nodes a test is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +40,16 @@ pub(crate) enum Node {
 struct Shared {
     usual: OnceLock<Cluster>,
     strict: OnceLock<Cluster>,
+    /// Three nodes and a control plane of their own host.
+    three: OnceLock<Nodes>,
     namespaces: AtomicU32,
 }
 
 /// A test on the shared node, given a namespace of its own.
 type SharedTest = fn(&Cluster, &str);
+
+/// The same on the three nodes.
+type NodesTest = fn(&Nodes, &str);
 
 impl Shared {
     fn cluster(&self, node: Node) -> &Cluster {
@@ -67,24 +73,31 @@ impl Shared {
     }
 
     /// Runs a test in a new namespace, which is deleted even if the test fails.
-    fn in_namespace(&self, node: Node, test: impl FnOnce(&Cluster, &str)) {
-        let cluster = self.cluster(node);
+    fn in_namespace(&self, client: &Client, test: impl FnOnce(&str)) {
         let namespace = format!("t{}", self.namespaces.fetch_add(1, Ordering::Relaxed));
-        cluster.kubectl(&["create", "namespace", &namespace]);
+        client.kubectl(&["create", "namespace", &namespace]);
         // A controller makes it; pods without it are refused.
         let account = "serviceaccount/default";
-        cluster.wait_field(&namespace, account, ".metadata.name", "default");
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            test(cluster, &namespace);
-        }));
-        cluster.kubectl(&["delete", "namespace", &namespace, "--wait=false"]);
+        client.wait_field(&namespace, account, ".metadata.name", "default");
+        let test = std::panic::AssertUnwindSafe(|| test(&namespace));
+        let outcome = std::panic::catch_unwind(test);
+        client.kubectl(&["delete", "namespace", &namespace, "--wait=false"]);
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
     }
 
+    fn nodes(&self) -> &Nodes {
+        self.three.get_or_init(|| {
+            let nodes = Nodes::start(3);
+            examples::import_all(&nodes);
+            nodes
+        })
+    }
+
     fn run(&self, test: SharedTest) {
-        self.in_namespace(Node::Usual, test);
+        let cluster = self.cluster(Node::Usual);
+        self.in_namespace(cluster, |namespace| test(cluster, namespace));
     }
 }
 
@@ -125,6 +138,14 @@ macro_rules! trials {
     };
 }
 
+/// The same on the three nodes.
+#[macro_export]
+macro_rules! on_nodes {
+    ($shared:expr; $($test:path),+ $(,)?) => {
+        vec![$($crate::nodes_trial($shared, concat!("nodes::", stringify!($test)), $test)),+]
+    };
+}
+
 /// The same for tests that start nodes of their own.
 #[macro_export]
 macro_rules! own_trials {
@@ -137,6 +158,15 @@ fn shared_trial(shared: &Arc<Shared>, name: &str, test: SharedTest) -> Trial {
     let shared = shared.clone();
     Trial::test(name, move || {
         shared.run(test);
+        Ok::<(), Failed>(())
+    })
+}
+
+fn nodes_trial(shared: &Arc<Shared>, name: &str, test: NodesTest) -> Trial {
+    let shared = shared.clone();
+    Trial::test(name, move || {
+        let nodes = shared.nodes();
+        shared.in_namespace(nodes, |namespace| test(nodes, namespace));
         Ok::<(), Failed>(())
     })
 }
@@ -155,6 +185,7 @@ fn main() {
     let shared = Arc::new(Shared {
         usual: OnceLock::new(),
         strict: OnceLock::new(),
+        three: OnceLock::new(),
         namespaces: AtomicU32::new(0),
     });
     let trials = [
@@ -167,6 +198,7 @@ fn main() {
         images::trials(),
         cgroup_v2::trials(),
         control_planes::trials(),
+        examples::trials(&shared),
         join::trials(),
         lifecycle::trials(),
         restarts::trials(),

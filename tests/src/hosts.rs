@@ -5,6 +5,8 @@
 //!                             ├─ veth ── wt<pid>h<k>n2: eth0 10.52.0.2, fd52::2
 //!                             └─ …
 //! ```
+//!
+//! The bridge has 10.52.0.254, where every host's default route leads: what runs there is outside the cluster.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +20,7 @@ use std::{
     },
 };
 
-use crate::{PATIENCE, netns::within, success, tail, wherry};
+use crate::{Leftovers, PATIENCE, netns::within, success, tail, wherry};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -46,6 +48,9 @@ fn ip(line: &str) {
 }
 
 impl Hosts {
+    /// The address of what is outside, on the common network.
+    pub const OUTSIDE_IP: &str = "10.52.0.254";
+
     /// Makes `count` hosts.
     pub fn new(count: usize) -> Self {
         let site = format!(
@@ -60,6 +65,11 @@ impl Hosts {
         };
         ip(&format!("netns add {lan}"));
         ip(&format!("-n {lan} link add lan0 type bridge"));
+        ip(&format!("-n {lan} link set lo up"));
+        ip(&format!(
+            "-n {lan} addr add {}/24 dev lan0",
+            Self::OUTSIDE_IP
+        ));
         ip(&format!("-n {lan} link set lan0 up"));
         for number in 1..=count {
             let name = format!("{site}n{number}");
@@ -81,6 +91,7 @@ impl Hosts {
                 format!("-n {name} addr add {address}/24 dev eth0"),
                 format!("-n {name} -6 addr add fd52::{number}/64 dev eth0 nodad"),
                 format!("-n {name} link set eth0 up"),
+                format!("-n {name} route add default via {}", Self::OUTSIDE_IP),
             ] {
                 ip(&line);
             }
@@ -91,6 +102,26 @@ impl Hosts {
     /// A host, counted from 0.
     pub fn host(&mut self, index: usize) -> &mut Host {
         &mut self.hosts[index]
+    }
+
+    /// A host to look at, counted from 0.
+    pub fn at(&self, index: usize) -> &Host {
+        &self.hosts[index]
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// The namespace of the bridge, which is outside.
+    pub fn outside(&self) -> &str {
+        &self.lan
+    }
+
+    /// A command that runs outside.
+    pub fn outside_command(&self, program: impl AsRef<OsStr>) -> Command {
+        within(&self.lan, program.as_ref())
     }
 
     /// Takes a host off the network, or puts it back.
@@ -219,6 +250,16 @@ impl Host {
         );
     }
 
+    /// What exists on this machine because of this host's node.
+    pub fn leftovers(&self) -> Leftovers {
+        Leftovers::count(self.root(), &self.name, &self.name, None)
+    }
+
+    /// The process of its `wherry`.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("wherry runs").id()
+    }
+
     /// Ends `wherry` with a signal and waits for it; pods run on.
     pub fn signal(&mut self, signal: nix::sys::signal::Signal) {
         let mut process = self.process.take().expect("wherry runs");
@@ -228,26 +269,37 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Ends everything of this host, also after a failed test; what cannot be ended is said and left for a person.
+    fn end(&mut self) {
+        let down = self.wherry_command(&["down"]).output();
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        match down {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => eprintln!("wherry down: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => eprintln!("wherry down: {error}"),
+        }
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status();
+    }
+}
+
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for host in self.hosts.iter_mut().rev() {
-            let down = host.wherry_command(&["down"]).output();
-            if let Some(process) = &mut host.process {
-                let _ = process.kill();
-                let _ = process.wait();
-            }
-            match down {
-                Ok(output) if output.status.success() => {}
-                Ok(output) => eprintln!("wherry down: {}", String::from_utf8_lossy(&output.stderr)),
-                Err(error) => eprintln!("wherry down: {error}"),
-            }
-            if std::thread::panicking() {
+        if std::thread::panicking() {
+            for host in &self.hosts {
                 eprintln!("the log of {} ends with:\n{}", host.name, tail(&host.log()));
             }
-            let _ = Command::new("ip")
-                .args(["netns", "delete", &host.name])
-                .status();
         }
+        std::thread::scope(|scope| {
+            for host in &mut self.hosts {
+                scope.spawn(|| host.end());
+            }
+        });
         let _ = Command::new("ip")
             .args(["netns", "delete", &self.lan])
             .status();

@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Engine, Network};
+use serde_json::Value;
+
+use crate::{Engine, netns::within};
 
 /// Things found, by kind. Two counts can be compared for what one has more than the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,8 +21,15 @@ pub struct Leftovers {
     pub cgroups: BTreeSet<PathBuf>,
     /// Interfaces in the node's network besides `lo` and `eth0`.
     pub interfaces: BTreeSet<String>,
+    /// Addresses of those interfaces, each with its interface.
+    pub addresses: BTreeSet<String>,
     /// nftables tables in the node's network.
     pub tables: BTreeSet<String>,
+    /// Elements of sets and maps in those tables, with the table's and the set's names; what times out by itself is
+    /// left out.
+    pub elements: BTreeSet<String>,
+    /// Routes besides those that addresses and the default gateway bring.
+    pub routes: BTreeSet<String>,
     /// Containers in the node's Docker engine, running or not.
     pub containers: BTreeSet<String>,
 }
@@ -29,7 +38,7 @@ impl Leftovers {
     pub(crate) fn count(
         root: &Path,
         cgroup_root: &str,
-        network: &Network,
+        network: &str,
         engine: Option<&Engine>,
     ) -> Self {
         let root = root.to_string_lossy().into_owned();
@@ -38,7 +47,10 @@ impl Leftovers {
             mounts: mounts(&root, engine),
             cgroups: cgroups(cgroup_root),
             interfaces: interfaces(network),
+            addresses: addresses(network),
             tables: lines(network, "nft", &["list", "tables"]),
+            elements: elements(network),
+            routes: routes(network),
             containers: engine.map(containers).unwrap_or_default(),
         }
     }
@@ -118,7 +130,7 @@ fn cgroups(cgroup_root: &str) -> BTreeSet<PathBuf> {
     found
 }
 
-fn interfaces(network: &Network) -> BTreeSet<String> {
+fn interfaces(network: &str) -> BTreeSet<String> {
     lines(network, "ip", &["-brief", "link"])
         .into_iter()
         .filter_map(|line| {
@@ -128,9 +140,50 @@ fn interfaces(network: &Network) -> BTreeSet<String> {
         .collect()
 }
 
-fn lines(network: &Network, program: &str, args: &[&str]) -> BTreeSet<String> {
-    let output = network
-        .command(program)
+fn addresses(network: &str) -> BTreeSet<String> {
+    let listed = lines(network, "ip", &["-brief", "addr"]);
+    let of_one = |line: String| {
+        let mut words = line.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        let name = name.split('@').next().unwrap_or_default().to_owned();
+        let is_there_anyway = name == "lo" || name == "eth0";
+        let all: Vec<String> = words
+            .skip(1)
+            .filter(|word| !is_there_anyway && word.contains('/'))
+            .map(|address| format!("{name} {address}"))
+            .collect();
+        all
+    };
+    listed.into_iter().flat_map(of_one).collect()
+}
+
+fn elements(network: &str) -> BTreeSet<String> {
+    let listed = lines(network, "nft", &["-j", "list", "ruleset"]);
+    let listed: String = listed.into_iter().collect();
+    let parsed: Value = serde_json::from_str(&listed).unwrap_or_default();
+    let objects = parsed["nftables"].as_array().into_iter().flatten();
+    let sets = objects.filter_map(|object| {
+        let set = object.get("set").or_else(|| object.get("map"))?;
+        let flags = set["flags"].as_array();
+        let times_out = flags.is_some_and(|flags| flags.iter().any(|flag| flag == "timeout"));
+        (!times_out).then_some(set)
+    });
+    sets.flat_map(|set| {
+        let place = format!("{} {}", set["table"], set["name"]).replace('"', "");
+        let elements = set["elem"].as_array().into_iter().flatten();
+        elements.map(move |element| format!("{place} {element}"))
+    })
+    .collect()
+}
+
+fn routes(network: &str) -> BTreeSet<String> {
+    let listed = lines(network, "ip", &["route", "show", "table", "main"]);
+    let is_made = |line: &String| !line.starts_with("default ") && !line.contains(" proto kernel ");
+    listed.into_iter().filter(is_made).collect()
+}
+
+fn lines(network: &str, program: &str, args: &[&str]) -> BTreeSet<String> {
+    let output = within(network, program.as_ref())
         .args(args)
         .output()
         .expect("the program starts");

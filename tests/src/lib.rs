@@ -7,26 +7,31 @@
 //!
 //! Everything runs as root with a temporary root directory. Traffic stays on loopback and in the namespaces made here.
 
+mod client;
 mod docker;
 mod hosts;
 mod leaks;
+mod load;
 mod netns;
+mod nodes;
 
 use std::{
-    ffi::OsStr,
-    fmt::Write as _,
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
+    ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Output, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
 };
 
+pub use client::Client;
 pub use docker::Engine;
 pub use hosts::{Host, Hosts};
 pub use leaks::Leftovers;
+pub use load::{Load, Loaded, in_network};
 pub use netns::Network;
+pub use nodes::Nodes;
 
 /// How long anything awaited may take; generous, for two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -90,6 +95,15 @@ pub struct Cluster {
     args: Vec<String>,
     node: Option<Child>,
     name: String,
+    client: Client,
+}
+
+impl Deref for Cluster {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl Cluster {
@@ -127,7 +141,9 @@ impl Cluster {
         .into();
         all.push(name.clone());
         all.extend(args.iter().map(ToString::to_string));
+        let kubeconfig = root.path().join("control/admin.kubeconfig");
         Self {
+            client: Client::new(network.name(), kubeconfig, root.path()),
             engine: None,
             network,
             root,
@@ -152,11 +168,6 @@ impl Cluster {
     /// The node's root directory.
     pub fn root(&self) -> &Path {
         self.root.path()
-    }
-
-    /// The administrator's kubeconfig.
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.root().join("control/admin.kubeconfig")
     }
 
     /// The node's log so far.
@@ -251,140 +262,6 @@ impl Cluster {
         self.wherry(&["image", "import", &path.to_string_lossy(), "--name", name]);
     }
 
-    /// A `kubectl` command against this node.
-    pub fn kubectl_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = self.network.command("kubectl");
-        command
-            .env("KUBECONFIG", self.kubeconfig())
-            .env("HOME", self.root())
-            .args(args);
-        command
-    }
-
-    /// Runs kubectl, which has to succeed, and gives what it printed.
-    #[track_caller]
-    pub fn kubectl<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
-        let output = self.kubectl_command(args).output().expect("kubectl starts");
-        success(&describe(args), output)
-    }
-
-    /// Runs kubectl, which has to fail, and gives what it said on stderr.
-    #[track_caller]
-    pub fn kubectl_fails<S: AsRef<OsStr>>(&self, args: &[S]) -> String {
-        let output = self.kubectl_command(args).output().expect("kubectl starts");
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            !output.status.success(),
-            "{} succeeded: {stdout}",
-            describe(args)
-        );
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    /// Runs kubectl with something on its stdin; gives exit status, stdout and stderr.
-    pub fn kubectl_with_input<S: AsRef<OsStr>>(&self, args: &[S], input: &str) -> Output {
-        let mut child = self
-            .kubectl_command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kubectl starts");
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        let input = input.to_owned();
-        // A kubectl that stops reading early says why on stderr.
-        let feeder = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
-        let output = child.wait_with_output().expect("kubectl can be waited for");
-        feeder.join().expect("the feeder does not panic");
-        output
-    }
-
-    /// `kubectl apply -f -`.
-    #[track_caller]
-    pub fn apply(&self, yaml: &str) -> String {
-        success(
-            "kubectl apply",
-            self.kubectl_with_input(&["apply", "-f", "-"], yaml),
-        )
-    }
-
-    /// One field of an object by JSONPath; empty if the object or the field is not there.
-    pub fn field(&self, namespace: &str, object: &str, path: &str) -> String {
-        let output = self
-            .kubectl_command(&[
-                "get",
-                "-n",
-                namespace,
-                object,
-                "-o",
-                &format!("jsonpath={{{path}}}"),
-                "--ignore-not-found",
-            ])
-            .output()
-            .expect("kubectl starts");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Waits until a field has a value.
-    #[track_caller]
-    pub fn wait_field(&self, namespace: &str, object: &str, path: &str, wanted: &str) {
-        eventually(&format!("{object} {path} = {wanted}"), || {
-            let value = self.field(namespace, object, path);
-            if value == wanted {
-                Ok(())
-            } else {
-                Err(format!("{value:?}\n{}", self.describe(namespace, object)))
-            }
-        });
-    }
-
-    /// `kubectl describe`, for messages.
-    pub fn describe(&self, namespace: &str, object: &str) -> String {
-        let output = self
-            .kubectl_command(&["describe", "-n", namespace, object])
-            .output()
-            .expect("kubectl starts");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Waits until a pod is Ready.
-    #[track_caller]
-    pub fn wait_ready(&self, namespace: &str, pod: &str) {
-        self.wait_field(
-            namespace,
-            &format!("pod/{pod}"),
-            ".status.conditions[?(@.type==\"Ready\")].status",
-            "True",
-        );
-    }
-
-    /// Waits until an event with this reason speaks of the pod, and gives its message.
-    #[track_caller]
-    pub fn wait_event(&self, namespace: &str, pod: &str, reason: &str) -> String {
-        eventually(&format!("an event {reason} about {pod}"), || {
-            let selector = format!("involvedObject.name={pod},reason={reason}");
-            let output = self
-                .kubectl_command(&[
-                    "get",
-                    "events",
-                    "-n",
-                    namespace,
-                    "--field-selector",
-                    &selector,
-                    "-o",
-                    "jsonpath={.items[*].message}",
-                ])
-                .output()
-                .expect("kubectl starts");
-            let message = String::from_utf8_lossy(&output.stdout).into_owned();
-            if message.is_empty() {
-                Err(self.describe(namespace, &format!("pod/{pod}")))
-            } else {
-                Ok(message)
-            }
-        })
-    }
-
     /// Fetches a URL from the node.
     pub fn curl(&self, url: &str) -> Result<String, String> {
         let output = self
@@ -402,7 +279,12 @@ impl Cluster {
 
     /// What exists on this machine because of this node.
     pub fn leftovers(&self) -> Leftovers {
-        Leftovers::count(self.root(), &self.name, &self.network, self.engine.as_ref())
+        Leftovers::count(
+            self.root(),
+            &self.name,
+            self.network.name(),
+            self.engine.as_ref(),
+        )
     }
 
     /// `wherry down`; gives what it said.
@@ -437,13 +319,6 @@ impl Drop for Cluster {
             eprintln!("the node's log ends with:\n{}", tail(&self.log()));
         }
     }
-}
-
-fn describe<S: AsRef<OsStr>>(args: &[S]) -> String {
-    args.iter().fold("kubectl".to_owned(), |mut line, arg| {
-        let _ = write!(line, " {}", arg.as_ref().to_string_lossy());
-        line
-    })
 }
 
 #[track_caller]

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds a container image from Debian packages and busybox, as an OCI layout; needs no registry and no builder.
 #
-#   tests/tools/debian-image.sh nginx|redis|busybox          prints the layout's directory
+#   tests/tools/debian-image.sh nginx|redis|influxdb|busybox|pause     prints the layout's directory
 #
 # The packages and what they depend on are unpacked, not installed: no maintainer script runs. The result is kept in
 # the cache under a name that changes with this script and with the packages' versions.
 . "$(dirname "$0")/lib.sh"
 
-name=${1:?which image: nginx, redis or busybox}
+name=${1:?which image: nginx, redis, influxdb, busybox or pause}
 # What each image is made of: packages, what to leave out of their dependencies (their programs start without), and
 # the image config.
 without='debconf|iproute2|libbpf1|libelf1|libmnl0|libxtables12|libtirpc.*|libcap2-bin|libgssapi.*|libkrb5.*|libk5.*|libkeyutils1|libcom-err2|libdb5.3|libbsd0'
@@ -19,6 +19,13 @@ redis)
   packages=redis-server
   without+='|dpkg|tar|perl.*|lib.*-perl|libperl.*|libgdbm.*|usrmerge|init-system-helpers|sysvinit-utils|adduser|passwd|libpam.*|lsb-base|libsemanage.*|libsepol2|libaudit.*|libcap-ng0'
   config='"Cmd":["redis-server","--protected-mode","no"],"ExposedPorts":{"6379/tcp":{}}' ;;
+influxdb)
+  packages=influxdb
+  without+='|dpkg|tar|perl.*|lib.*-perl|libperl.*|libgdbm.*|usrmerge|init-system-helpers|sysvinit-utils|adduser|passwd|libpam.*|lsb-base|libsemanage.*|libsepol2|libaudit.*|libcap-ng0'
+  config='"Cmd":["influxd"],"ExposedPorts":{"8086/tcp":{}}' ;;
+pause)
+  packages=
+  config='"Entrypoint":["/pause"]' ;;
 busybox)
   packages=
   config='"Cmd":["sh"]' ;;
@@ -67,6 +74,11 @@ nginx)
   printf 'user www-data;\nworker_processes 1;\npid /run/nginx.pid;\nevents { worker_connections 256; }\nhttp {\n  include /etc/nginx/mime.types;\n  access_log /dev/stdout;\n  error_log /dev/stderr;\n  server { listen 80; root /var/www/html; }\n}\n' >"$root/etc/nginx/nginx.conf"
   rm -rf "$root"/etc/nginx/{modules-enabled,sites-enabled,sites-available} ;;
 redis) mkdir -p "$root/var/lib/redis" && chown 101:101 "$root/var/lib/redis" ;;
+influxdb) mkdir -p "$root/root/.influxdb" ;;
+pause) # Nothing but a program that waits for its end.
+  rm -rf "${root:?}"/*
+  printf '#include <signal.h>\n#include <unistd.h>\nstatic void end(int n) { (void)n; _exit(0); }\nint main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n' |
+    cc -static -Os -s -x c -o "$root/pause" - ;;
 esac
 
 out=$work/layout
