@@ -94,6 +94,7 @@ struct Spec {
     failure_policy: FailurePolicy,
     grants: Grants,
     limits: SpecLimits,
+    config: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -288,6 +289,7 @@ impl Installer {
             grants: spec.grants.clone(),
             limits: spec.limits.limits(),
             failure_policy: spec.failure_policy,
+            config: spec.config.clone(),
         };
         match self.host.install(plugin, wasm).await {
             Ok(imports) => State::Installed {

@@ -13,6 +13,9 @@ pub struct Grants {
     /// Where it may connect to besides the probed pod: `name`, `name:port`, `address`,
     /// `[address]:port`, `address/prefix`, `*.domain`.
     pub hosts: Vec<String>,
+    /// For volumes: it may connect to hosts that the volume's attributes name, but not by that to addresses of the
+    /// node itself.
+    pub named_hosts: bool,
 }
 
 impl Grants {

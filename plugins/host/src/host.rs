@@ -1,9 +1,10 @@
 //! Installed plugins and the calls to them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::IpAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -26,8 +27,10 @@ use wherry_wasm::{aot::Aot, protocol::Purpose};
 use crate::{
     Exec, Grants, Limits, PluginStats, ProbeOutcome, ProbeResult, ProbeTarget,
     apart::Apart,
+    named::{self, NamedHosts},
     protocol::{
-        self, Answer, Ask, Call, Ended, ExecError, Fault, LogLevel, Outcome, ResolveError, Verdict,
+        self, Answer, Ask, Call, Ended, ExecError, Fault, Linked, LogLevel, Outcome, ResolveError,
+        Said, Verdict, World,
     },
     supervisor::{CallNews, LoadError, Supervisor, Worker},
 };
@@ -81,6 +84,8 @@ pub struct PluginSpec {
     pub limits: Limits,
     /// What a call without an outcome counts as.
     pub failure_policy: FailurePolicy,
+    /// What the operator tells it, by key.
+    pub config: BTreeMap<String, String>,
 }
 
 /// What a call without an outcome counts as.
@@ -122,31 +127,31 @@ pub enum PluginError {
 }
 
 #[derive(Default)]
-struct Seen {
-    stats: PluginStats,
-    apart: Apart,
+pub(crate) struct Seen {
+    pub(crate) stats: PluginStats,
+    pub(crate) apart: Apart,
     results: HashMap<String, ProbeResult>,
 }
 
-struct Installed {
+pub(crate) struct Installed {
     number: u64,
-    spec: PluginSpec,
+    pub(crate) spec: PluginSpec,
     directory: PathBuf,
-    imports: Vec<String>,
-    instances: Semaphore,
-    seen: Mutex<Seen>,
+    pub(crate) linked: Linked,
+    pub(crate) instances: Semaphore,
+    pub(crate) seen: Mutex<Seen>,
 }
 
 /// The node's plugins.
 pub struct PluginHost {
-    config: HostConfig,
+    pub(crate) config: HostConfig,
     aot: Aot,
     supervisor: Supervisor,
     installed: Mutex<HashMap<String, Arc<Installed>>>,
     next_number: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -182,7 +187,7 @@ impl PluginHost {
         if let Some(there) = self.find(&spec.name)
             && there.spec == spec
         {
-            return Ok(there.imports.clone());
+            return Ok(there.linked.imports.clone());
         }
         let what = format!("plugin {}", spec.name);
         let unavailable = |why: String| PluginError::Unavailable {
@@ -195,8 +200,8 @@ impl PluginHost {
             Err(error) => return Err(unavailable(error.to_string())),
         };
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let imports = self.link(number, &spec, &compiled.directory).await?;
-        if let Some((import, grant)) = spec.grants.missing(&imports) {
+        let linked = self.link(number, &spec, &compiled.directory).await?;
+        if let Some((import, grant)) = spec.grants.missing(&linked.imports) {
             if let Some(worker) = self.supervisor.running().await {
                 worker.unload(number).await;
             }
@@ -208,11 +213,12 @@ impl PluginHost {
         }
         info!(plugin = %spec.name, digest = %spec.digest, "Plugin installed");
         let name = spec.name.clone();
+        let imports = linked.imports.clone();
         let instances = spec.limits.instances_max.max(1) as usize;
         let installed = Arc::new(Installed {
             number,
             directory: compiled.directory,
-            imports: imports.clone(),
+            linked,
             instances: Semaphore::new(instances),
             seen: Mutex::default(),
             spec,
@@ -227,7 +233,7 @@ impl PluginHost {
         number: u64,
         spec: &PluginSpec,
         directory: &Path,
-    ) -> Result<Vec<String>, PluginError> {
+    ) -> Result<Linked, PluginError> {
         let mut trouble = String::new();
         for attempt in 0..LOAD_ATTEMPTS_MAX {
             if attempt > 0 {
@@ -241,7 +247,9 @@ impl PluginHost {
                 }
             };
             match worker.load(number, spec.limits, directory).await {
-                Ok(imports) => return Ok(imports.unwrap_or_default()),
+                Ok(Some(linked)) => return Ok(linked),
+                // The number is new: nobody has loaded it.
+                Ok(None) => trouble = "loaded already".into(),
                 Err(LoadError::Refused(why)) => {
                     let why = format!("plugin {}: {why}", spec.name);
                     return Err(PluginError::Invalid(why));
@@ -269,8 +277,13 @@ impl PluginHost {
         }
     }
 
-    fn find(&self, name: &str) -> Option<Arc<Installed>> {
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Installed>> {
         lock(&self.installed).get(name).cloned()
+    }
+
+    /// What a plugin is, if it is installed.
+    pub fn world(&self, name: &str) -> Option<World> {
+        Some(self.find(name)?.linked.world)
     }
 
     /// What has been counted of a plugin since it was installed.
@@ -308,6 +321,10 @@ impl PluginHost {
             let message = format!("plugin {name} is not installed on this node");
             return ProbeOutcome::new(ProbeResult::Unknown, message);
         };
+        if plugin.linked.world != World::Probe {
+            let message = format!("plugin {name} is {}, no probe", plugin.linked.world.name());
+            return ProbeOutcome::new(ProbeResult::Unknown, message);
+        }
         let input = format!(
             "{}/{}/{} {arguments:?}",
             target.namespace, target.pod, target.container
@@ -326,22 +343,36 @@ impl PluginHost {
         // A turn that does not come counts as the plugin's own slowness.
         let ended = match timeout(time, plugin.instances.acquire()).await {
             Ok(_turn) => {
-                let left = time.saturating_sub(begun.elapsed());
-                self.call(&plugin, arguments, target, left, exec).await
+                let call = Call {
+                    call: 0,
+                    plugin: 0,
+                    arguments: arguments.to_vec(),
+                    target: target.clone(),
+                    timeout: time.saturating_sub(begun.elapsed()),
+                    volume: None,
+                };
+                let agency = Agency {
+                    grants: &plugin.spec.grants,
+                    named: NamedHosts::default(),
+                    exec,
+                    progress: &|_, _| {},
+                };
+                self.call(&plugin, call, None, &agency).await
             }
             Err(_) => fault(Fault::TimedOut { after: time }),
         };
         plugin.take_in(&input, target, &ended, begun)
     }
 
-    async fn call(
+    /// Makes a call; `call` and `plugin` of it are set here. What it asks on the way is answered by `agency`.
+    pub(crate) async fn call(
         &self,
         plugin: &Installed,
-        arguments: &[String],
-        target: &ProbeTarget,
-        time: Duration,
-        exec: &dyn Exec,
+        mut call: Call,
+        descriptor: Option<OwnedFd>,
+        agency: &Agency<'_>,
     ) -> Ended {
+        let time = call.timeout;
         let lost = |why: String| fault(Fault::WorkerLost(why));
         let worker = match self.supervisor.worker(&self.config).await {
             Ok(worker) => worker,
@@ -352,15 +383,9 @@ impl PluginHost {
             Ok(_) => {}
             Err(LoadError::Lost(why) | LoadError::Refused(why)) => return lost(why),
         }
-        let call = Call {
-            call: 0,
-            plugin: plugin.number,
-            arguments: arguments.to_vec(),
-            target: target.clone(),
-            timeout: time,
-        };
+        call.plugin = plugin.number;
         let deadline = tokio::time::Instant::now() + time;
-        let talk = self.talk(&worker, call, &plugin.spec.grants, deadline, exec);
+        let talk = self.talk(&worker, call, descriptor, deadline, agency);
         match timeout_at(deadline + ANSWER_GRACE, talk).await {
             Ok(Some(ended)) => ended,
             Ok(None) => lost("ended during the call".into()),
@@ -377,17 +402,18 @@ impl PluginHost {
         &self,
         worker: &Arc<Worker>,
         call: Call,
-        grants: &Grants,
+        descriptor: Option<OwnedFd>,
         deadline: tokio::time::Instant,
-        exec: &dyn Exec,
+        agency: &Agency<'_>,
     ) -> Option<Ended> {
-        let mut pending = worker.call(call).await?;
+        let mut pending = worker.call(call, descriptor).await?;
         loop {
             match pending.next().await? {
                 CallNews::Ended(ended) => return Some(*ended),
+                CallNews::Progress(done, total) => (agency.progress)(done, total),
                 CallNews::Ask(ask) => {
                     let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-                    let answer = answer(ask, grants, left, exec).await;
+                    let answer = answer(ask, agency, left).await;
                     pending.answer(answer).await;
                 }
             }
@@ -395,7 +421,16 @@ impl PluginHost {
     }
 }
 
-fn fault(fault: Fault) -> Ended {
+/// What a call may have done for it.
+pub(crate) struct Agency<'a> {
+    pub(crate) grants: &'a Grants,
+    /// Hosts that the call itself names, where the grants say that those are good.
+    pub(crate) named: NamedHosts,
+    pub(crate) exec: &'a dyn Exec,
+    pub(crate) progress: &'a (dyn Fn(u64, u64) + Send + Sync),
+}
+
+pub(crate) fn fault(fault: Fault) -> Ended {
     Ended {
         result: Err(fault),
         cpu_time: Duration::ZERO,
@@ -407,7 +442,8 @@ fn fault(fault: Fault) -> Ended {
 }
 
 /// Does what a plugin asks, should that be granted.
-async fn answer(ask: Ask, grants: &Grants, left: Duration, exec: &dyn Exec) -> Answer {
+async fn answer(ask: Ask, agency: &Agency<'_>, left: Duration) -> Answer {
+    let Agency { grants, exec, .. } = agency;
     match ask {
         Ask::Exec { .. } if !grants.exec => {
             Answer::Exec(Err(ExecError::Denied("exec needs the grant exec".into())))
@@ -417,11 +453,17 @@ async fn answer(ask: Ask, grants: &Grants, left: Duration, exec: &dyn Exec) -> A
             Err(None) => Err(ExecError::Timeout),
             Err(Some(why)) => Err(ExecError::Failed(why)),
         }),
-        Ask::Resolve { host, port } if !grants.allows_host(&host, port) => {
+        Ask::Resolve { host, port } if grants.allows_host(&host, port) => {
+            Answer::Resolve(resolve(&host, port, left).await)
+        }
+        Ask::Resolve { host, port } if agency.named.has(&host, port) => {
+            let resolved = resolve(&host, port, left).await;
+            Answer::Resolve(resolved.and_then(|addresses| named::keep_outside(&host, addresses)))
+        }
+        Ask::Resolve { host, port } => {
             let why = format!("{}:{port} needs the grant hosts", protocol::cut(host));
             Answer::Resolve(Err(ResolveError::Denied(why)))
         }
-        Ask::Resolve { host, port } => Answer::Resolve(resolve(&host, port, left).await),
     }
 }
 
@@ -454,7 +496,7 @@ impl Installed {
             seen.apart.record(input, was_violent, Instant::now())
         };
         match &ended.result {
-            Ok(Outcome { verdict, message }) => {
+            Ok(Said::Outcome(Outcome { verdict, message })) => {
                 let result = match verdict {
                     Verdict::Success => ProbeResult::Success,
                     Verdict::Failure => ProbeResult::Failure,
@@ -468,6 +510,10 @@ impl Installed {
                     seen.results.insert(input.to_owned(), result);
                 }
                 ProbeOutcome::new(result, message)
+            }
+            // Asked as a probe, it answers as one.
+            Ok(Said::Populated(_) | Said::Done) => {
+                self.without_outcome(input, self.linked.world.name())
             }
             Err(fault) => {
                 let mut message = fault.to_string();
@@ -492,7 +538,7 @@ impl Installed {
         ProbeOutcome::new(result, format!("plugin {}: {message}", self.spec.name))
     }
 
-    fn log(&self, target: &ProbeTarget, ended: &Ended) {
+    pub(crate) fn log(&self, target: &ProbeTarget, ended: &Ended) {
         let plugin = &self.spec.name;
         let pod = format!("{}/{}", target.namespace, target.pod);
         for (level, line) in &ended.log {

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!  PluginProber ──┬── NativeProber
+//!  volume.rs ─────┤   populate.rs, and what mounts
 //!                 └── PluginHost    installed plugins, their failure policies, what is set apart, counters
 //!                        │ supervisor.rs   one worker process, started again with back-off
 //!                        ▼ protocol
@@ -19,12 +20,15 @@ mod grants;
 mod grpc;
 mod host;
 mod http;
+mod named;
 mod native;
+pub mod populate;
 mod prober;
 pub mod protocol;
 mod stats;
 mod supervisor;
 mod tls;
+pub mod volume;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -34,7 +38,7 @@ pub use grants::Grants;
 pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
 pub use native::NativeProber;
 pub use prober::PluginProber;
-pub use protocol::{Limits, ProbeTarget};
+pub use protocol::{Limits, Populated, ProbeTarget, VolumeError, World};
 pub use stats::PluginStats;
 pub use tls::AcceptAny;
 

@@ -72,6 +72,73 @@ pub struct Call {
     pub target: ProbeTarget,
     /// Until it is dropped.
     pub timeout: Duration,
+    /// The volume that it is about; without one it is a probe.
+    #[serde(default)]
+    pub volume: Option<Box<VolumeCall>>,
+}
+
+/// A call about a volume. A populator's staging directory comes along as a descriptor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeCall {
+    /// The volume's name.
+    pub name: String,
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// What it is asked to be.
+    pub attributes: BTreeMap<String, String>,
+    /// Of the Secret that it names.
+    pub credentials: BTreeMap<String, Vec<u8>>,
+    /// Nobody writes.
+    pub is_read_only: bool,
+    /// The Plugin object's configuration.
+    pub config: BTreeMap<String, String>,
+    /// For a populator: the version that is there.
+    pub current: Option<String>,
+    /// For a populator: what may be written.
+    pub staging: StagingLimits,
+}
+
+/// What a populator may write at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagingLimits {
+    /// Bytes of all files.
+    pub bytes_max: u64,
+    /// Files, directories and links.
+    pub entries_max: u64,
+}
+
+/// What a plugin is, by the world that it exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum World {
+    /// `probe`
+    Probe,
+    /// `populator`
+    Populator,
+    /// `mounter`
+    Mounter,
+    /// `filesystem-volume`
+    Filesystem,
+}
+
+impl World {
+    /// What people call a plugin of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Probe => "a probe",
+            Self::Populator => "a populator",
+            Self::Mounter => "a mounter",
+            Self::Filesystem => "a file system",
+        }
+    }
+}
+
+/// A plugin that has been linked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Linked {
+    /// The interfaces it imports, as `wherry:plugin/exec@0.1.0`.
+    pub imports: Vec<String>,
+    /// What it is.
+    pub world: World,
 }
 
 /// The container that is probed, as far as a plugin may know it.
@@ -126,12 +193,21 @@ impl Default for Limits {
 pub enum ToAgent {
     /// It works, or why it does not.
     Ready(Result<(), String>),
-    /// A plugin was linked: the interfaces it imports; or why it cannot be.
+    /// A plugin was linked, or why it cannot be.
     Loaded {
         /// Which.
         plugin: u64,
-        /// As `wherry:plugin/exec@0.1.0`.
-        result: Result<Vec<String>, String>,
+        /// What it is.
+        result: Result<Linked, String>,
+    },
+    /// How far a populator is.
+    Progress {
+        /// Which call.
+        call: u64,
+        /// Bytes.
+        done: u64,
+        /// Of so many; 0 where it is not known.
+        total: u64,
     },
     /// A call asks the agent.
     Ask {
@@ -199,7 +275,7 @@ pub enum ResolveError {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ended {
     /// What the guest said, or why it could not.
-    pub result: Result<Outcome, Fault>,
+    pub result: Result<Said, Fault>,
     /// CPU time of the guest's own code.
     pub cpu_time: Duration,
     /// Most bytes of memories and tables at any time.
@@ -225,7 +301,27 @@ pub enum LogLevel {
     Error,
 }
 
-/// What the guest said.
+/// What the guest said, by its world.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Said {
+    /// A probe.
+    Outcome(Outcome),
+    /// A populator.
+    Populated(Populated),
+    /// A mounter, or a file system that was opened.
+    Done,
+}
+
+/// What a populator wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Populated {
+    /// What it was made of.
+    pub version: String,
+    /// Ask again after so many seconds; 0: never.
+    pub refresh_seconds: u32,
+}
+
+/// What a probe saw, and what to tell people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// What it saw.
@@ -257,6 +353,9 @@ pub enum Fault {
     /// The guest: anything else.
     #[error("{0}")]
     Other(String),
+    /// The guest: a volume cannot be had.
+    #[error("{0}")]
+    Volume(VolumeError),
     /// The instance trapped, or what it returned is no value of the type.
     #[error("trap: {0}")]
     Trap(String),
@@ -287,7 +386,7 @@ impl Fault {
     /// Whether it cost the plugin its instance, as opposed to what a guest says in good order.
     pub fn is_violent(&self) -> bool {
         match self {
-            Self::InvalidArguments(_) | Self::Denied(_) | Self::Other(_) => false,
+            Self::InvalidArguments(_) | Self::Denied(_) | Self::Other(_) | Self::Volume(_) => false,
             Self::Trap(_)
             | Self::MemoryExceeded { .. }
             | Self::CpuTimeExceeded { .. }
@@ -295,6 +394,32 @@ impl Fault {
             | Self::WorkerLost(_) => true,
         }
     }
+}
+
+/// Why a plugin cannot give a volume, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum VolumeError {
+    /// Does not get better by trying again.
+    #[error("invalid attributes: {0}")]
+    InvalidAttributes(String),
+    /// The credentials are refused.
+    #[error("unauthorized: {0}")]
+    Unauthorized(String),
+    /// There is no such thing at the other end.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// It lacks a grant.
+    #[error("not granted: {0}")]
+    Denied(String),
+    /// The other end cannot be reached now.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// No space, or more than the volume's limit.
+    #[error("no space: {0}")]
+    NoSpace(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// Longest text taken from a guest, bytes.

@@ -24,7 +24,7 @@ use wherry_wasm::{child, wire};
 
 use crate::{
     host::HostConfig,
-    protocol::{Answer, Ask, Bootstrap, Call, Ended, Limits, ToAgent, ToWorker},
+    protocol::{Answer, Ask, Bootstrap, Call, Ended, Limits, Linked, ToAgent, ToWorker},
 };
 
 /// A worker has to make an engine; a busy machine takes its time.
@@ -40,16 +40,22 @@ const LIVED: Duration = Duration::from_secs(60);
 /// Messages that wait to be written to the worker.
 const MESSAGES_MAX: usize = 256;
 
+/// News of a call that wait for the agent: a question and, should the agent be late, the end, which finds room behind
+/// a worker's progress because that comes once a second at most.
+const NEWS_MAX: usize = 64;
+
 /// News of a call.
 pub(crate) enum CallNews {
     Ask(Ask),
+    /// Bytes done, of so many.
+    Progress(u64, u64),
     Ended(Box<Ended>),
 }
 
 #[derive(Default)]
 struct Waiting {
     calls: HashMap<u64, mpsc::Sender<CallNews>>,
-    loads: HashMap<u64, oneshot::Sender<Result<Vec<String>, String>>>,
+    loads: HashMap<u64, oneshot::Sender<Result<Linked, String>>>,
     is_closed: bool,
 }
 
@@ -184,6 +190,13 @@ impl Worker {
                     let _ = waiting.try_send(CallNews::Ask(ask));
                 }
             }
+            ToAgent::Progress { call, done, total } => {
+                let waiting = lock(&self.waiting).calls.get(&call).cloned();
+                if let Some(waiting) = waiting {
+                    // Somebody who has no time for it will hear of the next.
+                    let _ = waiting.try_send(CallNews::Progress(done, total));
+                }
+            }
             ToAgent::Ended { call, ended } => {
                 let waiting = lock(&self.waiting).calls.remove(&call);
                 if let Some(waiting) = waiting {
@@ -221,13 +234,13 @@ impl Worker {
         self.pid
     }
 
-    /// Makes a plugin known to the worker; answers its imports, or `None` if it was known already.
+    /// Makes a plugin known to the worker; answers what it is, or `None` if it was known already.
     pub(crate) async fn load(
         &self,
         plugin: u64,
         limits: Limits,
         directory: &Path,
-    ) -> Result<Option<Vec<String>>, LoadError> {
+    ) -> Result<Option<Linked>, LoadError> {
         let mut loaded = self.loaded.lock().await;
         if loaded.contains(&plugin) {
             return Ok(None);
@@ -245,9 +258,9 @@ impl Worker {
         let message = ToWorker::Load { plugin, limits };
         let _ = self.messages.send((message, Some(descriptor.into()))).await;
         match timeout(LOAD_TIMEOUT, receiver).await {
-            Ok(Ok(Ok(imports))) => {
+            Ok(Ok(Ok(linked))) => {
                 loaded.insert(plugin);
-                Ok(Some(imports))
+                Ok(Some(linked))
             }
             Ok(Ok(Err(why))) => Err(LoadError::Refused(why)),
             Ok(Err(_)) => Err(LoadError::Lost("it ended".into())),
@@ -268,10 +281,13 @@ impl Worker {
     }
 
     /// Begins a call; its number is set here. `None` when the worker is gone.
-    pub(crate) async fn call(self: &Arc<Self>, mut call: Call) -> Option<Pending> {
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        mut call: Call,
+        descriptor: Option<OwnedFd>,
+    ) -> Option<Pending> {
         call.call = self.next_call.fetch_add(1, Ordering::Relaxed);
-        // A question and, should the agent be late, the end.
-        let (sender, news) = mpsc::channel(2);
+        let (sender, news) = mpsc::channel(NEWS_MAX);
         {
             let mut waiting = lock(&self.waiting);
             if waiting.is_closed {
@@ -285,7 +301,7 @@ impl Worker {
             news,
         };
         let message = ToWorker::Call(Box::new(call));
-        self.messages.send((message, None)).await.ok()?;
+        self.messages.send((message, descriptor)).await.ok()?;
         Some(pending)
     }
 }

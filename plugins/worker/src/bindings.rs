@@ -1,9 +1,30 @@
-//! The contract (plugins/wit) in Rust, and nothing else.
+//! The contract (plugins/wit) in Rust, and nothing else. Interfaces that several worlds import are generated once.
 
 wasmtime::component::bindgen!({
     path: "../wit",
     world: "probe",
     imports: { default: async | trappable },
     exports: { default: async },
-    with: { "wherry:plugin/tcp.connection": crate::tcp::Connection },
+    with: {
+        "wherry:plugin/tcp.connection": crate::tcp::Connection,
+        "wherry:plugin/http.download": crate::http::Download,
+    },
 });
+
+/// World `populator`.
+pub(crate) mod populator {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "populator",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        with: {
+            "wherry:plugin/types": super::wherry::plugin::types,
+            "wherry:plugin/log": super::wherry::plugin::log,
+            "wherry:plugin/clock": super::wherry::plugin::clock,
+            "wherry:plugin/http": super::wherry::plugin::http,
+            "wherry:plugin/tcp": super::wherry::plugin::tcp,
+            "wherry:plugin/staging.file": crate::populate::staging::File,
+        },
+    });
+}

@@ -1,6 +1,7 @@
 //! One call: a fresh instance, what it may use, and how its end is told.
 
 use std::{
+    os::fd::OwnedFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -10,12 +11,13 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::timeout;
 use wasmtime::Store;
-use wherry_plugin_host::protocol::{self, Call, Ended, Fault, Limits};
+use wherry_plugin_host::protocol::{self, Call, Ended, Fault, Limits, Said};
 
 use crate::{
     bindings::wherry::plugin::outcomes::{Outcome, ProbeError, Verdict},
     limits::{Limiter, MemoryExceeded},
-    plugin::Plugin,
+    plugin::{Plugin, Pre},
+    populate,
     state::{Agent, State},
     tls::NodeRoots,
 };
@@ -49,24 +51,49 @@ impl<F: Future> Future for Metered<F> {
     }
 }
 
-/// Makes a call and answers how it ended.
-pub(crate) async fn run(plugin: &Plugin, call: Call, roots: Arc<NodeRoots>, agent: Agent) -> Ended {
+/// Makes a call and answers how it ended. `descriptor` is what came along: a populator's staging directory.
+pub(crate) async fn run(
+    plugin: &Plugin,
+    call: Call,
+    descriptor: Option<OwnedFd>,
+    roots: Arc<NodeRoots>,
+    agent: Agent,
+) -> Ended {
     let limits = plugin.limits;
     let time = call.timeout.min(limits.wall_time_max);
-    let state = State::new(
+    let mut state = State::new(
         call.target,
         time,
         Limiter::new(limits.memory_bytes_max),
         roots,
         agent,
     );
-    let mut store = Store::new(plugin.pre.engine(), state);
+    let volume = call.volume.map(|volume| *volume);
+    state.volume = volume.map(|volume| populate::Volume::new(volume, descriptor));
+    let mut store = Store::new(&plugin.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.epoch_deadline_async_yield_and_update(1);
     store.set_epoch_deadline(1);
     let guest = async {
-        let instance = plugin.pre.instantiate_async(&mut store).await?;
-        instance.call_check(&mut store, &call.arguments).await
+        match &plugin.pre {
+            Pre::Probe(pre) => {
+                let instance = pre.instantiate_async(&mut store).await?;
+                let said = instance.call_check(&mut store, &call.arguments).await?;
+                Ok(said.map(outcome).map_err(declared))
+            }
+            Pre::Populator(pre) => {
+                let current = store
+                    .data()
+                    .volume
+                    .as_ref()
+                    .and_then(populate::Volume::current);
+                let instance = pre.instantiate_async(&mut store).await?;
+                let said = instance
+                    .call_populate(&mut store, current.as_deref())
+                    .await?;
+                Ok(said.map(populate::said).map_err(populate::declared))
+            }
+        }
     };
     let mut metered = Metered {
         inner: Box::pin(guest),
@@ -74,7 +101,7 @@ pub(crate) async fn run(plugin: &Plugin, call: Call, roots: Arc<NodeRoots>, agen
         max: limits.cpu_time_max,
     };
     let result = match timeout(time, &mut metered).await {
-        Ok(Ok(Ok(said))) => said.map(outcome).map_err(declared),
+        Ok(Ok(Ok(said))) => said,
         Ok(Ok(Err(error))) => Err(fault(&error, limits)),
         Ok(Err(Exceeded)) => Err(Fault::CpuTimeExceeded {
             max: limits.cpu_time_max,
@@ -94,15 +121,15 @@ pub(crate) async fn run(plugin: &Plugin, call: Call, roots: Arc<NodeRoots>, agen
     }
 }
 
-fn outcome(outcome: Outcome) -> protocol::Outcome {
-    protocol::Outcome {
+fn outcome(outcome: Outcome) -> Said {
+    Said::Outcome(protocol::Outcome {
         verdict: match outcome.verdict {
             Verdict::Success => protocol::Verdict::Success,
             Verdict::Failure => protocol::Verdict::Failure,
             Verdict::Unknown => protocol::Verdict::Unknown,
         },
         message: protocol::cut(outcome.message),
-    }
+    })
 }
 
 fn declared(error: ProbeError) -> Fault {

@@ -17,10 +17,15 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use wasmtime::component::Resource;
+
 use crate::{
-    bindings::wherry::plugin::http::{Host, HttpError, Request, Response, Scheme, Version},
+    bindings::wherry::plugin::http::{
+        Host, HostDownload, HttpError, Request, Response, Scheme, Version,
+    },
     confine::{ConnectError, address},
     state::State,
+    tcp::CONNECTIONS_MAX,
     tls,
 };
 
@@ -41,6 +46,95 @@ impl From<ConnectError> for HttpError {
 
 impl Host for State {
     async fn send(&mut self, request: Request) -> wasmtime::Result<Result<Response, HttpError>> {
+        let (name, deadline) = (address(&request.host, request.port), self.io_deadline());
+        let wanted = (request.body_bytes_max as usize).min(BODY_BYTES_MAX);
+        let (response, driver) = match self.begin(request).await? {
+            Ok(begun) => begun,
+            Err(error) => return Ok(Err(error)),
+        };
+        let received = timeout_at(deadline, receive(response, wanted)).await;
+        drop(driver);
+        Ok(match received {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(failure(&name, &error)),
+            Err(_) => Err(HttpError::Timeout(format!("{name}: time is up"))),
+        })
+    }
+}
+
+impl HostDownload for State {
+    async fn open(
+        &mut self,
+        request: Request,
+    ) -> wasmtime::Result<Result<Resource<Download>, HttpError>> {
+        let name = address(&request.host, request.port);
+        if self.connections >= CONNECTIONS_MAX {
+            let why = format!("{name}: {CONNECTIONS_MAX} connections are open");
+            return Ok(Err(HttpError::Other(why)));
+        }
+        let (response, driver) = match self.begin(request).await? {
+            Ok(begun) => begun,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (parts, body) = response.into_parts();
+        self.connections += 1;
+        Ok(Ok(self.table.push(Download {
+            name,
+            status: parts.status.as_u16(),
+            headers: headers(&parts.headers),
+            body,
+            rest: Bytes::new(),
+            _driver: driver,
+        })?))
+    }
+
+    async fn status(&mut self, download: Resource<Download>) -> wasmtime::Result<u16> {
+        Ok(self.table.get(&download)?.status)
+    }
+
+    async fn headers(
+        &mut self,
+        download: Resource<Download>,
+    ) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
+        Ok(self.table.get(&download)?.headers.clone())
+    }
+
+    async fn read(
+        &mut self,
+        download: Resource<Download>,
+        max: u32,
+    ) -> wasmtime::Result<Result<Vec<u8>, HttpError>> {
+        let deadline = self.io_deadline();
+        let download = self.table.get_mut(&download)?;
+        let max = (max as usize).clamp(1, BODY_BYTES_MAX);
+        while download.rest.is_empty() {
+            match timeout_at(deadline, download.body.frame()).await {
+                Ok(Some(Ok(frame))) => download.rest = frame.into_data().unwrap_or_default(),
+                Ok(None) => return Ok(Ok(Vec::new())),
+                Ok(Some(Err(error))) => return Ok(Err(failure(&download.name, &error))),
+                Err(_) => {
+                    let why = format!("{}: time is up", download.name);
+                    return Ok(Err(HttpError::Timeout(why)));
+                }
+            }
+        }
+        let length = download.rest.len().min(max);
+        Ok(Ok(download.rest.split_to(length).into()))
+    }
+
+    async fn drop(&mut self, download: Resource<Download>) -> wasmtime::Result<()> {
+        self.table.delete(download)?;
+        self.connections = self.connections.saturating_sub(1);
+        Ok(())
+    }
+}
+
+impl State {
+    /// Sends a request, and waits for the head of the answer.
+    async fn begin(
+        &mut self,
+        request: Request,
+    ) -> wasmtime::Result<Result<(HyperResponse<Incoming>, Driver), HttpError>> {
         let name = address(&request.host, request.port);
         let prepared = match prepare(&request, &name) {
             Ok(prepared) => prepared,
@@ -113,6 +207,18 @@ fn prepare(request: &Request, name: &str) -> Result<HyperRequest<Full<Bytes>>, S
         .map_err(|error| error.to_string())
 }
 
+/// An answer whose body a guest reads piece by piece.
+#[expect(unreachable_pub, reason = "the generated bindings use it as public")]
+pub struct Download {
+    name: String,
+    status: u16,
+    headers: Vec<(String, Vec<u8>)>,
+    body: Incoming,
+    /// Of the frame that came last.
+    rest: Bytes,
+    _driver: Driver,
+}
+
 /// The task that drives a connection, which ends with the call.
 struct Driver(AbortHandle);
 
@@ -126,28 +232,27 @@ async fn exchange<S>(
     stream: S,
     request: &Request,
     prepared: HyperRequest<Full<Bytes>>,
-) -> Result<Response, HttpError>
+) -> Result<(HyperResponse<Incoming>, Driver), HttpError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let name = address(&request.host, request.port);
     let trouble = |error: hyper::Error| failure(&name, &error);
     let stream = TokioIo::new(stream);
-    let body_bytes_max = (request.body_bytes_max as usize).min(BODY_BYTES_MAX);
     match request.version {
         Version::Http1 => {
             let (mut sender, connection) = http1::handshake(stream).await.map_err(trouble)?;
-            let _driver = Driver(tokio::spawn(connection).abort_handle());
+            let driver = Driver(tokio::spawn(connection).abort_handle());
             let response = sender.send_request(prepared).await.map_err(trouble)?;
-            receive(response, body_bytes_max).await.map_err(trouble)
+            Ok((response, driver))
         }
         Version::Http2 => {
             let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream)
                 .await
                 .map_err(trouble)?;
-            let _driver = Driver(tokio::spawn(connection).abort_handle());
+            let driver = Driver(tokio::spawn(connection).abort_handle());
             let response = sender.send_request(prepared).await.map_err(trouble)?;
-            receive(response, body_bytes_max).await.map_err(trouble)
+            Ok((response, driver))
         }
     }
 }

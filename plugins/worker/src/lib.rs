@@ -5,6 +5,7 @@
 //!  agent ── protocol ──▶ serve.rs ── one task per call ──▶ call.rs    a fresh instance, metered
 //!                           │                                │ state.rs   what the guest imports
 //!                           ▼                                ├ http.rs, tcp.rs   connections from the node
+//!                           │                                ├ populate.rs   volumes, and the directory they are written to
 //!                        plugin.rs   linked components       └ confine.rs   to the pod, or where the agent says
 //! ```
 //!
@@ -18,6 +19,7 @@ mod confine;
 mod http;
 mod limits;
 mod plugin;
+mod populate;
 mod serve;
 mod state;
 mod tcp;

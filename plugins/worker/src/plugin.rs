@@ -6,37 +6,81 @@ use wasmtime::{
     Engine,
     component::{HasSelf, Linker},
 };
-use wherry_plugin_host::protocol::Limits;
+use wherry_plugin_host::protocol::{Limits, Linked, World};
 use wherry_wasm_engine::plugin as sandbox;
 
 use crate::{
-    bindings::{Probe, ProbePre},
+    bindings::{
+        Probe, ProbePre,
+        populator::{Populator, PopulatorPre},
+    },
     state::State,
 };
 
 /// A plugin, ready to be instantiated.
 pub(crate) struct Plugin {
-    pub(crate) pre: ProbePre<State>,
+    pub(crate) engine: Engine,
+    pub(crate) pre: Pre,
     pub(crate) limits: Limits,
 }
 
-/// Links a compiled component; answers with it the interfaces it imports.
+/// By its world.
+pub(crate) enum Pre {
+    Probe(ProbePre<State>),
+    Populator(PopulatorPre<State>),
+}
+
+/// Links a compiled component as the world that it exports; answers with it what it is.
 ///
 /// The functions of WASI are there because run-time libraries ask for them, and find nothing.
 pub(crate) fn load(
     engine: &Engine,
     directory: &OwnedFd,
     limits: Limits,
-) -> wasmtime::Result<(Plugin, Vec<String>)> {
+) -> wasmtime::Result<(Plugin, Linked)> {
     let component = sandbox::load(engine, directory)?;
-    let imports = component
-        .component_type()
-        .imports(engine)
-        .map(|(name, _)| name.to_owned())
-        .collect();
+    let component_type = component.component_type();
+    let names = |list: &mut dyn Iterator<Item = &str>| list.map(str::to_owned).collect::<Vec<_>>();
+    let imports = names(&mut component_type.imports(engine).map(|(name, _)| name));
+    let exports = names(&mut component_type.exports(engine).map(|(name, _)| name));
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    Probe::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-    let pre = ProbePre::new(linker.instantiate_pre(&component)?)?;
-    Ok((Plugin { pre, limits }, imports))
+    let world = world(&exports);
+    let pre = match world {
+        World::Populator => {
+            Populator::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
+            Pre::Populator(PopulatorPre::new(linker.instantiate_pre(&component)?)?)
+        }
+        // What exports nothing known fails here, with the words for a probe.
+        World::Probe => {
+            Probe::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
+            Pre::Probe(ProbePre::new(linker.instantiate_pre(&component)?)?)
+        }
+        World::Mounter | World::Filesystem => {
+            wasmtime::bail!("{} cannot be called on this node", world.name())
+        }
+    };
+    let engine = engine.clone();
+    Ok((
+        Plugin {
+            engine,
+            pre,
+            limits,
+        },
+        Linked { imports, world },
+    ))
+}
+
+/// The world that exports tell.
+fn world(exports: &[String]) -> World {
+    let has = |name: &str| exports.iter().any(|export| export == name);
+    if has("populate") {
+        World::Populator
+    } else if has("mount") {
+        World::Mounter
+    } else if has("open") {
+        World::Filesystem
+    } else {
+        World::Probe
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::mpsc, task::AbortHandle};
 use wasmtime::Engine;
-use wherry_plugin_host::protocol::{Answer, Call, Ended, Fault, Limits, ToAgent, ToWorker};
+use wherry_plugin_host::protocol::{Answer, Call, Ended, Fault, Limits, Linked, ToAgent, ToWorker};
 use wherry_wasm::wire;
 
 use crate::{
@@ -79,7 +79,7 @@ impl Worker {
                 ToWorker::Unload { plugin } => {
                     lock(&self.plugins).remove(&plugin);
                 }
-                ToWorker::Call(call) => self.begin(*call),
+                ToWorker::Call(call) => self.begin(*call, descriptors.into_iter().next()),
                 ToWorker::Answer { call, answer } => {
                     if let Some(under_way) = lock(&self.calls).get(&call) {
                         // A call asks one thing at a time: there is room.
@@ -106,22 +106,22 @@ impl Worker {
         number: u64,
         limits: Limits,
         descriptors: Vec<OwnedFd>,
-    ) -> Result<Vec<String>, String> {
+    ) -> Result<Linked, String> {
         let directory = descriptors.first().ok_or("no file came along")?;
-        let (plugin, imports) =
+        let (plugin, linked) =
             plugin::load(&self.engine, directory, limits).map_err(|error| format!("{error:#}"))?;
         lock(&self.plugins).insert(number, Arc::new(plugin));
-        Ok(imports)
+        Ok(linked)
     }
 
-    fn begin(self: &Arc<Self>, call: Call) {
+    fn begin(self: &Arc<Self>, call: Call, descriptor: Option<OwnedFd>) {
         let number = call.call;
         let (answers, receiver) = mpsc::channel(1);
         let plugin = lock(&self.plugins).get(&call.plugin).cloned();
         let worker = Arc::clone(self);
         let mut calls = lock(&self.calls);
         let task = tokio::spawn(async move {
-            let ended = worker.call(plugin, call, receiver).await;
+            let ended = worker.call(plugin, call, descriptor, receiver).await;
             lock(&worker.calls).remove(&number);
             let ended = ToAgent::Ended {
                 call: number,
@@ -143,6 +143,7 @@ impl Worker {
         self: &Arc<Self>,
         plugin: Option<Arc<Plugin>>,
         call: Call,
+        descriptor: Option<OwnedFd>,
         answers: mpsc::Receiver<Answer>,
     ) -> Ended {
         let Some(plugin) = plugin else {
@@ -167,7 +168,19 @@ impl Worker {
                 })
             }),
             answers,
+            tell: {
+                let sender = self.sender.clone();
+                Box::new(move |done, total| {
+                    let progress = ToAgent::Progress {
+                        call: number,
+                        done,
+                        total,
+                    };
+                    // Should the queue be full, the next one tells more.
+                    let _ = sender.try_send(progress);
+                })
+            },
         };
-        call::run(&plugin, call, Arc::clone(&self.roots), agent).await
+        call::run(&plugin, call, descriptor, Arc::clone(&self.roots), agent).await
     }
 }

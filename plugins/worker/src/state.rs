@@ -19,6 +19,7 @@ use crate::{
     },
     confine::reserve,
     limits::Limiter,
+    populate::Volume,
     tls::NodeRoots,
 };
 
@@ -29,6 +30,8 @@ const LOG_LINES_MAX: usize = 100;
 pub(crate) struct Agent {
     pub(crate) ask: Box<dyn Fn(Ask) -> AskSent + Send + Sync>,
     pub(crate) answers: mpsc::Receiver<Answer>,
+    /// Tells how many bytes are done, of how many.
+    pub(crate) tell: Box<dyn Fn(u64, u64) + Send + Sync>,
 }
 
 /// Sending a question.
@@ -45,7 +48,9 @@ pub(crate) struct State {
     pub(crate) log: Vec<(LogLevel, String)>,
     pub(crate) log_dropped: u32,
     pub(crate) denied: Option<String>,
-    agent: Agent,
+    /// What the call is about, if that is a volume.
+    pub(crate) volume: Option<Volume>,
+    pub(crate) agent: Agent,
     begun: Instant,
     timeout: Duration,
 }
@@ -68,6 +73,7 @@ impl State {
             log: Vec::new(),
             log_dropped: 0,
             denied: None,
+            volume: None,
             agent,
             begun: Instant::now(),
             timeout,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Connections of one call.
-const CONNECTIONS_MAX: usize = 16;
+pub(crate) const CONNECTIONS_MAX: usize = 16;
 /// Bytes of one read.
 const READ_BYTES_MAX: usize = 64 << 10;
 

@@ -119,10 +119,11 @@ fn spec(name: &str) -> PluginSpec {
         digest: "sha256:probe-plugin".into(),
         grants: Grants {
             exec: true,
-            hosts: Vec::new(),
+            ..Grants::default()
         },
         limits: Limits::default(),
         failure_policy: FailurePolicy::default(),
+        config: Default::default(),
     }
 }
 
