@@ -7,8 +7,9 @@ use rtnetlink::{Handle, LinkBridge, packet_route::link::InfoKind};
 use tracing::info;
 
 use crate::{
-    Cidr, NetworkConfig, NetworkError,
+    Backend, Cidr, NetworkConfig, NetworkError,
     netlink::{self, Link},
+    peers,
 };
 
 /// Largest packet where the way outside does not say: Ethernet's.
@@ -47,6 +48,10 @@ async fn create(handle: &Handle, config: &NetworkConfig) -> Result<(), NetworkEr
     for cidr in config.cidrs() {
         let found = outside(handle, &cidr).await?;
         mtu = mtu.or(found);
+    }
+    if config.mtu.is_none() && config.backend == Backend::Vxlan {
+        // With "auto" pods learn it of the path, for most of what they say stays out of the tunnel.
+        mtu = peers::tunnel_mtu(handle, config).await?.or(mtu);
     }
     let name = &config.bridge;
     // A fixed hardware address: by default a bridge takes the lowest of its ports', which changes

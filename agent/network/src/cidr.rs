@@ -13,7 +13,7 @@ use crate::NetworkError;
 const HOST_BITS_MAX: u32 = 24;
 
 /// A range of addresses: `10.88.0.0/16`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     network: IpAddr,
     prefix_len: u8,

@@ -4,11 +4,13 @@
 //! does by policy. There, and only there, two rules marked with our name are put in front, and
 //! [`remove`] takes them back by that mark.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use tracing::info;
 
 use crate::{
-    NetworkConfig, NetworkError,
+    Cidr, NetworkConfig, NetworkError,
     nft::{self, list},
 };
 
@@ -20,9 +22,13 @@ struct Chain {
     name: String,
 }
 
-/// Puts the table in place, whatever it was, in one transaction.
-pub(crate) async fn ensure(config: &NetworkConfig) -> Result<(), NetworkError> {
-    nft::run(&ruleset(config)).await?;
+/// Puts the table in place, whatever it was, in one transaction. `inside` is met by pods under their own addresses;
+/// `None` leaves what the table says of that. Answers the processes that did it.
+pub(crate) async fn ensure(
+    config: &NetworkConfig,
+    inside: Option<&BTreeSet<Cidr>>,
+) -> Result<Vec<u32>, NetworkError> {
+    let mut runs = vec![nft::run(&ruleset(config, inside)).await?.pid];
     for chain in dropping_chains(&list(&["chains"]).await?, &table(config)) {
         let Chain {
             family,
@@ -36,10 +42,10 @@ pub(crate) async fn ensure(config: &NetworkConfig) -> Result<(), NetworkError> {
                 "insert rule {family} {table} {name} iifname \"{bridge}\" accept comment \"{mark}\"\n\
                  insert rule {family} {table} {name} oifname \"{bridge}\" accept comment \"{mark}\"\n"
             );
-            nft::run(&rules).await?;
+            runs.push(nft::run(&rules).await?.pid);
         }
     }
-    Ok(())
+    Ok(runs)
 }
 
 /// Takes the table away and the rules in front of others. Gone already: `Ok`.
@@ -68,7 +74,7 @@ pub(crate) async fn remove(config: &NetworkConfig) -> Result<(), NetworkError> {
     nft::run(&script).await.map(drop)
 }
 
-fn table(config: &NetworkConfig) -> String {
+pub(crate) fn table(config: &NetworkConfig) -> String {
     table_of(&config.bridge)
 }
 
@@ -94,42 +100,96 @@ fn mark(config: &NetworkConfig) -> String {
     format!("wherry:{}", config.bridge)
 }
 
-/// The whole table. Deleting what has just been added is how "replace it" is said.
-fn ruleset(config: &NetworkConfig) -> String {
+/// The whole table. Chains are flushed rather than deleted, so that what is inside stays known over a restart.
+fn ruleset(config: &NetworkConfig, inside: Option<&BTreeSet<Cidr>>) -> String {
     let (table, bridge) = (table(config), &config.bridge);
-    let mut masquerade = String::new();
-    for cidr in config.cidrs() {
-        let family = if cidr.network().is_ipv6() {
-            "ip6"
-        } else {
-            "ip"
-        };
-        let inside = config
-            .no_masquerade
-            .iter()
-            .filter(|other| other.network().is_ipv6() == cidr.network().is_ipv6());
-        for other in std::iter::once(&cidr).chain(inside) {
-            masquerade.push_str(&format!(
-                "    {family} saddr {cidr} {family} daddr {other} return\n"
-            ));
+    let mut script = format!("add table inet {table}\n");
+    for family in [Family::V4, Family::V6] {
+        let (set, kind) = (family.set(), family.kind());
+        script.push_str(&format!(
+            "add set inet {table} {set} {{ type {kind}; flags interval; auto-merge; }}\n"
+        ));
+        if inside.is_some() {
+            script.push_str(&format!("flush set inet {table} {set}\n"));
         }
-        masquerade.push_str(&format!(
-            "    {family} saddr {cidr} oifname != \"{bridge}\" masquerade\n"
+        let ranges = config.cidrs().chain(config.no_masquerade.iter().copied());
+        let ranges = ranges.chain(inside.into_iter().flatten().copied());
+        let ranges: Vec<String> = ranges
+            .filter(|cidr| Family::of(cidr) == family)
+            .map(|cidr| cidr.to_string())
+            .collect();
+        if !ranges.is_empty() {
+            let ranges = ranges.join(", ");
+            script.push_str(&format!("add element inet {table} {set} {{ {ranges} }}\n"));
+        }
+    }
+    for (chain, hook) in [
+        ("postrouting", "type nat hook postrouting priority srcnat"),
+        ("forward", "type filter hook forward priority filter"),
+    ] {
+        script.push_str(&format!(
+            "add chain inet {table} {chain} {{ {hook}; policy accept; }}\nflush chain inet {table} {chain}\n"
         ));
     }
-    format!(
-        "add table inet {table}\n\
-         delete table inet {table}\n\
-         table inet {table} {{\n  \
-           chain postrouting {{\n    \
-             type nat hook postrouting priority srcnat; policy accept;\n\
-             {masquerade}  }}\n  \
-           chain forward {{\n    \
-             type filter hook forward priority filter; policy accept;\n    \
-             iifname \"{bridge}\" accept\n    \
-             oifname \"{bridge}\" accept\n  }}\n\
-         }}\n"
-    )
+    let mut rule = |chain: &str, rule: String| {
+        script.push_str(&format!("add rule inet {table} {chain} {rule}\n"));
+    };
+    for cidr in config.cidrs() {
+        let family = Family::of(&cidr);
+        let (ip, set) = (family.keyword(), family.set());
+        rule(
+            "postrouting",
+            format!("{ip} saddr {cidr} {ip} daddr @{set} return"),
+        );
+        rule(
+            "postrouting",
+            format!("{ip} saddr {cidr} oifname != \"{bridge}\" masquerade"),
+        );
+    }
+    rule("forward", format!("iifname \"{bridge}\" accept"));
+    rule("forward", format!("oifname \"{bridge}\" accept"));
+    script
+}
+
+/// What differs between IPv4 and IPv6.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn of(cidr: &Cidr) -> Self {
+        if cidr.network().is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+
+    /// In a rule.
+    fn keyword(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    /// The type of an address.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4_addr",
+            Self::V6 => "ipv6_addr",
+        }
+    }
+
+    /// The set of what is not masqueraded.
+    fn set(self) -> &'static str {
+        match self {
+            Self::V4 => "inside",
+            Self::V6 => "inside6",
+        }
+    }
 }
 
 /// Base chains on the way through the node, of other tables, that drop by policy.
@@ -185,15 +245,16 @@ mod tests {
 
     #[test]
     fn the_table_masquerades_what_leaves_the_pod_network() {
-        let ruleset = ruleset(&config());
+        let inside = BTreeSet::from(["10.89.0.0/24".parse().unwrap()]);
+        let ruleset = ruleset(&config(), Some(&inside));
         let lines: Vec<_> = ruleset.lines().map(str::trim).collect();
         for want in [
-            "delete table inet wherry_wherry_1",
-            "ip saddr 10.88.0.0/16 ip daddr 10.88.0.0/16 return",
-            "ip saddr 10.88.0.0/16 ip daddr 10.0.0.0/8 return",
-            "ip saddr 10.88.0.0/16 oifname != \"wherry-1\" masquerade",
-            "ip6 saddr fd00::/64 ip6 daddr fd00::/64 return",
-            "ip6 saddr fd00::/64 oifname != \"wherry-1\" masquerade",
+            "add element inet wherry_wherry_1 inside { 10.88.0.0/16, 10.0.0.0/8, 10.89.0.0/24 }",
+            "add element inet wherry_wherry_1 inside6 { fd00::/64 }",
+            "add rule inet wherry_wherry_1 postrouting ip saddr 10.88.0.0/16 ip daddr @inside return",
+            "add rule inet wherry_wherry_1 postrouting ip saddr 10.88.0.0/16 oifname != \"wherry-1\" masquerade",
+            "add rule inet wherry_wherry_1 postrouting ip6 saddr fd00::/64 ip6 daddr @inside6 return",
+            "add rule inet wherry_wherry_1 postrouting ip6 saddr fd00::/64 oifname != \"wherry-1\" masquerade",
         ] {
             assert!(lines.contains(&want), "{want} is not in\n{ruleset}");
         }

@@ -7,13 +7,14 @@
 //!          └──────────┬───────────┘          └───────────┬───────────┘
 //!                     │ veth                             │ bind
 //!   ──── wherry0 ─────┴────── 10.88.0.1/16, 10.88.0.3/32 ┴──────────
-//!                     │ forward, masquerade (nftables, a table of our own)
-//!                   outside
+//!                     │ forward; masquerade what leaves the cluster (nftables, a table of our own)
+//!         ┌───────────┴───────────┐
+//!      outside     other nodes' pods: routes and a tunnel (peers)
 //! ```
 //!
 //! Nothing but addresses is remembered, and those by the names of files: whatever a killed agent
 //! left half done is found in the kernel and finished or undone by the next call. Left to others:
-//! making namespaces, confining sockets, reaching other nodes, Services.
+//! making namespaces, confining sockets, who is a node of the cluster, Services.
 
 mod addresses;
 mod bridge;
@@ -21,12 +22,15 @@ mod cidr;
 mod error;
 mod firewall;
 pub mod local;
+pub mod netfilter;
 mod netlink;
 pub mod nft;
+mod peers;
 mod pod_network;
 mod veth;
 
 pub use cidr::Cidr;
 pub use error::NetworkError;
 pub use firewall::services_table;
+pub use peers::{Backend, Peer, Unreachable, Vxlan};
 pub use pod_network::{Attach, NetworkConfig, PodNetwork};

@@ -19,7 +19,7 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, CacheInfo},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
     },
 };
 
@@ -45,6 +45,8 @@ pub(crate) struct Route {
     /// `None` for the default route.
     pub(crate) destination: Option<Cidr>,
     pub(crate) output_index: u32,
+    /// Somebody made it; the kernel did not.
+    pub(crate) protocol_is_static: bool,
 }
 
 /// A connection to the network namespace of the calling thread, served by the current runtime until
@@ -240,7 +242,7 @@ pub(crate) async fn addresses(
         .collect())
 }
 
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+pub(crate) fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     let local = message
         .attributes
         .iter()
@@ -302,6 +304,7 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     let mut route = Route {
         destination: None,
         output_index: 0,
+        protocol_is_static: message.header.protocol == RouteProtocol::Static,
     };
     let mut destination: Option<IpAddr> = None;
     for attribute in &message.attributes {
@@ -374,6 +377,18 @@ pub(crate) fn hardware_address(address: IpAddr) -> Vec<u8> {
     [&[0x0a, 0x58], &tail[..]].concat()
 }
 
+/// A number that follows from names, the same in every version (FNV-1a).
+pub(crate) fn stable_hash(words: &[&str]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for (index, word) in words.iter().enumerate() {
+        let separator = (index > 0).then_some(0);
+        for byte in separator.into_iter().chain(word.bytes()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash
+}
+
 pub(crate) fn errno(error: &Error) -> Option<Errno> {
     to_io(error.clone()).raw_os_error().map(Errno::from_raw)
 }
@@ -382,6 +397,6 @@ pub(crate) fn errno(error: &Error) -> Option<Errno> {
 pub(crate) fn is_gone(error: &Error) -> bool {
     matches!(
         errno(error),
-        Some(Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO)
+        Some(Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO | Errno::ENOENT)
     )
 }

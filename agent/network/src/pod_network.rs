@@ -5,19 +5,19 @@ use std::{
     fs, io,
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rtnetlink::Handle;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tracing::{debug, warn};
 
 use crate::{
-    Cidr, NetworkError,
+    Backend, Cidr, NetworkError, Peer, Unreachable, Vxlan,
     addresses::Addresses,
     bridge, firewall,
     netlink::{self, Link, Namespace},
-    veth,
+    peers, veth,
 };
 
 /// How pods of a node are connected.
@@ -35,8 +35,14 @@ pub struct NetworkConfig {
     pub mtu: Option<u32>,
     /// Whether pods reach the outside under the node's address. Without it nftables is not touched.
     pub masquerade: bool,
-    /// Ranges that see pods' own addresses all the same: other nodes' pods.
+    /// Ranges that see pods' own addresses all the same, besides nodes and their pods.
     pub no_masquerade: Vec<Cidr>,
+    /// How packets for other nodes' pods get there.
+    pub backend: Backend,
+    /// The tunnel's numbers.
+    pub vxlan: Vxlan,
+    /// The node's addresses as other nodes know it, the preferred one first: one of them is the tunnel's end.
+    pub node_ips: Vec<IpAddr>,
 }
 
 impl NetworkConfig {
@@ -50,6 +56,9 @@ impl NetworkConfig {
             mtu: None,
             masquerade: true,
             no_masquerade: Vec::new(),
+            backend: Backend::default(),
+            vxlan: Vxlan::default(),
+            node_ips: Vec::new(),
         }
     }
 
@@ -133,6 +142,33 @@ impl PodNetwork {
     /// What a pod has reserved, IPv4 first; nothing if it was never attached.
     pub fn addresses(&self, uid: &str) -> Vec<IpAddr> {
         self.reservations().of(uid)
+    }
+
+    /// Keeps the ways to other nodes' pods, and what is not masqueraded, as `peers` want it, and repairs what somebody
+    /// takes away, until it is dropped; what is there then stays. Nothing is touched before `peers` is told. Nodes that
+    /// cannot be reached are told to `unreachable`.
+    pub async fn keep_peers(
+        &self,
+        peers: watch::Receiver<Option<Arc<[Peer]>>>,
+        unreachable: watch::Sender<Vec<Unreachable>>,
+    ) {
+        match self.netlink().await {
+            Ok(handle) => peers::keep(self, &handle, peers, unreachable).await,
+            Err(error) => warn!(%error, "Other nodes' pods are not reached"),
+        }
+    }
+
+    pub(crate) fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// Interfaces of pods that have reserved.
+    pub(crate) fn port_names(&self) -> HashSet<String> {
+        let known = self.reservations().all();
+        known
+            .keys()
+            .map(|uid| veth::name(&self.config.bridge, uid))
+            .collect()
     }
 
     /// Puts bridge, gateway, forwarding and firewall in place. Repeatable.
@@ -227,6 +263,7 @@ impl PodNetwork {
     /// The kernel or the disk refuses.
     pub async fn down(self) -> Result<(), NetworkError> {
         let handle = self.netlink().await?;
+        peers::remove(&handle, &self.config.bridge).await?;
         if let Some(bridge) = netlink::link_by_name(&handle, &self.config.bridge).await? {
             for link in netlink::links(&handle).await? {
                 if veth::is_port(&link, &bridge) {
@@ -265,7 +302,7 @@ impl PodNetwork {
         let first = self.is_up.get_or_try_init(async || {
             bridge::ensure(&handle, &self.config).await?;
             if self.config.masquerade {
-                firewall::ensure(&self.config).await?;
+                firewall::ensure(&self.config, None).await?;
             }
             Ok(())
         });
@@ -283,10 +320,7 @@ impl PodNetwork {
         let links = netlink::links(handle).await?;
         let addresses = netlink::addresses(handle, bridge.index).await?;
         let known = self.reservations().all();
-        let names: HashSet<String> = known
-            .keys()
-            .map(|uid| veth::name(&self.config.bridge, uid))
-            .collect();
+        let names = self.port_names();
         for link in links.iter().filter(|link| veth::is_port(link, bridge)) {
             if !names.contains(&link.name) {
                 netlink::delete_link(handle, link).await?;
@@ -308,4 +342,4 @@ impl PodNetwork {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,11 +21,7 @@ const PREFIX: &str = "veth";
 /// The name of the node's end: it follows from bridge and pod, so that it is found again without
 /// being remembered, and two nodes on one machine have different ones.
 pub(crate) fn name(bridge: &str, uid: &str) -> String {
-    // FNV-1a, because the name must be the same in every version.
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in bridge.bytes().chain([0]).chain(uid.bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
+    let hash = netlink::stable_hash(&[bridge, uid]);
     // 11 digits of base 36 hold 56 bits, and 15 letters are all that an interface may have.
     let mut rest = (hash >> 56) ^ (hash & ((1 << 56) - 1));
     let mut digits = String::new();
@@ -40,7 +36,12 @@ pub(crate) fn name(bridge: &str, uid: &str) -> String {
 pub(crate) fn is_port(link: &Link, bridge: &Link) -> bool {
     link.controller == Some(bridge.index)
         && link.kind == Some(InfoKind::Veth)
-        && link.name.starts_with(PREFIX)
+        && is_name(&link.name)
+}
+
+/// Whether an interface's name is one that [`name`] gives.
+pub(crate) fn is_name(name: &str) -> bool {
+    name.len() == 15 && name.starts_with(PREFIX)
 }
 
 /// Connects a namespace to the bridge. Repeatable: what is there and right is left alone, the rest
@@ -127,7 +128,7 @@ async fn create(
 }
 
 /// Lets a pod reach itself by an address that leads back through the bridge.
-async fn hairpin(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+pub(crate) async fn hairpin(handle: &Handle, name: &str) -> Result<(), NetworkError> {
     let failed = || NetworkError::netlink(format!("hairpin mode of {name}"));
     let Some(port) = netlink::link_by_name(handle, name).await? else {
         return Err(NetworkError::Conflict(format!("interface {name} has gone")));

@@ -11,11 +11,12 @@ use std::{
 
 use nix::sys::socket::SockFlag;
 
+use wherry_network::netfilter::{
+    Attributes, Messages, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
+    NLMSG_ERROR, Socket, request,
+};
+
 use crate::{
-    netlink::{
-        Attributes, Messages, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
-        NLMSG_ERROR, Socket, request,
-    },
     object::Protocol,
     plan::{At, Frontend, Target},
 };

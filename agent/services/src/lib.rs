@@ -15,8 +15,6 @@
 mod affinity;
 mod conntrack;
 mod index;
-mod monitor;
-mod netlink;
 mod object;
 mod plan;
 mod proxy;

@@ -11,12 +11,11 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use wherry_network::{Cidr, NetworkError, local, nft, services_table};
+use wherry_network::{Cidr, NetworkError, local, netfilter::Monitor, nft, services_table};
 
 use crate::{
     affinity, conntrack,
     index::Index,
-    monitor::Monitor,
     object::Protocol,
     plan::{self, Frontend},
     script::{self, Form},

@@ -52,10 +52,10 @@ impl Node {
 }
 
 /// A network namespace that lives as long as this.
-struct Netns(File);
+pub(crate) struct Netns(pub(crate) File);
 
 impl Netns {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             Self(File::open("/proc/thread-self/ns/net").unwrap())
@@ -63,12 +63,12 @@ impl Netns {
         made.join().unwrap()
     }
 
-    fn attach(&self) -> Attach {
+    pub(crate) fn attach(&self) -> Attach {
         Attach::Namespace(format!("/proc/self/fd/{}", self.0.as_raw_fd()).into())
     }
 
     /// Runs something inside. A socket that it makes stays inside.
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let entered = scope.spawn(|| {
                 setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
@@ -79,7 +79,7 @@ impl Netns {
     }
 }
 
-fn sh(script: &str) -> String {
+pub(crate) fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
     assert!(
         output.status.success(),
@@ -89,20 +89,20 @@ fn sh(script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn listen(address: IpAddr) -> (TcpListener, SocketAddr) {
+pub(crate) fn listen(address: IpAddr) -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
 /// Connects, and answers who the other side says we are.
-fn connect(listener: &TcpListener, to: SocketAddr) -> IpAddr {
+pub(crate) fn connect(listener: &TcpListener, to: SocketAddr) -> IpAddr {
     let _stream = TcpStream::connect_timeout(&to, TIMEOUT).unwrap();
     listener.accept().unwrap().1.ip()
 }
 
 /// Connects as a confined pod does: from its address.
-fn connect_from(source: IpAddr, to: SocketAddr) -> OwnedFd {
+pub(crate) fn connect_from(source: IpAddr, to: SocketAddr) -> OwnedFd {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket,
     };
@@ -122,7 +122,7 @@ fn connect_from(source: IpAddr, to: SocketAddr) -> OwnedFd {
     socket
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 

@@ -1,11 +1,11 @@
-//! Hears when somebody else takes something out of the table.
+//! Hears when somebody else takes something out of a table of nftables.
 
 use std::io;
 
 use nix::{errno::Errno, sys::socket::SockFlag};
 use tokio::io::unix::AsyncFd;
 
-use crate::netlink::{Messages, Socket};
+use super::{Messages, Socket};
 
 /// `NFNLGRP_NFTABLES`, as a bit.
 const GROUP: u32 = 1 << 6;
@@ -18,17 +18,21 @@ const TABLE: u16 = 1;
 const BUFFER: usize = 4 << 20;
 
 /// Listens to changes of nftables in the network namespace it was made in.
-pub(crate) struct Monitor {
+pub struct Monitor {
     socket: AsyncFd<Socket>,
     buffer: Vec<u8>,
 }
 
 impl Monitor {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// The kernel's.
     #[expect(
         deprecated,
         reason = "its replacement is unsafe for descriptors that change; this one never does"
     )]
-    pub(crate) fn open() -> io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         let socket = Socket::open(GROUP, SockFlag::SOCK_NONBLOCK)?;
         socket.set_buffer(BUFFER);
         Ok(Self {
@@ -42,7 +46,7 @@ impl Monitor {
     ///
     /// # Cancel safety
     /// News that have been read and do not matter are gone; others are not.
-    pub(crate) async fn foreign_deletion(&mut self, tables: &[&str], own: impl Fn(u32) -> bool) {
+    pub async fn foreign_deletion(&mut self, tables: &[&str], own: impl Fn(u32) -> bool) {
         loop {
             let Ok(mut ready) = self.socket.readable().await else {
                 return std::future::pending().await;
@@ -59,7 +63,7 @@ impl Monitor {
     }
 
     /// Forgets what has been lost, if anything was: for the one who caused it.
-    pub(crate) fn forget_losses(&mut self) {
+    pub fn forget_losses(&mut self) {
         self.socket.get_ref().take_error();
     }
 }

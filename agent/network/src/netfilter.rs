@@ -1,4 +1,8 @@
-//! Netfilter's messages: headers, attributes, and the socket. No more than this crate needs.
+//! Netfilter's messages: headers, attributes, and the socket. No more than the node's network needs.
+
+mod monitor;
+
+pub use monitor::Monitor;
 
 use std::{
     io,
@@ -17,40 +21,49 @@ const ATTRIBUTE: usize = 4;
 /// Bits of an attribute's type that are no type.
 const TYPE_MASK: u16 = 0x3fff;
 
-/// `linux/netlink.h`.
-pub(crate) const NLM_F_REQUEST: u16 = 1;
-pub(crate) const NLM_F_ACK: u16 = 4;
-pub(crate) const NLM_F_DUMP: u16 = 0x300;
-pub(crate) const NLMSG_ERROR: u16 = 2;
-pub(crate) const NLMSG_DONE: u16 = 3;
-pub(crate) const NLA_F_NESTED: u16 = 0x8000;
+/// `linux/netlink.h`: a request.
+pub const NLM_F_REQUEST: u16 = 1;
+/// It is to be answered.
+pub const NLM_F_ACK: u16 = 4;
+/// Everything there is.
+pub const NLM_F_DUMP: u16 = 0x300;
+/// The kind of an answer.
+pub const NLMSG_ERROR: u16 = 2;
+/// The kind of a dump's end.
+pub const NLMSG_DONE: u16 = 3;
+/// Set in the type of an attribute that holds others.
+pub const NLA_F_NESTED: u16 = 0x8000;
 
 /// The kernel fills at most this much at a time.
 const RECEIVE_MAX: usize = 64 * 1024;
 
 /// A message as it was received.
-pub(crate) struct Message<'a> {
-    pub(crate) kind: u16,
+pub struct Message<'a> {
+    /// What it is.
+    pub kind: u16,
     /// Whose request it is about.
-    pub(crate) pid: u32,
+    pub pid: u32,
     payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The attributes after netfilter's header.
-    pub(crate) fn attributes(&self) -> Attributes<'a> {
+    pub fn attributes(&self) -> Attributes<'a> {
         Attributes(self.payload.get(FAMILY..).unwrap_or_default())
     }
 
     /// The error number of an answer; 0 is success.
-    pub(crate) fn errno(&self) -> i32 {
+    pub fn errno(&self) -> i32 {
         let bytes = self.payload.first_chunk().copied().unwrap_or_default();
         -i32::from_ne_bytes(bytes)
     }
 }
 
 /// Messages in what was received.
-pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
+pub struct Messages<'a>(
+    /// What is left of it.
+    pub &'a [u8],
+);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
@@ -69,17 +82,17 @@ impl<'a> Iterator for Messages<'a> {
 
 /// Attributes by type.
 #[derive(Clone, Copy)]
-pub(crate) struct Attributes<'a>(&'a [u8]);
+pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The value of the first of a type.
-    pub(crate) fn get(mut self, kind: u16) -> Option<&'a [u8]> {
+    pub fn get(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find(|(found, _)| *found == kind)
             .map(|(_, value)| value)
     }
 
     /// The attributes inside of one.
-    pub(crate) fn nested(self, kind: u16) -> Option<Self> {
+    pub fn nested(self, kind: u16) -> Option<Self> {
         self.get(kind).map(Self)
     }
 }
@@ -97,12 +110,7 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 /// A request with at most one attribute.
-pub(crate) fn request(
-    kind: u16,
-    flags: u16,
-    family: u8,
-    attribute: Option<(u16, &[u8])>,
-) -> Vec<u8> {
+pub fn request(kind: u16, flags: u16, family: u8, attribute: Option<(u16, &[u8])>) -> Vec<u8> {
     let mut body = vec![family, 0, 0, 0];
     if let Some((kind, value)) = attribute {
         let len = u16::try_from(ATTRIBUTE + value.len()).unwrap_or(u16::MAX);
@@ -122,11 +130,14 @@ pub(crate) fn request(
 }
 
 /// A socket to netfilter, in the network namespace of the thread that opens it.
-pub(crate) struct Socket(OwnedFd);
+pub struct Socket(OwnedFd);
 
 impl Socket {
     /// Opens one that hears of `groups`, a set of bits.
-    pub(crate) fn open(groups: u32, flags: SockFlag) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(groups: u32, flags: SockFlag) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -138,24 +149,32 @@ impl Socket {
     }
 
     /// Room for what comes while nobody reads; less where that is not allowed.
-    pub(crate) fn set_buffer(&self, bytes: usize) {
+    pub fn set_buffer(&self, bytes: usize) {
         if setsockopt(&self.0, sockopt::RcvBufForce, &bytes).is_err() {
             // What does not fit is noticed by its loss.
             let _ = setsockopt(&self.0, sockopt::RcvBuf, &bytes);
         }
     }
 
-    pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn send(&self, message: &[u8]) -> io::Result<()> {
         send(self.0.as_raw_fd(), message, MsgFlags::empty())?;
         Ok(())
     }
 
     /// Takes a failure that has not been reported yet. There may be none.
-    pub(crate) fn take_error(&self) {
+    pub fn take_error(&self) {
         let _ = getsockopt(&self.0, sockopt::SocketError);
     }
 
-    pub(crate) fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+    /// Reads what is there into `buffer`, in place of what it holds.
+    ///
+    /// # Errors
+    /// `ENOBUFS`: messages were lost. `EWOULDBLOCK`: nothing is there, of a socket that does not block.
+    pub fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
         buffer.resize(RECEIVE_MAX, 0);
         let len = recv(self.0.as_raw_fd(), buffer, MsgFlags::empty())?;
         buffer.truncate(len);
