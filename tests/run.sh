@@ -32,6 +32,9 @@ for image in nginx redis influxdb busybox pause; do
   export "WHERRY_IMAGE_${image^^}=$layout"
 done
 
+WHERRY_PYTHON=$(tests/tools/python-client.sh)
+export WHERRY_PYTHON
+
 if [ $# = 0 ]; then
   say "format and lints"
   cargo fmt --all --check

@@ -6,6 +6,7 @@
 mod bad_input;
 mod behaviours;
 mod cgroup_v2;
+mod clients;
 mod control_planes;
 mod examples;
 mod images;
@@ -197,6 +198,7 @@ fn main() {
         bad_input::trials(&shared),
         images::trials(),
         cgroup_v2::trials(),
+        clients::trials(&shared),
         control_planes::trials(),
         examples::trials(&shared),
         join::trials(),
