@@ -19,7 +19,7 @@ use wherry_api::patch::{self, PatchKind};
 const WAIT: Duration = Duration::from_secs(15);
 
 /// Resources it knows: group and version, plural, kind, whether in namespaces.
-const RESOURCES: [(&str, &str, &str, bool); 20] = [
+const RESOURCES: [(&str, &str, &str, bool); 24] = [
     ("v1", "namespaces", "Namespace", false),
     ("v1", "nodes", "Node", false),
     ("v1", "pods", "Pod", true),
@@ -55,6 +55,15 @@ const RESOURCES: [(&str, &str, &str, bool); 20] = [
         true,
     ),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
+    ("node.k8s.io/v1", "runtimeclasses", "RuntimeClass", false),
+    ("v1", "persistentvolumes", "PersistentVolume", false),
+    (
+        "v1",
+        "persistentvolumeclaims",
+        "PersistentVolumeClaim",
+        true,
+    ),
+    ("storage.k8s.io/v1", "storageclasses", "StorageClass", false),
 ];
 
 type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;

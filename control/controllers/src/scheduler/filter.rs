@@ -5,40 +5,64 @@ use std::{borrow::Cow, collections::BTreeMap};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 
 use super::{
+    ask::Ask,
+    claims,
     node::{NodeInfo, Offer},
-    pod::PodInfo,
+    pod::Needs,
 };
 
 /// The taint that stands for `spec.unschedulable`.
 const TAINT_UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
+/// Why a node cannot take a pod.
+pub(crate) type Reason = Cow<'static, str>;
+
+/// One node's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Takes,
+    /// It could if other pods went.
+    FullBy(Vec<Reason>),
+    Refuses(Vec<Reason>),
+}
+
+impl Verdict {
+    fn full_by(reason: &'static str) -> Self {
+        Self::FullBy(vec![reason.into()])
+    }
+
+    fn refuses(reason: &'static str) -> Self {
+        Self::Refuses(vec![reason.into()])
+    }
+}
+
 /// Why nodes cannot take a pod, counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rejections {
-    reasons: BTreeMap<Cow<'static, str>, usize>,
+    reasons: BTreeMap<Reason, usize>,
     nodes: usize,
     /// Nodes that could take the pod if other pods went.
-    nodes_by_pods: usize,
-}
-
-/// One node's answer.
-enum Verdict {
-    Takes,
-    /// It could if other pods went.
-    FullBy(Vec<Cow<'static, str>>),
-    Refuses(Vec<Cow<'static, str>>),
+    pub(crate) by_pods: Vec<usize>,
+    /// Why no node can, whichever it is.
+    of_all: Option<String>,
 }
 
 impl Rejections {
-    /// Whether a node can take a pod; if not, why is counted.
-    pub(crate) fn check(&mut self, pod: &PodInfo, node: &NodeInfo) -> bool {
-        let Some(offer) = &node.offer else {
-            return false;
-        };
-        let reasons = match verdict(pod, node, offer) {
+    /// No node can take the pod, for a reason that has nothing to do with nodes.
+    pub(crate) fn of_all(reason: String, nodes: usize) -> Self {
+        Self {
+            of_all: Some(reason),
+            nodes,
+            ..Self::default()
+        }
+    }
+
+    /// Counts a node's answer; answers whether it takes the pod.
+    pub(crate) fn count(&mut self, node: usize, verdict: Verdict) -> bool {
+        let reasons = match verdict {
             Verdict::Takes => return true,
             Verdict::FullBy(reasons) => {
-                self.nodes_by_pods += 1;
+                self.by_pods.push(node);
                 reasons
             }
             Verdict::Refuses(reasons) => reasons,
@@ -50,43 +74,57 @@ impl Rejections {
         false
     }
 
-    /// The message of the condition and the event, in Kubernetes' words.
-    pub(crate) fn message(&self, pod: &PodInfo) -> String {
+    /// The message of the condition and the event, in Kubernetes' words, without a word on preemption.
+    pub(crate) fn message(&self) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".into();
         }
-        let mut reasons: Vec<_> = self
-            .reasons
-            .iter()
-            .map(|(reason, count)| format!("{count} {reason}"))
-            .collect();
-        reasons.sort();
-        let nodes = format!("0/{} nodes are available", self.nodes);
-        let mut message = format!("{nodes}: {}.", reasons.join(", "));
-        if !pod.needs.may_preempt {
-            message.push_str(" preemption: not eligible due to preemptionPolicy=Never.");
-            return message;
+        match &self.of_all {
+            Some(reason) => format!("{}: {reason}.", self.nodes_text()),
+            None => format!("{}: {}.", self.nodes_text(), listed(&self.reasons)),
         }
-        let mut why = Vec::new();
-        if self.nodes_by_pods > 0 {
-            why.push(format!(
-                "{} No preemption victims found for incoming pod",
-                self.nodes_by_pods
-            ));
+    }
+
+    /// The same of what stopping other pods would do: what came of each of the nodes that were tried.
+    pub(crate) fn preemption_message(&self, tried: &[Vec<Reason>]) -> String {
+        let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
+        for reason in tried.iter().flatten() {
+            *reasons.entry(reason.clone()).or_default() += 1;
         }
-        if self.nodes > self.nodes_by_pods {
-            let count = self.nodes - self.nodes_by_pods;
-            why.push(format!("{count} Preemption is not helpful for scheduling"));
+        let others = self.nodes.saturating_sub(tried.len());
+        if others > 0 {
+            *reasons
+                .entry("Preemption is not helpful for scheduling".into())
+                .or_default() += others;
         }
-        why.sort();
-        message.push_str(&format!(" preemption: {nodes}: {}.", why.join(", ")));
-        message
+        format!("preemption: {}: {}.", self.nodes_text(), listed(&reasons))
+    }
+
+    /// Whether there were nodes to ask at all.
+    pub(crate) fn has_nodes(&self) -> bool {
+        self.nodes > 0
+    }
+
+    fn nodes_text(&self) -> String {
+        format!("0/{} nodes are available", self.nodes)
     }
 }
 
+fn listed(reasons: &BTreeMap<Reason, usize>) -> String {
+    let mut reasons: Vec<_> = reasons
+        .iter()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    reasons.sort();
+    reasons.join(", ")
+}
+
 /// Asks in kube-scheduler's order; the first kind of refusal is the answer.
-fn verdict(pod: &PodInfo, node: &NodeInfo, offer: &Offer) -> Verdict {
-    let needs = &pod.needs;
+pub(crate) fn verdict(ask: &Ask<'_>, node: &NodeInfo) -> Verdict {
+    let Some(offer) = &node.offer else {
+        return Verdict::Refuses(Vec::new());
+    };
+    let needs = &*ask.pod.needs;
     if offer.is_unschedulable {
         let taint = Taint {
             key: TAINT_UNSCHEDULABLE.into(),
@@ -94,31 +132,24 @@ fn verdict(pod: &PodInfo, node: &NodeInfo, offer: &Offer) -> Verdict {
             ..Taint::default()
         };
         if !is_tolerated(&taint, &needs.tolerations) {
-            return Verdict::Refuses(vec!["node(s) were unschedulable".into()]);
+            return Verdict::refuses("node(s) were unschedulable");
         }
     }
-    if needs
-        .node_name
-        .as_ref()
-        .is_some_and(|name| *name != node.name)
-    {
-        return Verdict::Refuses(vec!["node(s) didn't match the requested node name".into()]);
-    }
-    let keeps_out = |taint: &&Taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
-    if let Some(taint) = offer
-        .taints
-        .iter()
-        .filter(keeps_out)
-        .find(|taint| !is_tolerated(taint, &needs.tolerations))
-    {
+    if let Some(taint) = untolerated(offer, &needs.tolerations) {
         let value = taint.value.as_deref().unwrap_or_default();
         return Verdict::Refuses(vec![
             format!("node(s) had untolerated taint {{{}: {value}}}", taint.key).into(),
         ]);
     }
-    if !is_selected(pod, node, offer) {
+    if !is_selected(needs, node, offer) {
+        return Verdict::refuses("node(s) didn't match Pod's node affinity/selector");
+    }
+    if let Some(handler) = ask.handler
+        && !offer.handlers.is_empty()
+        && !offer.handlers.iter().any(|own| own == handler)
+    {
         return Verdict::Refuses(vec![
-            "node(s) didn't match Pod's node affinity/selector".into(),
+            format!("node(s) didn't have the runtime handler {handler:?}").into(),
         ]);
     }
     let ports = &needs.footprint.host_ports;
@@ -126,15 +157,33 @@ fn verdict(pod: &PodInfo, node: &NodeInfo, offer: &Offer) -> Verdict {
         .iter()
         .any(|port| node.host_ports.iter().any(|taken| port.conflicts(taken)))
     {
-        return Verdict::FullBy(vec![
-            "node(s) didn't have free ports for the requested pod ports".into(),
-        ]);
+        return Verdict::full_by("node(s) didn't have free ports for the requested pod ports");
     }
-    fits(pod, node, offer)
+    match fits(needs, node, offer) {
+        Verdict::Takes => {}
+        refusal => return refusal,
+    }
+    if ask.wanted.is_in_use {
+        return Verdict::full_by(claims::REASON_ONE_POD);
+    }
+    if let Err(reason) = ask.steps(node) {
+        return Verdict::refuses(reason);
+    }
+    ask.between(node)
 }
 
-fn is_selected(pod: &PodInfo, node: &NodeInfo, offer: &Offer) -> bool {
-    let needs = &pod.needs;
+/// The first taint that keeps a pod away.
+pub(crate) fn untolerated<'a>(offer: &'a Offer, tolerations: &[Toleration]) -> Option<&'a Taint> {
+    let keeps_out = |taint: &&Taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
+    offer
+        .taints
+        .iter()
+        .filter(keeps_out)
+        .find(|taint| !is_tolerated(taint, tolerations))
+}
+
+/// Whether a pod's node selector and required node affinity mean a node.
+pub(crate) fn is_selected(needs: &Needs, node: &NodeInfo, offer: &Offer) -> bool {
     needs
         .node_selector
         .iter()
@@ -147,12 +196,12 @@ fn is_selected(pod: &PodInfo, node: &NodeInfo, offer: &Offer) -> bool {
         })
 }
 
-fn fits(pod: &PodInfo, node: &NodeInfo, offer: &Offer) -> Verdict {
-    let asked = &pod.needs.footprint.requests;
+fn fits(needs: &Needs, node: &NodeInfo, offer: &Offer) -> Verdict {
+    let asked = &needs.footprint.requests;
     let (has, taken) = (&offer.allocatable, &node.requested);
-    let mut reasons: Vec<Cow<'static, str>> = Vec::new();
+    let mut reasons: Vec<Reason> = Vec::new();
     let mut is_full_by_pods = true;
-    let mut check = |asked: i64, has: i64, taken: i64, reason: &dyn Fn() -> Cow<'static, str>| {
+    let mut check = |asked: i64, has: i64, taken: i64, reason: &dyn Fn() -> Reason| {
         if asked > 0 && asked > has.saturating_sub(taken) {
             reasons.push(reason());
             is_full_by_pods &= asked <= has;
@@ -247,7 +296,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{
-        super::pod::{Role, role},
+        super::{
+            pod::{PodInfo, Role, role},
+            state::State,
+        },
         *,
     };
 
@@ -265,18 +317,22 @@ mod tests {
         }
     }
 
-    fn node(node: Value) -> NodeInfo {
+    fn with_node(node: Value) -> State {
         let mut node = node;
         node["metadata"]["name"] = "n".into();
         if node.get("status").is_none() {
             node["status"] = json!({ "allocatable": { "cpu": "2", "memory": "1Gi", "pods": "3" } });
         }
-        let offer = Offer::read(&serde_json::from_value(node).unwrap());
-        NodeInfo {
-            name: "n".into(),
-            offer: Some(offer),
-            ..NodeInfo::default()
-        }
+        let mut state = State::default();
+        state.set_node("n", Offer::read(&serde_json::from_value(node).unwrap()));
+        state
+    }
+
+    /// What a pod is told, unless it gets the node.
+    fn refusal(state: &mut State, pod: &PodInfo) -> Option<String> {
+        let rejections = state.schedule(pod).err()?;
+        let preemption = state.preempt(pod, &rejections).unwrap_err();
+        Some(format!("{} {preemption}", rejections.message()))
     }
 
     fn asking(cpu: &str, memory: &str) -> Value {
@@ -348,10 +404,7 @@ mod tests {
                 ),
             ),
         ] {
-            let (pod, node) = (pod(spec.clone()), node(of_node));
-            let mut rejections = Rejections::default();
-            let takes = rejections.check(&pod, &node);
-            let got = (!takes).then(|| rejections.message(&pod));
+            let got = refusal(&mut with_node(of_node), &pod(spec.clone()));
             assert_eq!(
                 got,
                 want.map(|want| format!("0/1 nodes are available: {want}")),
@@ -362,33 +415,49 @@ mod tests {
 
     #[test]
     fn what_pods_have_taken_is_not_there_any_more() {
-        let mut node = node(json!({}));
-        let first = pod(json!({ "containers": asking("1500m", "1Mi") }));
-        node.add(&first.needs.footprint);
-        let second = pod(json!({ "containers": asking("1", "1Mi") }));
-        let mut rejections = Rejections::default();
-        assert!(!rejections.check(&second, &node));
+        let mut state = with_node(json!({}));
+        let named = |uid: &str, spec: Value| PodInfo {
+            uid: uid.into(),
+            ..pod(spec)
+        };
+        let first = named("1", json!({ "containers": asking("1500m", "1Mi") }));
+        assert_eq!(refusal(&mut state, &first), None);
+        let second = named("2", json!({ "containers": asking("1", "1Mi") }));
         assert_eq!(
-            rejections.message(&second),
+            refusal(&mut state, &second).unwrap(),
             format!("0/1 nodes are available: 1 Insufficient cpu. {FULL}")
         );
-        node.remove(&first.needs.footprint);
-        assert!(Rejections::default().check(&second, &node));
+        state.release("1");
+        assert_eq!(refusal(&mut state, &second), None);
 
-        let port = || json!([{ "name": "c", "ports": [{ "containerPort": 80, "hostPort": 80 }] }]);
-        let web = pod(json!({ "containers": port() }));
-        node.add(&web.needs.footprint);
-        let mut rejections = Rejections::default();
-        assert!(!rejections.check(&web, &node));
+        let port = json!([{ "name": "c", "ports": [{ "containerPort": 80, "hostPort": 80 }] }]);
+        let web = |uid| named(uid, json!({ "containers": port }));
+        assert_eq!(refusal(&mut state, &web("3")), None);
+        let text = refusal(&mut state, &web("4")).unwrap();
         assert!(
-            rejections
-                .message(&web)
-                .contains("1 node(s) didn't have free ports for the requested pod ports")
+            text.contains("1 node(s) didn't have free ports for the requested pod ports"),
+            "{text}"
         );
         assert_eq!(
-            Rejections::default().message(&web),
+            Rejections::default().message(),
             "no nodes available to schedule pods"
         );
+    }
+
+    #[test]
+    fn a_node_without_the_handler_of_a_runtime_class_is_no_place() {
+        let mut state = with_node(json!({ "status": {
+            "allocatable": { "cpu": "2", "memory": "1Gi", "pods": "3" },
+            "runtimeHandlers": [{ "name": "" }, { "name": "oci" }],
+        } }));
+        for class in ["oci", "wasm"] {
+            state.handlers.insert(class.into(), class.into());
+        }
+        let wants = |class: &str| pod(json!({ "runtimeClassName": class }));
+        assert_eq!(refusal(&mut state, &wants("oci")), None);
+        let want = "1 node(s) didn't have the runtime handler \"wasm\".";
+        let text = refusal(&mut state, &wants("wasm")).unwrap();
+        assert!(text.contains(want), "{text}");
     }
 
     #[test]
@@ -442,10 +511,8 @@ mod tests {
                 { "matchExpressions": [{ "key": "zone", "operator": "In", "values": ["a"] }] },
             ],
         } } } });
-        assert!(Rejections::default().check(
-            &pod(either),
-            &node(json!({ "metadata": { "labels": { "zone": "a" } } }))
-        ));
+        let mut state = with_node(json!({ "metadata": { "labels": { "zone": "a" } } }));
+        assert_eq!(refusal(&mut state, &pod(either)), None);
     }
 
     #[test]

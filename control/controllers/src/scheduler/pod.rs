@@ -1,12 +1,17 @@
 //! What the scheduler keeps of a pod. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, NodeSelector, Pod, PodSpec, PreferredSchedulingTerm, Toleration,
 };
 
-use super::resources::Resources;
+use super::{
+    resources::Resources,
+    term::{self, Between, Constraint},
+};
+use crate::pods;
 
 /// What a container without a request is taken to use when nodes are compared
 /// (`pkg/scheduler/util/pod_resources.go`: `DefaultMilliCPURequest`, `DefaultMemoryRequest`).
@@ -16,26 +21,44 @@ const MEMORY_BYTES_ASSUMED: i64 = 200 * 1024 * 1024;
 /// What a pod needs, and who it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct PodInfo {
-    pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) resource_version: String,
-    pub(crate) needs: Needs,
+    pub(crate) needs: Arc<Needs>,
     /// The message its condition `PodScheduled` has for not being scheduled.
     pub(crate) reported: Option<String>,
+    /// The node on which others have been stopped for it (`status.nominatedNodeName`).
+    pub(crate) nominated: Option<String>,
 }
 
-/// What a pod needs of a node.
+/// What a pod needs of a node, and what other pods see of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Needs {
+    pub(crate) namespace: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The uid of what controls it: pods of one owner keep apart when nothing speaks against it.
+    pub(crate) owner: Option<String>,
     pub(crate) priority: i32,
     pub(crate) may_preempt: bool,
-    pub(crate) node_name: Option<String>,
     pub(crate) footprint: Footprint,
     pub(crate) node_selector: BTreeMap<String, String>,
     pub(crate) affinity: Option<NodeSelector>,
     pub(crate) preferred: Vec<PreferredSchedulingTerm>,
     pub(crate) tolerations: Vec<Toleration>,
+    pub(crate) runtime_class: Option<String>,
+    pub(crate) images: Vec<String>,
+    /// Affinity to other pods; most pods have none.
+    pub(crate) between: Option<Box<Between>>,
+    pub(crate) spread: Vec<Constraint>,
+    pub(crate) claims: Vec<ClaimName>,
+}
+
+/// A PersistentVolumeClaim that a pod mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClaimName {
+    pub(crate) name: String,
+    /// It is made for the pod (`volumes[].ephemeral`).
+    pub(crate) is_ephemeral: bool,
 }
 
 /// What a pod takes from a node that has it.
@@ -64,13 +87,23 @@ impl HostPort {
     }
 }
 
+/// A pod that has a node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Assigned {
+    pub(crate) name: String,
+    pub(crate) node: String,
+    pub(crate) needs: Arc<Needs>,
+    pub(crate) is_terminating: bool,
+    pub(crate) started: Option<Timestamp>,
+}
+
 /// What a pod is to the scheduler.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Role {
     /// It waits for a node.
     Pending(Box<PodInfo>),
     /// It takes something from a node.
-    Assigned { node: String, footprint: Footprint },
+    Assigned(Box<Assigned>),
     /// It neither waits nor takes anything: over, gated, or another scheduler's.
     Neither,
 }
@@ -87,18 +120,24 @@ pub(crate) fn role(pod: &Pod, scheduler_name: &str) -> Role {
     ) {
         return Role::Neither;
     }
+    let metadata = &pod.metadata;
+    let name = metadata.name.clone().unwrap_or_default();
+    let is_terminating = metadata.deletion_timestamp.is_some();
     if let Some(node) = spec.node_name.clone().filter(|node| !node.is_empty()) {
-        return Role::Assigned {
+        return Role::Assigned(Box::new(Assigned {
+            name,
             node,
-            footprint: footprint(spec),
-        };
+            needs: Arc::new(needs(pod, spec)),
+            is_terminating,
+            started: status.and_then(|status| Some(status.start_time.as_ref()?.0)),
+        }));
     }
     let is_ours = spec.scheduler_name.as_deref().unwrap_or(scheduler_name) == scheduler_name;
     let is_gated = spec
         .scheduling_gates
         .as_ref()
         .is_some_and(|gates| !gates.is_empty());
-    if !is_ours || is_gated || pod.metadata.deletion_timestamp.is_some() {
+    if !is_ours || is_gated || is_terminating {
         return Role::Neither;
     }
     let conditions = status
@@ -111,26 +150,33 @@ pub(crate) fn role(pod: &Pod, scheduler_name: &str) -> Role {
                 && condition.reason.as_deref() == Some("Unschedulable")
         })
         .find_map(|condition| condition.message.clone());
-    let metadata = &pod.metadata;
     Role::Pending(Box::new(PodInfo {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
+        name,
         uid: metadata.uid.clone().unwrap_or_default(),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
-        needs: needs(spec),
+        needs: Arc::new(needs(pod, spec)),
         reported,
+        nominated: status
+            .and_then(|status| status.nominated_node_name.clone())
+            .filter(|node| !node.is_empty()),
     }))
 }
 
-fn needs(spec: &PodSpec) -> Needs {
+fn needs(pod: &Pod, spec: &PodSpec) -> Needs {
+    let metadata = &pod.metadata;
+    let namespace = metadata.namespace.clone().unwrap_or_default();
+    let labels = metadata.labels.clone().unwrap_or_default();
     let affinity = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref());
+    let init = spec.init_containers.iter().flatten();
     Needs {
+        between: term::between(spec, &namespace, &labels).map(Box::new),
+        spread: term::constraints(spec, &namespace, &labels),
+        owner: pods::controller(metadata.owner_references.as_ref()).map(|owner| owner.uid.clone()),
         priority: spec.priority.unwrap_or(0),
         may_preempt: spec.preemption_policy.as_deref() != Some("Never"),
-        node_name: None,
         footprint: footprint(spec),
         node_selector: spec.node_selector.clone().unwrap_or_default(),
         affinity: affinity.and_then(|affinity| {
@@ -146,7 +192,33 @@ fn needs(spec: &PodSpec) -> Needs {
             })
             .unwrap_or_default(),
         tolerations: spec.tolerations.clone().unwrap_or_default(),
+        runtime_class: spec
+            .runtime_class_name
+            .clone()
+            .filter(|name| !name.is_empty()),
+        images: (spec.containers.iter().chain(init))
+            .filter_map(|container| container.image.clone())
+            .collect(),
+        claims: claims(spec, metadata.name.as_deref().unwrap_or_default()),
+        namespace,
+        labels,
     }
+}
+
+fn claims(spec: &PodSpec, pod: &str) -> Vec<ClaimName> {
+    let claims = spec.volumes.iter().flatten().filter_map(|volume| {
+        if let Some(source) = &volume.persistent_volume_claim {
+            return Some(ClaimName {
+                name: source.claim_name.clone(),
+                is_ephemeral: false,
+            });
+        }
+        volume.ephemeral.as_ref().map(|_| ClaimName {
+            name: format!("{pod}-{}", volume.name),
+            is_ephemeral: true,
+        })
+    });
+    claims.collect()
 }
 
 /// What a pod takes: the sum of its containers, or what starting it takes if that is more.
@@ -319,7 +391,7 @@ mod tests {
         let read =
             |pod: Value| match role(&serde_json::from_value(pod).unwrap(), "default-scheduler") {
                 Role::Pending(_) => "pending",
-                Role::Assigned { .. } => "assigned",
+                Role::Assigned(_) => "assigned",
                 Role::Neither => "neither",
             };
         for (pod, want) in [

@@ -9,7 +9,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct Queue {
     active: BTreeSet<(Reverse<i32>, u64, String)>,
     /// Waits of both kinds by when they end.
     waiting: BTreeSet<(Instant, String)>,
+    /// Those of `waiting` that wait for news.
+    unschedulable: HashSet<String>,
     arrivals: u64,
     /// How often there has been news.
     news: u64,
@@ -54,8 +56,8 @@ enum Place {
 }
 
 impl Queue {
-    /// Takes a pod's news: a new pod, or other needs of one that waits.
-    pub(crate) fn update(&mut self, pod: PodInfo) {
+    /// Takes a pod's news: a new pod, or other needs of one that waits. Answers whether it is new.
+    pub(crate) fn update(&mut self, pod: PodInfo) -> bool {
         match self.pods.get_mut(&pod.uid) {
             Some(entry) => {
                 let is_changed = entry.pod.needs != pod.needs;
@@ -65,6 +67,7 @@ impl Queue {
                 if is_changed && !is_flying {
                     self.put(&uid, Place::Active);
                 }
+                false
             }
             None => {
                 self.arrivals += 1;
@@ -78,6 +81,7 @@ impl Queue {
                 };
                 self.pods.insert(uid.clone(), entry);
                 self.put(&uid, Place::Active);
+                true
             }
         }
     }
@@ -129,9 +133,9 @@ impl Queue {
     pub(crate) fn news(&mut self, now: Instant) {
         self.news += 1;
         let waiting: Vec<(String, Instant)> = self
-            .pods
+            .unschedulable
             .iter()
-            .filter_map(|(uid, entry)| match entry.place {
+            .filter_map(|uid| match self.pods.get(uid)?.place {
                 Place::Unschedulable { since } => Some((uid.clone(), since)),
                 Place::Active | Place::InFlight { .. } | Place::Backoff { .. } => None,
             })
@@ -191,6 +195,7 @@ impl Queue {
             Place::Unschedulable { since } => {
                 self.waiting
                     .insert((since + UNSCHEDULABLE_MAX, uid.to_owned()));
+                self.unschedulable.insert(uid.to_owned());
             }
             Place::InFlight { .. } => {}
         }
@@ -218,6 +223,7 @@ impl Queue {
             Place::Unschedulable { since } => {
                 self.waiting
                     .remove(&(since + UNSCHEDULABLE_MAX, uid.to_owned()));
+                self.unschedulable.remove(uid);
             }
             Place::InFlight { .. } => {}
         }
@@ -226,6 +232,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -235,7 +243,7 @@ mod tests {
             uid: uid.into(),
             ..PodInfo::default()
         };
-        pod.needs.priority = priority;
+        Arc::make_mut(&mut pod.needs).priority = priority;
         pod
     }
 
@@ -337,13 +345,14 @@ mod tests {
                 let uid = uid.to_string();
                 now += Duration::from_millis(300);
                 match step {
-                    0 | 1 => queue.update(pod(&uid, priority)),
+                    0 | 1 => { queue.update(pod(&uid, priority)); }
                     2 => queue.remove(&uid),
                     3 => { queue.pop(now); }
                     4 => queue.news(now),
                     _ => if priority == 0 { queue.retry(&uid) } else { queue.unschedulable(&uid) },
                 }
                 let flying = queue.pods.values().filter(|entry| matches!(entry.place, Place::InFlight { .. })).count();
+                prop_assert!(queue.unschedulable.len() <= queue.waiting.len());
                 prop_assert_eq!(queue.active.len() + queue.waiting.len() + flying, queue.pods.len());
             }
         }

@@ -1,110 +1,307 @@
 //! Nodes and what pods have taken of them, and the choice of a node for a pod. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Weak},
+};
 
 use super::{
-    filter::{Rejections, is_tolerated, matches_term},
+    ask::Ask,
+    claims::{Claims, Step},
+    counts::{Counted, Counts, Pods},
+    filter::{self, Rejections, Verdict},
     node::{NodeInfo, Offer},
-    pod::{Footprint, PodInfo},
+    pod::{Assigned, Needs, PodInfo},
+    preemption::Budget,
+    score,
 };
+use crate::workqueue::Key;
 
 /// Nodes that are compared for one pod: once so many can take it the search ends, so that the cost
 /// of a pod does not grow with the cluster. The search starts where the last one ended.
 const FEASIBLE_NODES_MAX: usize = 64;
 
-/// Weights of kube-scheduler's default profile.
-const WEIGHT_LEAST_ALLOCATED: i64 = 1;
-const WEIGHT_NODE_AFFINITY: i64 = 2;
-const WEIGHT_TAINTS: i64 = 3;
-const SCORE_MAX: i64 = 100;
+/// Owners whose pods' needs are kept once for all of them, before those without pods are forgotten.
+const SHARED_MAX: usize = 4096;
 
 /// Nodes, and which pod has taken what of them.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    nodes: Vec<NodeInfo>,
+    pub(crate) nodes: Vec<NodeInfo>,
+    pub(crate) counts: Counts,
+    pub(crate) claims: Claims,
+    /// Handlers by RuntimeClass.
+    pub(crate) handlers: HashMap<String, String>,
+    pub(crate) budgets: HashMap<Key, Budget>,
+    /// How many nodes have an image.
+    pub(crate) images: HashMap<String, usize>,
+    pub(crate) pods: Pods,
+    pub(crate) next_start: usize,
     index: HashMap<String, usize>,
-    pods: HashMap<String, Taken>,
-    next_start: usize,
+    /// Pods for which others have been stopped, and where.
+    nominated: HashMap<String, Nomination>,
+    /// The needs that the last pod of an owner had.
+    shared: HashMap<String, Weak<Needs>>,
     /// Places of nodes that have gone.
     free: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
-struct Taken {
+struct Nomination {
     node: usize,
-    footprint: Footprint,
+    name: String,
+    needs: Arc<Needs>,
+}
+
+/// Where a pod goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub(crate) node: String,
+    /// To be written for its claims before it is bound.
+    pub(crate) steps: Vec<Step>,
 }
 
 impl State {
     /// Takes a node's news; answers whether pods that found no node should look again.
     pub(crate) fn set_node(&mut self, name: &str, offer: Offer) -> bool {
         let index = self.node(name);
-        let node = &mut self.nodes[index];
-        let changed = node.offer.as_ref() != Some(&offer);
-        node.offer = Some(offer);
-        changed
+        if self.nodes[index].offer.as_ref() == Some(&offer) {
+            return false;
+        }
+        self.replace_offer(index, Some(offer));
+        true
+    }
+
+    fn replace_offer(&mut self, index: usize, offer: Option<Offer>) {
+        let old = std::mem::replace(&mut self.nodes[index].offer, offer);
+        let new = self.nodes[index].offer.as_ref();
+        let labels = |offer: Option<&Offer>| offer.map(|offer| offer.labels.clone());
+        let (old_labels, new_labels) = (labels(old.as_ref()), labels(new));
+        for image in old.iter().flat_map(|offer| offer.images.keys()) {
+            if let Some(count) = self.images.get_mut(image) {
+                *count -= 1;
+                if *count == 0 {
+                    self.images.remove(image);
+                }
+            }
+        }
+        for image in new.iter().flat_map(|offer| offer.images.keys()) {
+            *self.images.entry(image.clone()).or_default() += 1;
+        }
+        if old_labels != new_labels {
+            self.counts
+                .move_node(index, old_labels.as_ref(), new_labels.as_ref());
+        }
     }
 
     /// Forgets a node. Its pods stay counted until they go as well.
     pub(crate) fn remove_node(&mut self, name: &str) {
         if let Some(index) = self.index.get(name).copied() {
-            self.nodes[index].offer = None;
+            self.replace_offer(index, None);
+            self.nominated
+                .retain(|_, nomination| nomination.node != index);
             self.free_if_unused(index);
         }
     }
 
-    /// Forgets nodes that are not listed.
-    pub(crate) fn retain_nodes(&mut self, listed: &HashSet<String>) {
-        let gone: Vec<String> = self
-            .index
-            .keys()
-            .filter(|name| !listed.contains(*name))
-            .cloned()
-            .collect();
-        for name in gone {
-            self.remove_node(&name);
-        }
+    /// Follows a namespace's labels; answers whether pods that found no node should look again.
+    pub(crate) fn set_namespace(
+        &mut self,
+        name: &str,
+        labels: Option<std::collections::BTreeMap<String, String>>,
+    ) -> bool {
+        self.counts
+            .set_namespace(name, labels, &self.pods, &self.nodes)
     }
 
-    /// Counts a pod in, wherever it was counted before. Repeatable.
-    pub(crate) fn assign(&mut self, uid: &str, node: &str, footprint: Footprint) {
-        if let Some(taken) = self.pods.get(uid) {
-            if self.nodes[taken.node].name == node && taken.footprint == footprint {
-                return;
+    /// Counts a pod in, wherever it was counted before. Repeatable. Answers whether others may wait for just that.
+    pub(crate) fn assign(&mut self, uid: &str, pod: Assigned) -> bool {
+        if let Some(counted) = self.pods.get(uid) {
+            if self.nodes[counted.node].name == pod.node
+                && counted.needs == pod.needs
+                && counted.is_terminating == pod.is_terminating
+                && counted.started == pod.started
+            {
+                return false;
             }
             self.release(uid);
         }
-        let index = self.node(node);
-        self.nodes[index].add(&footprint);
-        self.pods.insert(
-            uid.to_owned(),
-            Taken {
-                node: index,
-                footprint,
-            },
-        );
+        self.nominated.remove(uid);
+        let node = self.node(&pod.node);
+        let needs = self.share(pod.needs);
+        let counted = Counted {
+            name: pod.name,
+            node,
+            needs,
+            is_terminating: pod.is_terminating,
+            started: pod.started,
+        };
+        let is_waited_for = !self.counts.that_mean(&counted.needs).is_empty();
+        self.count_in(uid, counted);
+        is_waited_for
     }
 
-    /// Counts a pod out; answers whether it was counted in.
-    pub(crate) fn release(&mut self, uid: &str) -> bool {
-        let taken = self.pods.remove(uid);
-        if let Some(taken) = &taken {
-            self.nodes[taken.node].remove(&taken.footprint);
-            self.free_if_unused(taken.node);
+    /// Needs that are equal are kept once, as far as pods of one owner go.
+    fn share(&mut self, needs: Arc<Needs>) -> Arc<Needs> {
+        let Some(owner) = &needs.owner else {
+            return needs;
+        };
+        if let Some(known) = self.shared.get(owner).and_then(Weak::upgrade)
+            && known == needs
+        {
+            return known;
         }
-        taken.is_some()
+        if self.shared.len() >= SHARED_MAX {
+            self.shared.retain(|_, needs| needs.strong_count() > 0);
+        }
+        self.shared.insert(owner.clone(), Arc::downgrade(&needs));
+        needs
+    }
+
+    /// Counts a pod in that is not counted in.
+    pub(crate) fn count_in(&mut self, uid: &str, pod: Counted) {
+        let Self {
+            counts,
+            pods,
+            nodes,
+            claims,
+            ..
+        } = self;
+        counts.count(&pod, 1, pods, nodes);
+        let names = pod.needs.claims.iter().map(|claim| claim.name.clone());
+        claims.count(&pod.needs.namespace, names, 1);
+        let (node, needs) = (pod.node, pod.needs.clone());
+        let uid = pods.insert(uid, pod);
+        nodes[node].add(uid, &needs);
+    }
+
+    /// Counts a pod out, and forgets what was kept for it; answers whether it was counted in.
+    pub(crate) fn release(&mut self, uid: &str) -> bool {
+        self.claims.release(uid);
+        let Some(pod) = self.count_out(uid) else {
+            return false;
+        };
+        self.free_if_unused(pod.node);
+        true
+    }
+
+    /// Counts a pod out.
+    pub(crate) fn count_out(&mut self, uid: &str) -> Option<Counted> {
+        let pod = self.pods.remove(uid)?;
+        self.nodes[pod.node].remove(uid, &pod.needs);
+        self.counts.count(&pod, -1, &self.pods, &self.nodes);
+        let names = pod.needs.claims.iter().map(|claim| claim.name.clone());
+        self.claims.count(&pod.needs.namespace, names, -1);
+        Some(pod)
     }
 
     /// Pods that are counted in.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = &String> {
-        self.pods.keys()
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.pods.uids()
+    }
+
+    /// Keeps room on a node for a pod that waits for others there to go; the room is not for pods that matter less.
+    pub(crate) fn nominate(&mut self, pod: &PodInfo, node: &str) {
+        if let Some(node) = self.index.get(node).copied() {
+            let nomination = Nomination {
+                node,
+                name: pod.name.clone(),
+                needs: pod.needs.clone(),
+            };
+            self.nominated.insert(pod.uid.clone(), nomination);
+        }
+    }
+
+    /// Keeps no room for a pod any more; answers whether some was kept.
+    pub(crate) fn withdraw(&mut self, uid: &str) -> bool {
+        self.nominated.remove(uid).is_some()
+    }
+
+    /// Where room is kept for a pod.
+    pub(crate) fn nomination(&self, uid: &str) -> Option<usize> {
+        self.nominated.get(uid).map(|nomination| nomination.node)
+    }
+
+    /// Whether pods that matter less than one are on their way from the node on which room is kept for it.
+    pub(crate) fn is_waiting_for_room(&self, pod: &PodInfo) -> bool {
+        self.nomination(&pod.uid)
+            .is_some_and(|node| self.has_terminating(node, pod.needs.priority))
+    }
+
+    /// The node on which room is kept for a pod.
+    pub(crate) fn nominated_node(&self, uid: &str) -> Option<&str> {
+        let node = self.nodes.get(self.nomination(uid)?)?;
+        Some(&node.name)
+    }
+
+    /// Nodes, and those that only pods speak of.
+    pub(crate) fn node_names(&self) -> impl Iterator<Item = &String> {
+        self.index.keys()
+    }
+
+    /// Pods below a priority for which room is kept on a node: uid, namespace and name.
+    pub(crate) fn nominated_below(&self, priority: i32, node: usize) -> Vec<(String, Key)> {
+        let below = self.nominated.iter().filter(|(_, nomination)| {
+            nomination.node == node && nomination.needs.priority < priority
+        });
+        below
+            .map(|(uid, nomination)| {
+                let key = Key::new(&nomination.needs.namespace, &nomination.name);
+                (uid.clone(), key)
+            })
+            .collect()
     }
 
     /// Chooses a node for a pod and counts the pod in there.
     ///
     /// # Errors
     /// No node can take it, and why.
-    pub(crate) fn schedule(&mut self, pod: &PodInfo) -> Result<String, Rejections> {
+    pub(crate) fn schedule(&mut self, pod: &PodInfo) -> Result<Placement, Rejections> {
+        self.register(&pod.needs);
+        // Room that is kept for others has to be left free.
+        let kept: HashSet<usize> = (self.nominated.iter())
+            .filter(|(uid, other)| **uid != pod.uid && other.needs.priority >= pod.needs.priority)
+            .map(|(_, nomination)| nomination.node)
+            .collect();
+        let of_kept: HashMap<usize, Verdict> = kept
+            .into_iter()
+            .map(|node| (node, self.verdict_on(pod, node)))
+            .collect();
+        let (best, looked_at, steps) = self.choose(pod, &of_kept)?;
+        self.next_start = looked_at;
+        let node = self.nodes[best].name.clone();
+        self.claims.assume(&pod.uid, &steps);
+        self.assign(
+            &pod.uid,
+            Assigned {
+                name: pod.name.clone(),
+                node: node.clone(),
+                needs: pod.needs.clone(),
+                is_terminating: false,
+                started: None,
+            },
+        );
+        Ok(Placement { node, steps })
+    }
+
+    fn choose(
+        &self,
+        pod: &PodInfo,
+        of_kept: &HashMap<usize, Verdict>,
+    ) -> Result<(usize, usize, Vec<Step>), Rejections> {
+        let ask = Ask::new(pod, self).map_err(|reason| {
+            let nodes = self.nodes.iter().filter(|node| node.offer.is_some());
+            Rejections::of_all(reason, nodes.count())
+        })?;
+        let verdict = |index: usize| match of_kept.get(&index) {
+            Some(verdict) => verdict.clone(),
+            None => filter::verdict(&ask, &self.nodes[index]),
+        };
+        let own = self.nomination(&pod.uid);
+        if let Some(node) = own.filter(|node| verdict(*node) == Verdict::Takes) {
+            let steps = ask.steps(&self.nodes[node]).unwrap_or_default();
+            return Ok((node, self.next_start, steps));
+        }
         let mut rejections = Rejections::default();
         let mut feasible = Vec::new();
         let count = self.nodes.len();
@@ -112,22 +309,74 @@ impl State {
         while looked_at < count && feasible.len() < FEASIBLE_NODES_MAX {
             let index = (self.next_start + looked_at) % count;
             looked_at += 1;
-            if rejections.check(pod, &self.nodes[index]) {
+            if self.nodes[index].offer.is_some() && rejections.count(index, verdict(index)) {
                 feasible.push(index);
             }
         }
-        self.next_start = (self.next_start + looked_at) % count.max(1);
-        let best = best(pod, &self.nodes, &feasible).ok_or(rejections)?;
-        let name = self.nodes[best].name.clone();
-        self.assign(&pod.uid, &name, pod.needs.footprint.clone());
-        Ok(name)
+        let best = score::best(&ask, self, &feasible).ok_or(rejections)?;
+        let steps = ask.steps(&self.nodes[best]).unwrap_or_default();
+        Ok((best, (self.next_start + looked_at) % count.max(1), steps))
+    }
+
+    /// Counts what a pod asks of other pods from now on.
+    pub(crate) fn register(&mut self, needs: &Needs) {
+        self.counts.forget_idle();
+        let between = needs.between.iter().flat_map(|between| {
+            let preferred = between.preferred.iter().map(|(_, term)| term);
+            let required = between.affinity.iter().chain(&between.anti_affinity);
+            required.chain(preferred)
+        });
+        let spread = needs.spread.iter().map(|constraint| &constraint.term);
+        for term in between.chain(spread) {
+            self.counts.register(term, &self.pods, &self.nodes);
+        }
+    }
+
+    /// A node's answer to a pod, with and without the pods for which room is kept there.
+    pub(crate) fn verdict_on(&mut self, pod: &PodInfo, node: usize) -> Verdict {
+        let others: Vec<(String, Counted)> = (self.nominated.iter())
+            .filter(|(uid, other)| {
+                **uid != pod.uid && other.node == node && other.needs.priority >= pod.needs.priority
+            })
+            .map(|(uid, other)| {
+                let counted = Counted {
+                    name: other.name.clone(),
+                    node,
+                    needs: other.needs.clone(),
+                    is_terminating: false,
+                    started: None,
+                };
+                (uid.clone(), counted)
+            })
+            .collect();
+        if !others.is_empty() {
+            let uids: Vec<String> = others.iter().map(|(uid, _)| uid.clone()).collect();
+            for (uid, counted) in others {
+                self.count_in(&uid, counted);
+            }
+            let verdict = self.plain_verdict(pod, node);
+            for uid in uids {
+                self.count_out(&uid);
+            }
+            if verdict != Verdict::Takes {
+                return verdict;
+            }
+        }
+        self.plain_verdict(pod, node)
+    }
+
+    fn plain_verdict(&self, pod: &PodInfo, node: usize) -> Verdict {
+        match Ask::new(pod, self) {
+            Ok(ask) => filter::verdict(&ask, &self.nodes[node]),
+            Err(reason) => Verdict::Refuses(vec![reason.into()]),
+        }
     }
 
     /// Gives the place of a node free that neither the API nor a pod speaks of.
     fn free_if_unused(&mut self, index: usize) {
         let node = &self.nodes[index];
         if node.offer.is_none()
-            && node.requested.pods == 0
+            && node.pods.is_empty()
             && self.index.get(&node.name) == Some(&index)
         {
             self.index.remove(&node.name);
@@ -159,211 +408,5 @@ impl State {
     }
 }
 
-/// The node with the highest score, the first of those that are equal.
-fn best(pod: &PodInfo, nodes: &[NodeInfo], feasible: &[usize]) -> Option<usize> {
-    let affinity: Vec<i64> = feasible
-        .iter()
-        .map(|index| preferred(pod, &nodes[*index]))
-        .collect();
-    let taints: Vec<i64> = feasible
-        .iter()
-        .map(|index| avoided(pod, &nodes[*index]))
-        .collect();
-    let affinity_max = affinity.iter().copied().max().unwrap_or(0).max(1);
-    let taints_max = taints.iter().copied().max().unwrap_or(0).max(1);
-    let score = |at: usize| {
-        let least_allocated = least_allocated(pod, &nodes[feasible[at]]);
-        WEIGHT_LEAST_ALLOCATED * least_allocated
-            + WEIGHT_NODE_AFFINITY * (affinity[at] * SCORE_MAX / affinity_max)
-            + WEIGHT_TAINTS * (SCORE_MAX - taints[at] * SCORE_MAX / taints_max)
-    };
-    // `max_by_key` would take the last of equals.
-    let best = (0..feasible.len()).rev().max_by_key(|at| score(*at))?;
-    Some(feasible[best])
-}
-
-/// The part of CPU and memory that stays free, of [`SCORE_MAX`].
-fn least_allocated(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let Some(offer) = &node.offer else { return 0 };
-    let asked = &pod.needs.footprint;
-    let free = |has: i64, taken: i64| {
-        if has <= 0 || taken > has {
-            0
-        } else {
-            ((has - taken) as i128 * SCORE_MAX as i128 / has as i128) as i64
-        }
-    };
-    let cpu = free(
-        offer.allocatable.cpu_millis,
-        node.cpu_millis_assumed + asked.cpu_millis_assumed,
-    );
-    let memory = free(
-        offer.allocatable.memory_bytes,
-        node.memory_bytes_assumed + asked.memory_bytes_assumed,
-    );
-    (cpu + memory) / 2
-}
-
-/// The sum of the weights of the preferences that a node meets.
-fn preferred(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let Some(offer) = &node.offer else { return 0 };
-    let met = pod
-        .needs
-        .preferred
-        .iter()
-        .filter(|term| matches_term(&term.preference, &node.name, &offer.labels));
-    met.map(|term| i64::from(term.weight)).sum()
-}
-
-/// How many taints say that a pod had better go elsewhere.
-fn avoided(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let taints = node.offer.iter().flat_map(|offer| &offer.taints);
-    let soft = taints.filter(|taint| taint.effect == "PreferNoSchedule");
-    soft.filter(|taint| !is_tolerated(taint, &pod.needs.tolerations))
-        .count() as i64
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::{super::resources::Resources, *};
-
-    fn offer(cpu_millis: i64) -> Offer {
-        let allocatable = Resources {
-            cpu_millis,
-            memory_bytes: 1 << 40,
-            pods: 110,
-            ..Resources::default()
-        };
-        Offer {
-            allocatable,
-            ..Offer::default()
-        }
-    }
-
-    fn pod(uid: &str, cpu_millis: i64) -> PodInfo {
-        let requests = Resources {
-            cpu_millis,
-            pods: 1,
-            ..Resources::default()
-        };
-        let footprint = Footprint {
-            requests,
-            cpu_millis_assumed: cpu_millis,
-            ..Footprint::default()
-        };
-        let mut pod = PodInfo {
-            uid: uid.into(),
-            ..PodInfo::default()
-        };
-        pod.needs.footprint = footprint;
-        pod
-    }
-
-    #[test]
-    fn pods_spread_over_the_nodes_with_most_left() {
-        let mut state = State::default();
-        for (name, cpu) in [("small", 1000), ("large", 4000)] {
-            assert!(state.set_node(name, offer(cpu)));
-            assert!(!state.set_node(name, offer(cpu)), "no news");
-        }
-        let mut place = |uid: &str| state.schedule(&pod(uid, 900)).unwrap();
-        assert_eq!(["0", "1", "2"].map(&mut place), ["large"; 3]);
-        let mut last = ["3", "4"].map(&mut place);
-        last.sort();
-        assert_eq!(last, ["large", "small"]);
-        assert!(state.schedule(&pod("5", 900)).is_err());
-        assert!(state.release("0"));
-        assert!(!state.release("0"));
-        assert_eq!(state.schedule(&pod("5", 900)).unwrap(), "large");
-    }
-
-    #[test]
-    fn preferences_and_soft_taints_decide_between_nodes_that_fit() {
-        let mut state = State::default();
-        state.set_node("a", offer(4000));
-        let mut labelled = offer(2000);
-        labelled.labels.insert("disk".into(), "ssd".into());
-        state.set_node("b", labelled);
-        let mut wants = pod("1", 100);
-        wants.needs.preferred = serde_json::from_value(json!([
-            { "weight": 1, "preference": { "matchExpressions": [{ "key": "disk", "operator": "Exists" }] } },
-        ]))
-        .unwrap();
-        assert_eq!(state.schedule(&wants).unwrap(), "b");
-
-        let mut tainted = offer(4000);
-        tainted.taints =
-            serde_json::from_value(json!([{ "key": "k", "effect": "PreferNoSchedule" }])).unwrap();
-        state.set_node("a", tainted);
-        assert_eq!(state.schedule(&pod("2", 100)).unwrap(), "b");
-    }
-
-    #[test]
-    fn a_node_that_has_gone_takes_no_pods_and_comes_back_with_what_it_has() {
-        let mut state = State::default();
-        state.set_node("a", offer(1000));
-        state.schedule(&pod("1", 800)).unwrap();
-        state.remove_node("a");
-        assert_eq!(
-            state
-                .schedule(&pod("2", 100))
-                .unwrap_err()
-                .message(&pod("2", 100)),
-            "no nodes available to schedule pods"
-        );
-        state.set_node("a", offer(1000));
-        assert!(state.schedule(&pod("2", 800)).is_err());
-        state.retain_nodes(&HashSet::new());
-        assert!(state.schedule(&pod("2", 100)).is_err());
-    }
-
-    #[test]
-    fn nodes_that_come_and_go_leave_nothing() {
-        let mut state = State::default();
-        for n in 0..100 {
-            let name = n.to_string();
-            state.set_node(&name, offer(1000));
-            state.schedule(&pod("p", 100)).unwrap();
-            state.remove_node(&name);
-            state.release("p");
-        }
-        assert_eq!((state.nodes.len(), state.index.len()), (1, 0));
-    }
-
-    proptest! {
-        #[test]
-        fn no_node_is_ever_overcommitted(
-            cpus in proptest::collection::vec(100..2000i64, 1..6),
-            steps in proptest::collection::vec((0..40u8, 1..800i64, any::<bool>()), 1..120),
-        ) {
-            let mut state = State::default();
-            for (n, cpu) in cpus.iter().enumerate() {
-                state.set_node(&n.to_string(), offer(*cpu));
-            }
-            let mut placed: HashMap<u8, (usize, i64)> = HashMap::new();
-            for (id, cpu, is_add) in steps {
-                if is_add && !placed.contains_key(&id) {
-                    let fits = (0..cpus.len()).any(|n| {
-                        let taken: i64 = placed.values().filter(|(node, _)| *node == n).map(|(_, cpu)| cpu).sum();
-                        taken + cpu <= cpus[n]
-                    });
-                    let chosen = state.schedule(&pod(&id.to_string(), cpu)).ok();
-                    prop_assert_eq!(chosen.is_some(), fits);
-                    if let Some(node) = chosen {
-                        placed.insert(id, (node.parse().unwrap(), cpu));
-                    }
-                } else {
-                    prop_assert_eq!(state.release(&id.to_string()), placed.remove(&id).is_some());
-                }
-                for (n, cpu) in cpus.iter().enumerate() {
-                    let taken: i64 = placed.values().filter(|(node, _)| *node == n).map(|(_, cpu)| cpu).sum();
-                    prop_assert!(taken <= *cpu);
-                    prop_assert_eq!(state.nodes[n].requested.cpu_millis, taken);
-                }
-            }
-        }
-    }
-}
+mod tests;

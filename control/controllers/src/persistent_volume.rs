@@ -1,0 +1,4 @@
+//! Volumes for claims.
+
+pub(crate) mod matching;
+pub(crate) mod view;
