@@ -10,11 +10,12 @@ use anyhow::{Context, Result};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 use wherry_controllers::{Candidate, ClusterSigning, NodeRanges};
-use wherry_server::{FixedRules, Server, UserInfo};
+use wherry_server::{Server, UserInfo};
 
 use crate::{
     agent,
     cli::{ControlArgs, RootArgs, ServerArgs},
+    cluster::{self, ClusterInfo},
     lock, shutdown,
     store::{self, Opened},
 };
@@ -37,7 +38,12 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
         (None, bind) if bind.is_unspecified() => vec![agent::routed_ip()],
         (None, _) => Vec::new(),
     };
-    let control = build(&args.root, &args.server, &advertise).await?;
+    let names = ClusterInfo {
+        service_range: None,
+        dns: args.cluster_dns,
+        domain: args.cluster_domain,
+    };
+    let control = build(&args.root, &args.server, &advertise, names).await?;
     println!(
         "ready: {} kubeconfig {}",
         url(&control.server),
@@ -53,11 +59,13 @@ pub(crate) struct Control {
     is_shared: bool,
 }
 
-/// Opens store and keys, listens, and writes the administrator's kubeconfig.
+/// Opens store and keys, listens, writes the administrator's kubeconfig, and tells nodes what they have to know;
+/// `names` says name servers and domain.
 pub(crate) async fn build(
     root: &RootArgs,
     args: &ServerArgs,
     advertise: &[IpAddr],
+    names: ClusterInfo,
 ) -> Result<Control> {
     let dir = root.root.join("control");
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
@@ -74,10 +82,14 @@ pub(crate) async fn build(
         names: Vec::new(),
         service_cidr,
         store,
-        authorizer: Arc::new(FixedRules),
     })
     .await?;
     server.bootstrap().await?;
+    let info = ClusterInfo {
+        service_range: Some(args.service_cluster_ip_range.clone()),
+        ..names
+    };
+    cluster::publish(&client(&server, UserInfo::admin()), &info).await?;
     let kubeconfig = server.admin_kubeconfig(&url(&server));
     for path in [Some(dir.join(KUBECONFIG)), args.write_kubeconfig.clone()]
         .into_iter()

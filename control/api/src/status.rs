@@ -280,6 +280,14 @@ impl Status {
         Self::forbidden(resource, name, &detail)
     }
 
+    /// Says why as well; an empty `reason` changes nothing.
+    pub fn with_reason(mut self, reason: &str) -> Self {
+        if !reason.is_empty() {
+            self.message = format!("{}: {reason}", self.message);
+        }
+        self
+    }
+
     /// 403 for a path that is no resource.
     pub fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
         let message = format!(

@@ -3,6 +3,7 @@
 mod csr;
 mod mirror;
 mod namespace;
+mod node_restriction;
 pub(crate) mod priority;
 mod runtime_class;
 mod service_account;
@@ -17,7 +18,8 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
     if call.resource.namespaced {
         namespace::check(call, namespace, object).await?;
     }
-    rbac::check_escalation(call, object)?;
+    node_restriction::create(call, object)?;
+    rbac::check_escalation(call, object).await?;
     if csr::is_for(call) {
         csr::create(call, object)?;
     }
@@ -32,29 +34,26 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
 }
 
 /// What a change has to pass besides the rules of its kind.
-pub(crate) fn update(
+pub(crate) async fn update(
     call: &Call,
     subresource: &str,
     new: &Value,
     old: &Value,
 ) -> Result<(), Status> {
-    if let Some(node) = call.user.node_name()
-        && call.resource.group.is_empty()
-        && call.resource.plural == "pods"
-        && subresource == "status"
-        && old["spec"]["nodeName"] != node
-    {
-        let detail = format!(
-            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
-        );
-        return Err(Status::forbidden(call.resource, call.name(), &detail));
-    }
+    node_restriction::update(call, subresource, new, old)?;
     if csr::is_for(call) {
-        csr::update(call, subresource, new, old)?;
+        csr::update(call, subresource, new, old).await?;
     }
     let is_same = |field: &str| new.get(field) == old.get(field);
     if is_same("rules") && is_same("subjects") && is_same("aggregationRule") {
         return Ok(());
     }
-    rbac::check_escalation(call, new)
+    rbac::check_escalation(call, new).await
 }
+
+/// What a deletion has to pass; `subresource` is `eviction` for one that is asked for as such.
+pub(crate) fn delete(call: &Call, subresource: &str, object: &Value) -> Result<(), Status> {
+    node_restriction::delete(call, subresource, object)
+}
+
+pub(crate) use node_restriction::token;

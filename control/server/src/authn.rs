@@ -1,6 +1,9 @@
 //! Who is asking: a client certificate, a ServiceAccount token, a bootstrap token, or a part of this process.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Mutex,
+};
 
 use http::{Extensions, HeaderMap, header};
 use jiff::Timestamp;
@@ -98,7 +101,7 @@ pub(crate) async fn authenticate(
 }
 
 /// The user a request is to be answered as (`kubectl --as`), when the one who asks may ask for that.
-pub(crate) fn impersonate(
+pub(crate) async fn impersonate(
     app: &App,
     user: UserInfo,
     headers: &HeaderMap,
@@ -120,31 +123,69 @@ pub(crate) fn impersonate(
             "requested impersonation of groups or a uid without impersonating a user",
         ));
     };
-    let mut wanted = vec![("users", name.as_str())];
-    wanted.extend(groups.iter().map(|group| ("groups", group.as_str())));
-    for (resource, name) in wanted {
-        let attributes = Attributes {
-            verb: "impersonate".to_owned(),
-            resource: resource.to_owned(),
-            name: name.to_owned(),
-            ..Attributes::default()
-        };
-        if !app.may(&user, &attributes) {
-            let message = format!(
-                "{resource} {name:?} is forbidden: User {:?} cannot impersonate resource {resource:?} in API group \"\" at \
-                 the cluster scope",
-                user.name
-            );
-            return Err(Status::failure(403, "Forbidden", message));
+    let account = name
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|rest| rest.split_once(':'));
+    let asks = |group: &str, resource: &str, subresource: &str, name: &str| Attributes {
+        verb: "impersonate".to_owned(),
+        group: group.to_owned(),
+        resource: resource.to_owned(),
+        subresource: subresource.to_owned(),
+        name: name.to_owned(),
+        ..Attributes::default()
+    };
+    let mut wanted = vec![match account {
+        Some((namespace, account)) => Attributes {
+            namespace: namespace.to_owned(),
+            ..asks("", "serviceaccounts", "", account)
+        },
+        None => asks("", "users", "", &name),
+    }];
+    wanted.extend(groups.iter().map(|group| asks("", "groups", "", group)));
+    const AUTHENTICATION: &str = "authentication.k8s.io";
+    if !uid.is_empty() {
+        wanted.push(asks(AUTHENTICATION, "uids", "", &uid));
+    }
+    let extra = extra_of(headers);
+    for (key, values) in &extra {
+        wanted.extend(
+            values
+                .iter()
+                .map(|value| asks(AUTHENTICATION, "userextras", key, value)),
+        );
+    }
+    for asked in wanted {
+        if app.may(&user, &asked).await {
+            continue;
         }
+        let Attributes {
+            group,
+            resource,
+            name,
+            ..
+        } = &asked;
+        let qualified = if group.is_empty() {
+            resource.clone()
+        } else {
+            format!("{resource}.{group}")
+        };
+        let scope = match asked.namespace.as_str() {
+            "" => "at the cluster scope".to_owned(),
+            namespace => format!("in the namespace {namespace:?}"),
+        };
+        let message = format!(
+            "{qualified} {name:?} is forbidden: User {:?} cannot impersonate resource {resource:?} in API group \
+             {group:?} {scope}",
+            user.name
+        );
+        return Err(Status::failure(403, "Forbidden", message));
     }
     let mut groups = groups;
     if groups.is_empty()
-        && let Some((namespace, account)) = name
-            .strip_prefix("system:serviceaccount:")
-            .and_then(|rest| rest.split_once(':'))
+        && let Some((namespace, account)) = account
     {
-        return Ok(UserInfo::service_account(namespace, account, &uid));
+        let user = UserInfo::service_account(namespace, account, &uid);
+        return Ok(UserInfo { extra, ..user });
     }
     let everybody = if name == "system:anonymous" {
         "system:unauthenticated"
@@ -158,8 +199,25 @@ pub(crate) fn impersonate(
         name,
         uid,
         groups,
-        ..UserInfo::default()
+        extra,
     })
+}
+
+/// `Impersonate-Extra-<key>` headers; in keys, what a header's name cannot hold is percent-encoded.
+fn extra_of(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
+    let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (header, value) in headers {
+        if let Some(key) = header.as_str().strip_prefix("impersonate-extra-")
+            && let Ok(value) = value.to_str()
+        {
+            let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy();
+            extra
+                .entry(key.into_owned())
+                .or_default()
+                .push(value.to_owned());
+        }
+    }
+    extra
 }
 
 /// Finds the user of a token, and which of the audiences it is for; what it is bound to must still be there.

@@ -67,7 +67,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wherry_store::Store;
 
-pub use authz::{Attributes, Authorizer, FixedRules};
+pub use authz::Attributes;
 pub use bootstrap::BootstrapError;
 pub use cidr::Cidr;
 pub use client::ClientService;
@@ -92,8 +92,6 @@ pub struct Config {
     pub service_cidr: Cidr,
     /// Where objects are kept.
     pub store: Arc<dyn Store>,
-    /// Who may do what.
-    pub authorizer: Arc<dyn Authorizer>,
 }
 
 /// A server could not be made or could not go on.
@@ -124,7 +122,7 @@ pub(crate) struct App {
     pub(crate) feeds: feed::Feeds,
     pub(crate) tokens: token::Tokens,
     pub(crate) checked_tokens: authn::CheckedTokens,
-    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) graph: Arc<authz::graph::NodeGraph>,
     pub(crate) service_ips: service_ips::ServiceIps,
     pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
     pub(crate) metrics: metrics::Metrics,
@@ -135,13 +133,6 @@ pub(crate) struct App {
     pub(crate) public_address: String,
     pub(crate) is_bootstrapped: AtomicBool,
     pub(crate) shutdown: CancellationToken,
-}
-
-impl App {
-    /// Whether a user may: by the authorizer it was given, or by a role.
-    pub(crate) fn may(&self, user: &UserInfo, asked: &Attributes) -> bool {
-        self.authorizer.is_allowed(user, asked) || self.rbac.allows(user, asked)
-    }
 }
 
 /// A server that listens and does not answer yet.
@@ -202,7 +193,7 @@ impl Server {
             tokens: token::Tokens::new(pki.service_account_key())
                 .map_err(|error| ServerError::TokenKey(error.to_string()))?,
             checked_tokens: authn::CheckedTokens::default(),
-            authorizer: config.authorizer,
+            graph: Arc::default(),
             service_ips: service_ips::ServiceIps::new(config.service_cidr),
             kubelet_tls: serve::kubelet_tls(&pki)?,
             metrics: metrics::Metrics::default(),

@@ -17,7 +17,8 @@ use wherry_api::{Resource, Status, meta};
 use wherry_store::{Store, StoreError, WatchMessage};
 
 pub(crate) use defaults::bootstrap;
-use policy::{Policy, Rule};
+use policy::Policy;
+pub(crate) use policy::Rule;
 
 use crate::{App, UserInfo, authz::Attributes, call::Call, stored};
 
@@ -63,7 +64,10 @@ impl Rbac {
     /// What a user's roles let them do in a namespace, as `SelfSubjectRulesReview` has it: of resources, and of paths.
     pub(crate) fn review(&self, user: &UserInfo, namespace: &str) -> (Vec<Value>, Vec<Value>) {
         let policy = self.policy();
-        let rules = policy.rules_for(user, namespace);
+        let mut rules = policy.rules_for(user, namespace);
+        if user.node_name().is_some() {
+            rules.extend(crate::authz::node::rules());
+        }
         let (of_urls, of_resources): (Vec<&Rule>, Vec<&Rule>) =
             rules.into_iter().partition(|rule| rule.is_for_urls());
         let values = |rules: Vec<&Rule>| rules.into_iter().map(|rule| json!(rule)).collect();
@@ -119,7 +123,7 @@ async fn watch(store: &Arc<dyn Store>, plural: &str, changed: &Notify) {
 
 /// Nobody makes or changes a role, or binds one, that lets others do what they themselves may not, unless they may
 /// `escalate` or `bind`.
-pub(crate) fn check_escalation(call: &Call, object: &Value) -> Result<(), Status> {
+pub(crate) async fn check_escalation(call: &Call, object: &Value) -> Result<(), Status> {
     if call.resource.group != GROUP || call.user.is_in("system:masters") {
         return Ok(());
     }
@@ -160,7 +164,7 @@ pub(crate) fn check_escalation(call: &Call, object: &Value) -> Result<(), Status
         name: about.1,
         ..Attributes::default()
     };
-    if call.app.may(&call.user, &may) {
+    if call.app.may(&call.user, &may).await {
         return Ok(());
     }
     let missing = policy::not_held(&policy.rules_for(&call.user, namespace), &wanted);

@@ -108,7 +108,7 @@ pub(crate) async fn serve(
     object["status"] = match review.plural {
         "selfsubjectreviews" => json!({"userInfo": describe(user)}),
         "tokenreviews" => token_review(app, &spec).await,
-        "selfsubjectaccessreviews" => access(app, user, &spec, ""),
+        "selfsubjectaccessreviews" => access(app, user, &spec, "").await,
         "selfsubjectrulesreviews" => {
             let asked = spec["namespace"].as_str().unwrap_or_default();
             if asked.is_empty() {
@@ -116,7 +116,7 @@ pub(crate) async fn serve(
             }
             rules(app, user, asked)
         }
-        _ => access(app, &subject(&spec), &spec, namespace),
+        _ => access(app, &subject(&spec), &spec, namespace).await,
     };
     Ok(answer::value(accept, StatusCode::CREATED, &object))
 }
@@ -166,7 +166,7 @@ fn subject(spec: &Value) -> UserInfo {
     }
 }
 
-fn access(app: &App, user: &UserInfo, spec: &Value, namespace: &str) -> Value {
+async fn access(app: &App, user: &UserInfo, spec: &Value, namespace: &str) -> Value {
     let text = |part: &str, field: &str| spec[part][field].as_str().unwrap_or_default().to_owned();
     let attributes = if spec["nonResourceAttributes"].is_object() {
         let part = "nonResourceAttributes";
@@ -189,10 +189,14 @@ fn access(app: &App, user: &UserInfo, spec: &Value, namespace: &str) -> Value {
                 asked
             },
             name: text(part, "name"),
-            path: String::new(),
+            ..Attributes::default()
         }
     };
-    json!({"allowed": app.may(user, &attributes)})
+    match app.authorize(user, &attributes).await {
+        Ok(()) => json!({"allowed": true}),
+        Err(reason) if reason.is_empty() => json!({"allowed": false}),
+        Err(reason) => json!({"allowed": false, "reason": reason}),
+    }
 }
 
 fn rules(app: &App, user: &UserInfo, namespace: &str) -> Value {

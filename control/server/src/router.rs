@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderValue, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use wherry_api::{Resource, Status, Verb};
+use wherry_api::{Resource, Status, Verb, selector::FieldSelector};
 
 use crate::{
     App, UserInfo,
@@ -133,7 +133,7 @@ async fn serve(
     let user = authn::authenticate(app, request.headers(), request.extensions())
         .await?
         .ok_or_else(Status::unauthorized)?;
-    let user = authn::impersonate(app, user, request.headers())?;
+    let user = authn::impersonate(app, user, request.headers()).await?;
     let Some(target) = target else {
         let accept = match accept {
             Err(_) if documents::is_negotiated(path) => Accept::default(),
@@ -160,11 +160,16 @@ async fn serve(
         } else {
             target.namespace.clone()
         },
-        name: target.name.clone(),
+        name: if target.name.is_empty() {
+            single_name(&query, verb)
+        } else {
+            target.name.clone()
+        },
+        field_selector: query.get("fieldSelector").to_owned(),
         path: String::new(),
     };
-    if !app.may(&user, &attributes) {
-        return Err(forbidden(target, &user, verb));
+    if let Err(reason) = app.authorize(&user, &attributes).await {
+        return Err(forbidden(target, &user, verb).with_reason(&reason));
     }
     if let Some(review) = reviews::find(&target.group, &target.version, &target.resource) {
         if *request.method() != Method::POST || !target.name.is_empty() {
@@ -288,13 +293,25 @@ async fn serve_document(
         path: path.to_owned(),
         ..Attributes::default()
     };
-    if !app.may(user, &attributes) {
+    if !app.may(user, &attributes).await {
         return Err(Status::forbidden_path(&user.name, verb, path));
     }
     if verb != "get" {
         return Err(Status::path_method_not_allowed());
     }
     documents::serve(app, path, query, accept, headers).await
+}
+
+/// The one object that a list or watch is about: to ask for it by a field is to ask for it by name.
+fn single_name(query: &Query, verb: &str) -> String {
+    if !matches!(verb, "list" | "watch") {
+        return String::new();
+    }
+    let fields = FieldSelector::parse(query.get("fieldSelector"));
+    let name = fields
+        .ok()
+        .and_then(|fields| fields.required_value("metadata.name").map(str::to_owned));
+    name.unwrap_or_default()
 }
 
 fn forbidden(target: &ResourcePath, user: &UserInfo, verb: &str) -> Status {

@@ -68,7 +68,7 @@ fn decode(encoded: &str) -> Option<Vec<u8>> {
 }
 
 /// Approving and signing take the right to do so for the signer in question.
-pub(super) fn update(
+pub(super) async fn update(
     call: &Call,
     subresource: &str,
     new: &Value,
@@ -84,7 +84,7 @@ pub(super) fn update(
     };
     let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
     let domain = signer.split_once('/').map_or("", |(domain, _)| domain);
-    let may = |name: &str| {
+    let may = async |name: &str| {
         let asked = Attributes {
             verb: verb.to_owned(),
             group: GROUP.to_owned(),
@@ -92,9 +92,9 @@ pub(super) fn update(
             name: name.to_owned(),
             ..Attributes::default()
         };
-        call.app.may(&call.user, &asked)
+        call.app.may(&call.user, &asked).await
     };
-    if !is_changed || may(signer) || may(&format!("{domain}/*")) {
+    if !is_changed || may(signer).await || may(&format!("{domain}/*")).await {
         return Ok(());
     }
     let detail = format!("user not permitted to {verb} requests with signerName {signer:?}");

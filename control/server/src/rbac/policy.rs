@@ -30,6 +30,17 @@ fn has(list: &[String], wanted: &str) -> bool {
 }
 
 impl Rule {
+    /// These verbs on these resources.
+    pub(crate) fn new(api_groups: &[&str], resources: &[&str], verbs: &[&str]) -> Self {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Self {
+            verbs: owned(verbs),
+            api_groups: owned(api_groups),
+            resources: owned(resources),
+            ..Self::default()
+        }
+    }
+
     /// Every verb on every resource.
     pub(crate) fn everything() -> Self {
         let all = || vec![ALL.to_owned()];
@@ -320,7 +331,7 @@ mod tests {
             subresource: subresource.into(),
             namespace: namespace.into(),
             name: name.into(),
-            path: String::new(),
+            ..Attributes::default()
         }
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use wherry_api::{FieldError, Status, field::Path, meta};
 
 use crate::{
+    admission,
     answer::{self, Answer},
     call::{self, Call},
     stored,
@@ -72,6 +73,9 @@ pub(super) async fn request(call: &Call, headers: &HeaderMap, body: &Bytes) -> A
         .filter(|reference| reference.is_object())
     {
         bind(call, reference, &mut claim).await?;
+    }
+    if claim.pod.is_none() {
+        admission::token(call, None)?;
     }
     let now = Timestamp::now();
     let claims = Claims::new(claim, audiences.clone(), now, seconds);
@@ -142,6 +146,7 @@ async fn bind(call: &Call, reference: &Value, claim: &mut KubernetesClaim) -> Re
             call.name()
         )));
     }
+    admission::token(call, Some(&found))?;
     claim.pod = bound;
     if let Some(node) = found
         .pointer("/spec/nodeName")

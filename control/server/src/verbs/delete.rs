@@ -17,6 +17,7 @@ use wherry_api::{FieldError, Resource, Status, field::Path, meta};
 use wherry_store::{KeyValue, StoreError};
 
 use crate::{
+    admission,
     answer::{self, Answer},
     call::{self, Call},
     stored,
@@ -293,6 +294,7 @@ pub(crate) async fn delete_object(
         let current = current.ok_or_else(|| Status::not_found(resource, name))?;
         let object = stored::decode_as(resource, &current);
         check_preconditions(call, name, &object, options)?;
+        admission::delete(call, &call.path.subresource, &object)?;
         let step = decide(resource, &object, options, Timestamp::now());
         let result = match step {
             Step::Leave => return Ok(Deleted::Pending(current)),

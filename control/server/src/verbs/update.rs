@@ -176,7 +176,7 @@ pub(crate) async fn modify_with(
         }
         complete(call, subresource, &mut new, &old);
         record.write(call, subresource, &old, &mut new)?;
-        admission::update(call, subresource, &new, &old)?;
+        admission::update(call, subresource, &new, &old).await?;
         let claim =
             if resource.group.is_empty() && resource.plural == "services" && subresource.is_empty()
             {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt;
-use wherry_server::{Config, FixedRules, Pki, SERVICE_CIDR_DEFAULT, Server, UserInfo};
+use wherry_server::{Config, Pki, SERVICE_CIDR_DEFAULT, Server, UserInfo};
 use wherry_store::{MemoryStore, Store};
 
 /// The one timeout of everything that is waited for.
@@ -99,7 +99,6 @@ impl TestServer {
             names: Vec::new(),
             service_cidr: SERVICE_CIDR_DEFAULT.parse().expect("a range"),
             store: store.clone(),
-            authorizer: Arc::new(FixedRules),
         })
         .await
         .expect("a server");
@@ -163,6 +162,34 @@ impl TestServer {
             .header(header::CONTENT_TYPE, content_type);
         self.send(
             Some(UserInfo::admin()),
+            request.body(Body::from(text)).expect("a request"),
+        )
+        .await
+    }
+
+    /// Asks as somebody; a null body is none, and a patch is a merge patch.
+    pub(crate) async fn ask(
+        &self,
+        user: &UserInfo,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Answered {
+        let text = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let content_type = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, content_type);
+        self.send(
+            Some(user.clone()),
             request.body(Body::from(text)).expect("a request"),
         )
         .await

@@ -7,6 +7,7 @@ mod authentication;
 mod harness;
 mod kubectl;
 mod lists;
+mod nodes;
 mod proxy;
 mod rbac;
 mod verbs;

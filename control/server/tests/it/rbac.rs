@@ -16,17 +16,9 @@ async fn as_user(
     path: &str,
     body: &Value,
 ) -> Answered {
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        }))
-        .unwrap();
-    server.send(Some(UserInfo::new(name, &[])), request).await
+    server
+        .ask(&UserInfo::new(name, &[]), method, path, body)
+        .await
 }
 
 /// Asks until the answer has this code: the policy is read when its objects have been written.
