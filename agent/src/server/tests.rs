@@ -206,51 +206,14 @@ impl Served {
         )
         .expect("space");
         let uid = PodUid::from(format!("uid-{name}"));
-        let sandbox = PodSandboxConfig {
-            user_namespace: None,
-            uid: uid.clone(),
-            name: name.into(),
-            namespace: "default".into(),
-            attempt: 0,
-            hostname: None,
-            log_directory: logs.clone(),
-            namespaces: NamespaceOptions::default(),
-            cgroup_parent: String::new(),
-            resources: LinuxResources::default(),
-            sysctls: vec![],
-            seccomp: SeccompProfile::default(),
-            isolated: false,
-            labels: vec![],
-            annotations: vec![],
-        };
+        let sandbox =
+            PodSandboxConfig::new(uid.clone(), name, "default", logs.clone(), String::new());
         let sandbox = self
             .runtime
             .run_pod_sandbox(&sandbox)
             .await
             .expect("a sandbox");
-        let container = ContainerConfig {
-            pid_target: None,
-            name: "c".into(),
-            attempt: 0,
-            image_id: "sha256:i".into(),
-            image: "i".into(),
-            command: vec![],
-            args: vec![],
-            working_dir: None,
-            env: vec![],
-            mounts: vec![],
-            devices: vec![],
-            labels: vec![],
-            annotations: vec![],
-            log_path: log_path.clone(),
-            log_rotation: LogRotation::default(),
-            stdin: false,
-            stdin_once: false,
-            tty: false,
-            stop_signal: None,
-            resources: LinuxResources::default(),
-            security: ContainerSecurity::default(),
-        };
+        let container = ContainerConfig::new("c", "sha256:i", "i", log_path.clone());
         let id = self
             .runtime
             .create_container(&sandbox, &container)

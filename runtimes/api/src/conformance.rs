@@ -24,6 +24,8 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use async_trait::async_trait;
 use futures::{FutureExt, future::LocalBoxFuture};
 
+pub use support::read_log;
+
 use crate::*;
 
 /// What a program in a container is to do. The fixture knows an image and a command for each.
@@ -76,6 +78,36 @@ pub enum Program {
     TerminalSize,
     /// Run a script by a POSIX shell with busybox's programs. In [`LINUX_CASES`] only.
     Shell(&'static str),
+}
+
+impl Program {
+    /// It as a script for a POSIX shell with busybox's programs, which is how containers of [`LINUX_CASES`] run it.
+    #[must_use]
+    pub fn script(self) -> String {
+        match self {
+            Self::Print { exit_code } => format!("echo out; echo err >&2; exit {exit_code}"),
+            Self::Wait => "trap '' TERM; echo up; sleep 1000".to_owned(),
+            Self::CopyStdin => "exec cat".to_owned(),
+            Self::EatMemory => "exec dd if=/dev/zero of=/dev/null bs=400M count=1".to_owned(),
+            Self::Polite { exit_code } => {
+                format!("trap 'exit {exit_code}' TERM USR1; echo up; while :; do sleep 0.02; done")
+            }
+            Self::Context => {
+                "echo cwd=$PWD; for a; do echo \"arg=$a\"; done; env | while read -r l; do echo \"env=$l\"; done"
+                    .to_owned()
+            }
+            Self::Unfinished => "printf unfinished".to_owned(),
+            Self::Lines { count } => format!("exec seq 1 {count}"),
+            Self::ReadFile { path } => format!("cat '{path}' || exit 1"),
+            Self::WriteFile { path } => format!("echo written > '{path}' || exit 1"),
+            Self::Spin => "echo up; while :; do :; done".to_owned(),
+            Self::Echo { port } => {
+                format!("nc -ll -p {port} -e cat & sleep 0.05; echo up; wait")
+            }
+            Self::TerminalSize => "while :; do stty size; sleep 0.02; done".to_owned(),
+            Self::Shell(script) => script.to_owned(),
+        }
+    }
 }
 
 /// A runtime under test.

@@ -55,6 +55,41 @@ pub struct ContainerConfig {
     pub pid_target: Option<ContainerId>,
 }
 
+impl ContainerConfig {
+    /// The first attempt at a container that runs its image as it is, without mounts, limits or privileges.
+    #[must_use]
+    pub fn new(
+        name: impl Into<String>,
+        image_id: impl Into<String>,
+        image: impl Into<String>,
+        log_path: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            attempt: 0,
+            image_id: image_id.into(),
+            image: image.into(),
+            command: Vec::new(),
+            args: Vec::new(),
+            working_dir: None,
+            env: Vec::new(),
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            labels: Vec::new(),
+            annotations: Vec::new(),
+            log_path: log_path.into(),
+            log_rotation: LogRotation::default(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            stop_signal: None,
+            resources: LinuxResources::default(),
+            security: ContainerSecurity::default(),
+            pid_target: None,
+        }
+    }
+}
+
 /// When a log is rotated, and how much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRotation {

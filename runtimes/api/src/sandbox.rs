@@ -44,6 +44,36 @@ pub struct PodSandboxConfig {
     pub annotations: Vec<(String, String)>,
 }
 
+impl PodSandboxConfig {
+    /// The first sandbox of a pod that asks for nothing special and has no host name.
+    #[must_use]
+    pub fn new(
+        uid: impl Into<PodUid>,
+        name: impl Into<String>,
+        namespace: impl Into<String>,
+        log_directory: impl Into<PathBuf>,
+        cgroup_parent: impl Into<String>,
+    ) -> Self {
+        Self {
+            uid: uid.into(),
+            name: name.into(),
+            namespace: namespace.into(),
+            attempt: 0,
+            hostname: None,
+            log_directory: log_directory.into(),
+            namespaces: NamespaceOptions::default(),
+            user_namespace: None,
+            cgroup_parent: cgroup_parent.into(),
+            resources: LinuxResources::default(),
+            sysctls: Vec::new(),
+            seccomp: SeccompProfile::default(),
+            isolated: false,
+            labels: Vec::new(),
+            annotations: Vec::new(),
+        }
+    }
+}
+
 /// Which namespaces are the pod's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceOptions {

@@ -1,9 +1,11 @@
 //! Streams into and out of a container.
 
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     sync::mpsc,
 };
 
@@ -24,6 +26,76 @@ pub struct ExecSyncResponse {
     pub exit_code: i32,
 }
 
+/// After a command has exited, how long its output is still read when something it left behind holds it open.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+impl ExecSyncResponse {
+    /// Reads what a command prints until it has exited.
+    ///
+    /// # Errors
+    /// What `exit` ends with.
+    pub async fn collect(
+        stdout: Option<impl AsyncRead + Unpin>,
+        stderr: Option<impl AsyncRead + Unpin>,
+        exit: impl Future<Output = Result<i32, RuntimeError>>,
+    ) -> Result<Self, RuntimeError> {
+        let mut response = Self::default();
+        let read = async {
+            tokio::join!(
+                read_bounded(stdout, &mut response.stdout),
+                read_bounded(stderr, &mut response.stderr)
+            )
+        };
+        let exit_code = {
+            tokio::pin!(read, exit);
+            let mut is_read = false;
+            let exit_code = loop {
+                tokio::select! {
+                    exit = &mut exit => break exit?,
+                    _ = &mut read, if !is_read => is_read = true,
+                }
+            };
+            if !is_read {
+                let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
+            }
+            exit_code
+        };
+        response.exit_code = exit_code;
+        Ok(response)
+    }
+
+    /// Bounds a run of `command`; a `timeout` of zero is none. What runs is dropped at its end, which has to kill it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::DeadlineExceeded`], and those of `run`.
+    pub async fn within(
+        timeout: Duration,
+        command: &[String],
+        run: impl Future<Output = Result<Self, RuntimeError>>,
+    ) -> Result<Self, RuntimeError> {
+        if timeout.is_zero() {
+            return run.await;
+        }
+        match tokio::time::timeout(timeout, run).await {
+            Ok(result) => result,
+            Err(_) => Err(RuntimeError::DeadlineExceeded {
+                what: format!("command \"{}\"", command.join(" ")),
+                after: timeout,
+            }),
+        }
+    }
+}
+
+/// Reads to the end, keeping the beginning.
+async fn read_bounded(stream: Option<impl AsyncRead + Unpin>, output: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let room = EXEC_SYNC_OUTPUT_BYTES_MAX - output.len();
+        output.extend_from_slice(&buffer[..count.min(room)]);
+    }
+}
+
 /// A command to run beside the app.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
@@ -37,6 +109,20 @@ pub struct ExecRequest {
     pub stdout: bool,
     /// Connect stderr; ignored with `tty`.
     pub stderr: bool,
+}
+
+impl ExecRequest {
+    /// What [`crate::Runtime::exec_sync`] runs: both outputs are read, nothing is written.
+    #[must_use]
+    pub fn sync(command: &[String]) -> Self {
+        Self {
+            command: command.to_vec(),
+            tty: false,
+            stdin: false,
+            stdout: true,
+            stderr: true,
+        }
+    }
 }
 
 /// Which of the app's streams to attach to.

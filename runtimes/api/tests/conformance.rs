@@ -50,23 +50,13 @@ impl Fixture for FakeFixture {
     fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
         let log_directory = self.place.join(name);
         std::fs::create_dir_all(&log_directory).expect("a directory can be made");
-        PodSandboxConfig {
-            uid: format!("uid-{name}").into(),
-            name: name.to_owned(),
-            namespace: "default".to_owned(),
-            attempt: 0,
-            hostname: None,
+        PodSandboxConfig::new(
+            format!("uid-{name}"),
+            name,
+            "default",
             log_directory,
-            namespaces: NamespaceOptions::default(),
-            user_namespace: None,
-            cgroup_parent: format!("fake/{name}"),
-            resources: LinuxResources::default(),
-            sysctls: Vec::new(),
-            seccomp: SeccompProfile::RuntimeDefault,
-            isolated: false,
-            labels: Vec::new(),
-            annotations: Vec::new(),
-        }
+            format!("fake/{name}"),
+        )
     }
 
     fn container_config(
@@ -76,27 +66,14 @@ impl Fixture for FakeFixture {
         program: Program,
     ) -> ContainerConfig {
         ContainerConfig {
-            name: name.to_owned(),
-            attempt: 0,
-            image_id: "sha256:image".to_owned(),
-            image: "image".to_owned(),
             command: words(program),
-            args: Vec::new(),
-            working_dir: None,
-            env: Vec::new(),
-            mounts: Vec::new(),
-            devices: Vec::new(),
-            labels: Vec::new(),
-            annotations: Vec::new(),
-            log_path: sandbox.config.log_directory.join(format!("{name}.log")),
-            log_rotation: LogRotation::default(),
-            stdin: false,
-            stdin_once: false,
-            tty: false,
-            stop_signal: None,
-            resources: LinuxResources::default(),
-            security: ContainerSecurity::default(),
-            pid_target: None,
+
+            ..ContainerConfig::new(
+                name,
+                "sha256:image",
+                "image",
+                sandbox.config.log_directory.join(format!("{name}.log")),
+            )
         }
     }
 

@@ -25,8 +25,8 @@ use tokio::{
     time::Instant,
 };
 use wherry_runtime_api::{
-    AttachRequest, ContainerId, ContainerState, EXEC_SYNC_OUTPUT_BYTES_MAX, ExecRequest,
-    ExecSyncResponse, RuntimeError, StreamSession, TerminalSize,
+    AttachRequest, ContainerId, ContainerState, ExecRequest, ExecSyncResponse, RuntimeError,
+    StreamSession, TerminalSize,
 };
 
 use crate::{
@@ -356,57 +356,15 @@ impl Inner {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecSyncResponse, RuntimeError> {
-        let request = ExecRequest {
-            command: command.to_vec(),
-            tty: false,
-            stdin: false,
-            stdout: true,
-            stderr: true,
-        };
+        let request = ExecRequest::sync(command);
+        // The execution is dropped with the future, and that kills the command.
         let run = async {
             let (mut execution, hijacked) = self.execute(id, &request).await?;
             let (read, _write) = halves(hijacked);
             let output = split(read, false, true, true);
-            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-            let exit_code = {
-                let read = async {
-                    tokio::join!(
-                        read_bounded(output.stdout, &mut stdout),
-                        read_bounded(output.stderr, &mut stderr)
-                    )
-                };
-                tokio::pin!(read);
-                let exit = execution.wait();
-                tokio::pin!(exit);
-                let mut is_read = false;
-                let exit_code = loop {
-                    tokio::select! {
-                        exit = &mut exit => break exit?,
-                        _ = &mut read, if !is_read => is_read = true,
-                    }
-                };
-                if !is_read {
-                    let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
-                }
-                exit_code
-            };
-            Ok(ExecSyncResponse {
-                stdout,
-                stderr,
-                exit_code,
-            })
+            ExecSyncResponse::collect(output.stdout, output.stderr, execution.wait()).await
         };
-        if timeout.is_zero() {
-            return run.await;
-        }
-        match tokio::time::timeout(timeout, run).await {
-            Ok(result) => result,
-            // The execution is dropped with the future, and that kills the command.
-            Err(_) => Err(RuntimeError::DeadlineExceeded {
-                what: format!("command \"{}\"", command.join(" ")),
-                after: timeout,
-            }),
-        }
+        ExecSyncResponse::within(timeout, command, run).await
     }
 
     pub(crate) async fn attach(
@@ -529,19 +487,6 @@ fn resizer<F: Future<Output = ()> + Send + 'static>(
         }
     });
     sender
-}
-
-/// Reads to the end, keeping the beginning.
-async fn read_bounded(stream: Option<DuplexStream>, output: &mut Vec<u8>) {
-    let Some(mut stream) = stream else { return };
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(count) = stream.read(&mut buffer).await {
-        if count == 0 {
-            return;
-        }
-        let room = EXEC_SYNC_OUTPUT_BYTES_MAX - output.len();
-        output.extend_from_slice(&buffer[..count.min(room)]);
-    }
 }
 
 #[cfg(test)]

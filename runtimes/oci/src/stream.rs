@@ -11,13 +11,13 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, unix::AsyncFd},
+    io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     net::unix::pipe,
     sync::mpsc,
 };
 use wherry_runtime_api::{
-    AttachRequest, ContainerId, Duplex, EXEC_SYNC_OUTPUT_BYTES_MAX, ExecRequest, ExecSyncResponse,
-    PodSandboxId, RuntimeError, StreamSession, TerminalSize,
+    AttachRequest, ContainerId, Duplex, ExecRequest, ExecSyncResponse, PodSandboxId, RuntimeError,
+    StreamSession, TerminalSize,
 };
 
 use crate::{
@@ -29,9 +29,6 @@ use crate::{
 
 /// Sizes that may wait; only the newest counts.
 const RESIZES_MAX: usize = 4;
-/// After a command has exited, how long its output is still read when something it left behind holds it open.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// A pipe's two ends, the reading one first.
 fn make_pipe() -> Result<(OwnedFd, OwnedFd), RuntimeError> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -199,67 +196,29 @@ impl Inner {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecSyncResponse, RuntimeError> {
-        let request = ExecRequest {
-            command: command.to_vec(),
-            tty: false,
-            stdin: false,
-            stdout: true,
-            stderr: true,
-        };
+        let request = ExecRequest::sync(command);
+        // The connection is dropped with the future, and that kills the command.
         let run = async {
-            let (connection, streams) = match self.execute(id, &request).await? {
+            match self.execute(id, &request).await? {
                 Execution::Started {
                     connection,
                     streams,
-                } => (connection, streams),
-                Execution::NotExecutable { exit_code, message } => {
-                    return Ok(ExecSyncResponse {
-                        stdout: Vec::new(),
-                        stderr: message.into_bytes(),
-                        exit_code,
-                    });
-                }
-            };
-            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-            let exit_code = {
-                let read = async {
-                    tokio::join!(
-                        read_bounded(streams.stdout, &mut stdout),
-                        read_bounded(streams.stderr, &mut stderr)
+                } => {
+                    ExecSyncResponse::collect(
+                        streams.stdout.map(reader).transpose()?,
+                        streams.stderr.map(reader).transpose()?,
+                        wait_for_exit(&connection, "exec"),
                     )
-                };
-                tokio::pin!(read);
-                let exit = wait_for_exit(&connection, "exec");
-                tokio::pin!(exit);
-                let mut is_read = false;
-                let exit_code = loop {
-                    tokio::select! {
-                        exit = &mut exit => break exit?,
-                        _ = &mut read, if !is_read => is_read = true,
-                    }
-                };
-                if !is_read {
-                    let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
+                    .await
                 }
-                exit_code
-            };
-            Ok(ExecSyncResponse {
-                stdout,
-                stderr,
-                exit_code,
-            })
+                Execution::NotExecutable { exit_code, message } => Ok(ExecSyncResponse {
+                    stdout: Vec::new(),
+                    stderr: message.into_bytes(),
+                    exit_code,
+                }),
+            }
         };
-        if timeout.is_zero() {
-            return run.await;
-        }
-        match tokio::time::timeout(timeout, run).await {
-            Ok(result) => result,
-            // The connection is dropped with the future, and that kills the command.
-            Err(_) => Err(RuntimeError::DeadlineExceeded {
-                what: format!("command \"{}\"", command.join(" ")),
-                after: timeout,
-            }),
-        }
+        ExecSyncResponse::within(timeout, command, run).await
     }
 
     pub(crate) async fn attach(
@@ -383,21 +342,6 @@ async fn wait_for_exit(connection: &Connection, what: &str) -> Result<i32, Runti
         if let (Reply::Exited { exit_code }, _) = connection.expect(what).await? {
             return Ok(exit_code);
         }
-    }
-}
-
-/// Reads to the end, keeping the beginning.
-async fn read_bounded(stream: Option<OwnedFd>, output: &mut Vec<u8>) {
-    let Some(Ok(mut stream)) = stream.map(reader) else {
-        return;
-    };
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(count) = stream.read(&mut buffer).await {
-        if count == 0 {
-            return;
-        }
-        let room = EXEC_SYNC_OUTPUT_BYTES_MAX - output.len();
-        output.extend_from_slice(&buffer[..count.min(room)]);
     }
 }
 

@@ -50,7 +50,7 @@ use crate::{
         app_args, check, check_sandbox, environment, etc, exec_args, http_ports, ignored, limits,
         new_worker,
     },
-    stream::{KillOnDrop, Resized, Streams, collect},
+    stream::{KillOnDrop, Resized, Streams},
     userns,
     worker::{NewWorker, Worker, WorkerKey, lost_with_its_worker},
 };
@@ -461,20 +461,11 @@ impl Runtime for WasmRuntime {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecSyncResponse, RuntimeError> {
-        let request = ExecRequest {
-            command: command.to_vec(),
-            tty: false,
-            stdin: false,
-            stdout: true,
-            stderr: true,
+        let run = async {
+            let session = self.exec(id, &ExecRequest::sync(command)).await?;
+            ExecSyncResponse::collect(session.stdout, session.stderr, session.exit).await
         };
-        let session = self.exec(id, &request).await?;
-        collect(
-            &format!("exec {} in container {id}", command.join(" ")),
-            session,
-            timeout,
-        )
-        .await
+        ExecSyncResponse::within(timeout, command, run).await
     }
 
     async fn exec(

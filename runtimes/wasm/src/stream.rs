@@ -7,18 +7,10 @@ use std::{
         unix::net::UnixStream as StdUnixStream,
     },
     sync::Arc,
-    time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    net::UnixStream,
-    sync::mpsc,
-};
-use wherry_runtime_api::{
-    ContainerId, EXEC_SYNC_OUTPUT_BYTES_MAX, ExecSyncResponse, RuntimeError, StreamSession,
-    TerminalSize,
-};
+use tokio::{net::UnixStream, sync::mpsc};
+use wherry_runtime_api::{ContainerId, RuntimeError, StreamSession, TerminalSize};
 
 use crate::{client::Client, protocol::RequestBody};
 
@@ -138,44 +130,4 @@ impl Drop for KillOnDrop {
             });
         }
     }
-}
-
-/// Collects the output of a session until its end.
-pub(crate) async fn collect(
-    what: &str,
-    mut session: StreamSession,
-    timeout: Duration,
-) -> Result<ExecSyncResponse, RuntimeError> {
-    let run = async {
-        let (stdout, stderr, exit) = tokio::join!(
-            read(session.stdout.take()),
-            read(session.stderr.take()),
-            &mut session.exit
-        );
-        Ok(ExecSyncResponse {
-            stdout,
-            stderr,
-            exit_code: exit?,
-        })
-    };
-    match tokio::time::timeout(timeout, run).await {
-        Ok(result) => result,
-        Err(_) => Err(RuntimeError::DeadlineExceeded {
-            what: what.to_owned(),
-            after: timeout,
-        }),
-    }
-}
-
-async fn read(stream: Option<Box<dyn AsyncRead + Send + Unpin>>) -> Vec<u8> {
-    let mut output = Vec::new();
-    let Some(mut stream) = stream else {
-        return output;
-    };
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-        let room = EXEC_SYNC_OUTPUT_BYTES_MAX - output.len();
-        output.extend_from_slice(&buffer[..n.min(room)]);
-    }
-    output
 }

@@ -13,21 +13,8 @@ use super::*;
 
 fn sandbox(attempt: u32) -> Arc<PodSandbox> {
     let config = PodSandboxConfig {
-        user_namespace: None,
-        uid: "uid".into(),
-        name: "web".into(),
-        namespace: "ns".into(),
         attempt,
-        hostname: None,
-        log_directory: PathBuf::new(),
-        namespaces: NamespaceOptions::default(),
-        cgroup_parent: String::new(),
-        resources: LinuxResources::default(),
-        sysctls: Vec::new(),
-        seccomp: SeccompProfile::default(),
-        isolated: false,
-        labels: Vec::new(),
-        annotations: Vec::new(),
+        ..PodSandboxConfig::new("uid", "web", "ns", PathBuf::new(), String::new())
     };
     Arc::new(PodSandbox {
         id: format!("sandbox-{attempt}").into(),

@@ -87,6 +87,19 @@ pub(super) fn log_lines(path: &Path) -> Vec<(String, String, String)> {
         .collect()
 }
 
+/// The text of a container's log: streams mixed, marks taken off.
+#[must_use]
+pub fn read_log(path: &Path) -> String {
+    let mut text = String::new();
+    for (_, tag, part) in log_lines(path) {
+        text.push_str(&part);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    text
+}
+
 pub(super) async fn up(config: &ContainerConfig) {
     eventually("the program says that it is up", async || {
         log_lines(&config.log_path)

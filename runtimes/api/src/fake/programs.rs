@@ -269,31 +269,9 @@ impl App {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecSyncResponse, RuntimeError> {
-        let request = ExecRequest {
-            command: command.to_vec(),
-            tty: false,
-            stdin: false,
-            stdout: true,
-            stderr: true,
-        };
-        let mut session = self.exec(&request);
-        let collect = async {
-            let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
-            let (stdout, stderr) = tokio::join!(bounded(stdout), bounded(stderr));
-            let exit_code = session.exit.await?;
-            Ok(ExecSyncResponse {
-                stdout,
-                stderr,
-                exit_code,
-            })
-        };
-        match tokio::time::timeout(timeout, collect).await {
-            Ok(answer) => answer,
-            Err(_) => Err(RuntimeError::DeadlineExceeded {
-                what: command.join(" "),
-                after: timeout,
-            }),
-        }
+        let session = self.exec(&ExecRequest::sync(command));
+        let run = ExecSyncResponse::collect(session.stdout, session.stderr, session.exit);
+        ExecSyncResponse::within(timeout, command, run).await
     }
 
     pub(super) fn exec(self: &Arc<Self>, request: &ExecRequest) -> StreamSession {
@@ -416,18 +394,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-async fn bounded(stream: Option<Box<dyn AsyncRead + Send + Unpin>>) -> Vec<u8> {
-    let (mut kept, mut buffer) = (Vec::new(), vec![0; STREAM_BYTES]);
-    let Some(mut stream) = stream else {
-        return kept;
-    };
-    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-        let room = EXEC_SYNC_OUTPUT_BYTES_MAX - kept.len();
-        kept.extend_from_slice(&buffer[..count.min(room)]);
-    }
-    kept
 }
 
 /// A log file with its rotation.

@@ -25,21 +25,8 @@ fn pod() -> PodSandbox {
         id: "sandbox".into(),
         handler: "docker".into(),
         config: PodSandboxConfig {
-            uid: "uid".into(),
-            name: "pod".into(),
-            namespace: "default".into(),
-            attempt: 0,
             hostname: Some("pod".into()),
-            log_directory: "/log".into(),
-            namespaces: NamespaceOptions::default(),
-            user_namespace: None,
-            cgroup_parent: "wherry/pod".into(),
-            resources: LinuxResources::default(),
-            sysctls: Vec::new(),
-            seccomp: SeccompProfile::RuntimeDefault,
-            isolated: false,
-            labels: Vec::new(),
-            annotations: Vec::new(),
+            ..PodSandboxConfig::new("uid", "pod", "default", "/log", "wherry/pod")
         },
         state: PodSandboxState::Ready,
         created_at: SystemTime::UNIX_EPOCH,
@@ -50,29 +37,7 @@ fn pod() -> PodSandbox {
 }
 
 fn config() -> ContainerConfig {
-    ContainerConfig {
-        name: "main".into(),
-        attempt: 0,
-        image_id: "sha256:0".into(),
-        image: "image".into(),
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: None,
-        env: Vec::new(),
-        mounts: Vec::new(),
-        devices: Vec::new(),
-        labels: Vec::new(),
-        annotations: Vec::new(),
-        log_path: "/log/0.log".into(),
-        log_rotation: LogRotation::default(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        stop_signal: None,
-        resources: LinuxResources::default(),
-        security: ContainerSecurity::default(),
-        pid_target: None,
-    }
+    ContainerConfig::new("main", "sha256:0", "image", "/log/0.log")
 }
 
 fn host_config(pod: &PodSandbox, config: &ContainerConfig, facts: &Facts) -> HostConfig {

@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
 use crate::node::{Node, eventually, open, tests};
 
@@ -169,7 +169,7 @@ async fn privileges_the_engine_lacks_are_said(node: Node) {
     let status = node.runtime.container_status(&id).await.unwrap();
     let exit = node.exit(&id).await;
     assert_eq!(exit.exit_code, 0);
-    let got = crate::node::read_log(&config.log_path);
+    let got = read_log(&config.log_path);
     // Either it was set, or it was said.
     match got.trim() {
         "-500" => assert_eq!(status.warnings, [""; 0]),

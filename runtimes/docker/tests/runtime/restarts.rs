@@ -5,11 +5,11 @@ use std::{fs, sync::Arc, time::Duration};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use wherry_docker::DockerRuntime;
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
 use crate::{
     engine::{Engine, TIMEOUT},
-    node::{Node, eventually, open, read_log, run},
+    node::{Node, eventually, open, run},
 };
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -1,53 +1,16 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use wherry_runtime_api::{LogRotation, NamespaceOptions, SeccompProfile};
-
 use super::*;
 
 fn sandbox() -> PodSandboxConfig {
     PodSandboxConfig {
-        user_namespace: None,
-        uid: "u".into(),
-        name: "p".into(),
-        namespace: "n".into(),
-        attempt: 0,
         hostname: Some("host".into()),
-        log_directory: "/log".into(),
-        namespaces: NamespaceOptions::default(),
-        cgroup_parent: "kubepods/pod1".into(),
-        resources: LinuxResources::default(),
-        sysctls: Vec::new(),
-        seccomp: SeccompProfile::RuntimeDefault,
-        isolated: false,
-        labels: Vec::new(),
-        annotations: Vec::new(),
+        ..PodSandboxConfig::new("u", "p", "n", "/log", "kubepods/pod1")
     }
 }
 
 fn config() -> ContainerConfig {
-    ContainerConfig {
-        pid_target: None,
-        name: "c".into(),
-        attempt: 0,
-        image_id: "sha256:0".into(),
-        image: "i".into(),
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: None,
-        env: Vec::new(),
-        mounts: Vec::new(),
-        devices: Vec::new(),
-        labels: Vec::new(),
-        annotations: Vec::new(),
-        log_path: "/log/0.log".into(),
-        log_rotation: LogRotation::default(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        stop_signal: None,
-        resources: LinuxResources::default(),
-        security: ContainerSecurity::default(),
-    }
+    ContainerConfig::new("c", "sha256:0", "i", "/log/0.log")
 }
 
 fn strings(words: &[&str]) -> Vec<String> {

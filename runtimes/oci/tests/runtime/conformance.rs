@@ -18,32 +18,6 @@ impl OciFixture {
     }
 }
 
-fn script(program: Program) -> String {
-    match program {
-        Program::Print { exit_code } => format!("echo out; echo err >&2; exit {exit_code}"),
-        Program::Wait => "trap '' TERM; echo up; sleep 1000".to_owned(),
-        Program::CopyStdin => "exec cat".to_owned(),
-        Program::EatMemory => "exec dd if=/dev/zero of=/dev/null bs=400M count=1".to_owned(),
-        Program::Polite { exit_code } => {
-            format!("trap 'exit {exit_code}' TERM USR1; echo up; while :; do sleep 0.02; done")
-        }
-        Program::Context => {
-            "echo cwd=$PWD; for a; do echo \"arg=$a\"; done; env | while read -r l; do echo \"env=$l\"; done"
-                .to_owned()
-        }
-        Program::Unfinished => "printf unfinished".to_owned(),
-        Program::Lines { count } => format!("exec seq 1 {count}"),
-        Program::ReadFile { path } => format!("cat '{path}' || exit 1"),
-        Program::WriteFile { path } => format!("echo written > '{path}' || exit 1"),
-        Program::Spin => "echo up; while :; do :; done".to_owned(),
-        Program::Echo { port } => {
-            format!("nc -ll -p {port} -e cat & sleep 0.05; echo up; wait")
-        }
-        Program::TerminalSize => "while :; do stty size; sleep 0.02; done".to_owned(),
-        Program::Shell(script) => script.to_owned(),
-    }
-}
-
 #[async_trait]
 impl Fixture for OciFixture {
     fn runtime(&self) -> Arc<dyn Runtime> {
@@ -68,7 +42,7 @@ impl Fixture for OciFixture {
         name: &str,
         program: Program,
     ) -> ContainerConfig {
-        let mut config = self.node().script(sandbox, name, &script(program));
+        let mut config = self.node().script(sandbox, name, &program.script());
         // What `$0` is; what follows are the script's own arguments.
         config.command.push("sh".into());
         config
@@ -82,7 +56,7 @@ impl Fixture for OciFixture {
     }
 
     fn exec_command(&self, program: Program) -> Vec<String> {
-        vec!["/bin/sh".into(), "-c".into(), script(program), "sh".into()]
+        vec!["/bin/sh".into(), "-c".into(), program.script(), "sh".into()]
     }
 }
 

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
-use crate::harness::{Node, eventually, read_log, tests};
+use crate::harness::{Node, eventually, tests};
 
 tests! {
     volumes_of_the_image_can_be_written_under_a_readonly_root

@@ -12,7 +12,7 @@ use std::{
 
 use wherry_images::{Store, StoreConfig, layout::PackConfig};
 use wherry_oci::{Config, OciRuntime};
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
 /// Tests under way at once. They mostly wait.
 const PARALLEL: usize = 8;
@@ -231,21 +231,14 @@ impl Node {
         let logs = self.place.join("log").join(name);
         fs::create_dir_all(&logs).unwrap();
         PodSandboxConfig {
-            user_namespace: None,
-            uid: format!("uid-{name}").into(),
-            name: name.into(),
-            namespace: "default".into(),
-            attempt: 0,
             hostname: Some(name.into()),
-            log_directory: logs,
-            namespaces: NamespaceOptions::default(),
-            cgroup_parent: format!("{}/kubepods/besteffort/pod-{name}", self.cgroup),
-            resources: LinuxResources::default(),
-            sysctls: Vec::new(),
-            seccomp: SeccompProfile::RuntimeDefault,
-            isolated: false,
-            labels: Vec::new(),
-            annotations: Vec::new(),
+            ..PodSandboxConfig::new(
+                format!("uid-{name}"),
+                name,
+                "default",
+                logs,
+                format!("{}/kubepods/besteffort/pod-{name}", self.cgroup),
+            )
         }
     }
 
@@ -259,27 +252,15 @@ impl Node {
     /// A container that runs a shell script.
     pub(crate) fn script(&self, sandbox: &PodSandbox, name: &str, script: &str) -> ContainerConfig {
         ContainerConfig {
-            pid_target: None,
-            name: name.into(),
-            attempt: 0,
-            image_id: self.image("busybox"),
-            image: "busybox".into(),
             command: vec!["/bin/sh".into(), "-c".into(), script.into()],
-            args: Vec::new(),
-            working_dir: None,
-            env: Vec::new(),
-            mounts: Vec::new(),
-            devices: Vec::new(),
             labels: vec![("k".into(), "v".into())],
-            annotations: Vec::new(),
-            log_path: sandbox.config.log_directory.join(format!("{name}.log")),
-            log_rotation: LogRotation::default(),
-            stdin: false,
-            stdin_once: false,
-            tty: false,
-            stop_signal: None,
-            resources: LinuxResources::default(),
-            security: ContainerSecurity::default(),
+
+            ..ContainerConfig::new(
+                name,
+                self.image("busybox"),
+                "busybox",
+                sandbox.config.log_directory.join(format!("{name}.log")),
+            )
         }
     }
 
@@ -353,27 +334,6 @@ async fn open(place: &Path, images: &Store) -> Arc<OciRuntime> {
     ))
     .await
     .unwrap()
-}
-
-/// The text of a log, streams mixed, marks taken off.
-pub(crate) fn read_log(path: &Path) -> String {
-    let mut text = String::new();
-    let found = fs::read_to_string(path).unwrap_or_default();
-    // What is being written this moment is not there yet.
-    let whole = found.rfind('\n').map_or("", |end| &found[..end]);
-    for line in whole.lines() {
-        let mut parts = line.splitn(4, ' ');
-        let (_, _, tag) = (
-            parts.next().unwrap(),
-            parts.next().unwrap(),
-            parts.next().unwrap(),
-        );
-        text.push_str(parts.next().unwrap_or_default());
-        if tag == "F" {
-            text.push('\n');
-        }
-    }
-    text
 }
 
 /// Waits until something holds.

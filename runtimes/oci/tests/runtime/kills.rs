@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
-use crate::harness::{Node, eventually, read_log, tests};
+use crate::harness::{Node, eventually, tests};
 
 tests! { an_agent_killed_at_any_moment_leaves_nothing_behind_and_harms_nobody }
 

@@ -2,9 +2,9 @@
 
 use std::{fs, os::unix::fs::MetadataExt};
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
-use crate::harness::{Node, eventually, read_log, tests};
+use crate::harness::{Node, eventually, tests};
 
 tests! {
     a_pod_in_a_user_namespace_is_root_inside_and_nobody_outside

@@ -2,9 +2,9 @@
 
 use std::{fs, time::Duration};
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
-use crate::harness::{Node, TIMEOUT, eventually, read_log, tests};
+use crate::harness::{Node, TIMEOUT, eventually, tests};
 
 tests! {
     everything_survives_an_agent_restart_and_no_line_is_lost

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::read_log, *};
 
-use crate::harness::{Node, TIMEOUT, eventually, read_log, tests};
+use crate::harness::{Node, TIMEOUT, eventually, tests};
 
 tests! {
     exec_sync_collects_output_and_exit_code

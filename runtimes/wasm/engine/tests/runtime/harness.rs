@@ -18,9 +18,8 @@ use tokio::{
 };
 use wherry_images::{Store, StoreConfig};
 use wherry_runtime_api::{
-    ContainerConfig, ContainerExit, ContainerId, ContainerSecurity, ContainerState, LinuxResources,
-    LogRotation, Mount, MountPropagation, NamespaceOptions, PodSandbox, PodSandboxConfig, Runtime,
-    SeccompProfile,
+    ContainerConfig, ContainerExit, ContainerId, ContainerState, Mount, MountPropagation,
+    PodSandbox, PodSandboxConfig, Runtime,
 };
 use wherry_wasm::{Config, WasmRuntime};
 
@@ -214,23 +213,13 @@ impl Node {
     }
 
     pub(crate) fn pod_config(&self, name: &str, namespace: &str) -> PodSandboxConfig {
-        PodSandboxConfig {
-            user_namespace: None,
-            uid: format!("uid-{name}").into(),
-            name: name.into(),
-            namespace: namespace.into(),
-            attempt: 0,
-            hostname: None,
-            log_directory: self.directory("log"),
-            namespaces: NamespaceOptions::default(),
-            cgroup_parent: format!("{}/{name}", self.cgroup_root()),
-            resources: LinuxResources::default(),
-            sysctls: vec![],
-            seccomp: SeccompProfile::default(),
-            isolated: false,
-            labels: vec![],
-            annotations: vec![],
-        }
+        PodSandboxConfig::new(
+            format!("uid-{name}"),
+            name,
+            namespace,
+            self.directory("log"),
+            format!("{}/{name}", self.cgroup_root()),
+        )
     }
 
     /// A pod with an address nobody else has.
@@ -286,29 +275,7 @@ impl Node {
             .spawn(async move { images.import(&path, &[tag]).await });
         let imported = import.await.unwrap().unwrap();
         let logs = self.directory(&format!("log/{}-{}", name, uuid()));
-        ContainerConfig {
-            pid_target: None,
-            name: name.into(),
-            attempt: 0,
-            image_id: imported[0].id.clone(),
-            image,
-            command: vec![],
-            args: vec![],
-            working_dir: None,
-            env: vec![],
-            mounts: vec![],
-            devices: vec![],
-            labels: vec![],
-            annotations: vec![],
-            log_path: logs.join("0.log"),
-            log_rotation: LogRotation::default(),
-            stdin: false,
-            stdin_once: false,
-            tty: false,
-            stop_signal: None,
-            resources: LinuxResources::default(),
-            security: ContainerSecurity::default(),
-        }
+        ContainerConfig::new(name, imported[0].id.clone(), image, logs.join("0.log"))
     }
 
     pub(crate) async fn run(&self, pod: &PodSandbox, config: &ContainerConfig) -> ContainerId {
