@@ -18,6 +18,7 @@
 //!  disruption ─────── how many pods of a PodDisruptionBudget may be evicted
 //!  pod_gc ─────────── pods that nobody will miss
 //!  endpoints ──────── Endpoints and EndpointSlices of Services
+//!  load_balancer ──── addresses of nodes for Services of that type
 //!  scheduler ──────── a node for each pod
 //!  leader ─────────── which of several control planes runs all of these
 //! ```
@@ -37,6 +38,7 @@ mod gc;
 mod hash;
 mod job;
 mod leader;
+mod load_balancer;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -129,6 +131,11 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
     ));
     tasks.spawn(gc::run(client.clone(), shutdown.clone()));
     tasks.spawn(workloads::run(
+        client.clone(),
+        recorder.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(load_balancer::run(
         client.clone(),
         recorder.clone(),
         shutdown.clone(),
