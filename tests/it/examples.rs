@@ -12,7 +12,11 @@ use std::{
 use libtest_mimic::Trial;
 use wherry_tests::{Nodes, eventually, guest, made_by_run_sh};
 
-use crate::{Shared, on_nodes};
+use crate::{
+    Shared,
+    asking::{curl_on, curl_outside},
+    on_nodes,
+};
 
 pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     on_nodes![shared;
@@ -46,27 +50,6 @@ pub(crate) fn import_all(nodes: &Nodes) {
 
 /// Images with the same small programs, as a container and as a component.
 const BOTH: [&str; 2] = ["busybox:1", "toolbox:1"];
-
-/// Fetches a URL from outside, on a new connection.
-fn curl_outside(nodes: &Nodes, url: &str) -> Result<String, String> {
-    let mut command = nodes.hosts.outside_command("curl");
-    curl(&mut command, &[url])
-}
-
-/// Fetches a URL from the host of a node.
-fn curl_on(nodes: &Nodes, index: usize, args: &[&str]) -> Result<String, String> {
-    curl(&mut nodes.at(index).command("curl"), args)
-}
-
-fn curl(command: &mut std::process::Command, args: &[&str]) -> Result<String, String> {
-    let command = command.args(["-fsS", "--max-time", "5"]).args(args);
-    let output = command.output().expect("curl starts");
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-}
 
 fn inspector_scales_and_its_pods_answer_in_turn(nodes: &Nodes, ns: &str) {
     let image = |image| include_str!("examples/inspector.yaml").replace("IMAGE", image);

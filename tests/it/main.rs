@@ -3,12 +3,14 @@
 //! Most tests share one node, each in a Kubernetes namespace of its own; tests that kill, fill or end a node start
 //! their own. Started by tests/run.sh, which makes the images and guests.
 
+mod asking;
 mod bad_input;
 mod behaviours;
 mod cgroup_v2;
 mod clients;
 mod control_planes;
 mod examples;
+mod faults;
 mod images;
 mod join;
 mod kubectl;
@@ -201,6 +203,7 @@ fn main() {
         clients::trials(&shared),
         control_planes::trials(),
         examples::trials(&shared),
+        faults::trials(),
         join::trials(),
         lifecycle::trials(),
         restarts::trials(),

@@ -187,29 +187,11 @@ fn fifty_kills_at_random_moments_leave_pods_alone_and_nothing_behind() {
 
     cluster.kubectl(&["delete", "pod", "stays", "floats", "ticks"]);
     eventually("as few things as before the first pod", || {
-        let left = cluster.leftovers();
-        // The tenant's worker may stay for a while; the node's own process is another one now.
-        let ours = |line: &String| line.contains(" up --root") || line.contains("wasm-worker");
-        let processes: Vec<_> = left.processes.iter().filter(|line| !ours(line)).collect();
-        let mounts: Vec<_> = left.mounts.difference(&empty.mounts).collect();
-        let interfaces: Vec<_> = left.interfaces.difference(&empty.interfaces).collect();
-        let cgroups: Vec<_> = left
-            .cgroups
-            .iter()
-            .filter(|path| path.to_string_lossy().contains("/pod"))
-            .collect();
-        let containers = &left.containers;
-        if processes.is_empty()
-            && mounts.is_empty()
-            && interfaces.is_empty()
-            && cgroups.is_empty()
-            && containers.is_empty()
-        {
+        let left = cluster.leftovers().since(&empty);
+        if left.is_empty() {
             Ok(())
         } else {
-            Err(format!(
-                "{processes:#?}{mounts:#?}{interfaces:#?}{cgroups:#?}{containers:#?}"
-            ))
+            Err(format!("{left:#?}"))
         }
     });
     let output = cluster

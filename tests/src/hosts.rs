@@ -255,6 +255,19 @@ impl Host {
         Leftovers::count(self.root(), &self.name, &self.name, None)
     }
 
+    /// Processes of this host's node whose command line has a word: `stage1`, `wasm-worker`.
+    pub fn processes(&self, word: &str) -> Vec<nix::unistd::Pid> {
+        let all = self.leftovers().processes.into_iter();
+        all.filter_map(|line| {
+            let mut words = line.split(' ');
+            let pid = words.next()?.parse().ok()?;
+            words
+                .any(|found| found == word)
+                .then_some(nix::unistd::Pid::from_raw(pid))
+        })
+        .collect()
+    }
+
     /// The process of its `wherry`.
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("wherry runs").id()

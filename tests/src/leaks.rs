@@ -59,6 +59,40 @@ impl Leftovers {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// What is here and was not before, besides the node's own processes, which change, and cgroups that are no
+    /// pod's.
+    pub fn since(&self, before: &Self) -> Self {
+        fn more<T: Ord + Clone>(now: &BTreeSet<T>, before: &BTreeSet<T>) -> BTreeSet<T> {
+            now.difference(before).cloned().collect()
+        }
+        let own = [
+            " up --root",
+            " agent ",
+            " control ",
+            "wasm-worker",
+            "plugin-worker",
+        ];
+        let is_own = |line: &String| own.iter().any(|word| line.contains(word));
+        let is_pods = |path: &PathBuf| path.to_string_lossy().contains("/pod");
+        Self {
+            processes: more(&self.processes, &before.processes)
+                .into_iter()
+                .filter(|line| !is_own(line))
+                .collect(),
+            mounts: more(&self.mounts, &before.mounts),
+            cgroups: more(&self.cgroups, &before.cgroups)
+                .into_iter()
+                .filter(is_pods)
+                .collect(),
+            interfaces: more(&self.interfaces, &before.interfaces),
+            addresses: more(&self.addresses, &before.addresses),
+            tables: more(&self.tables, &before.tables),
+            elements: more(&self.elements, &before.elements),
+            routes: more(&self.routes, &before.routes),
+            containers: more(&self.containers, &before.containers),
+        }
+    }
 }
 
 fn processes(root: &str, cgroup_root: &str) -> BTreeSet<String> {

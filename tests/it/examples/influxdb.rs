@@ -2,7 +2,7 @@
 
 use wherry_tests::{Nodes, eventually};
 
-use super::curl_on;
+use crate::asking::curl_on;
 
 /// Runs a statement; gives what the database said.
 fn query(nodes: &Nodes, host: &str, statement: &str) -> Result<String, String> {

@@ -2,7 +2,8 @@
 
 use wherry_tests::{Load, Nodes, eventually};
 
-use super::{curl_on, node_port};
+use super::node_port;
+use crate::asking::{answers, curl_on, curl_outside, start_asking, wait_answers};
 
 pub(super) fn a_pod_is_run_and_exposed_and_answers_at_its_cluster_ip(nodes: &Nodes, ns: &str) {
     let said = nodes.k(ns, &["run", "webapp", "--image", "nginx:1.22"]);
@@ -23,32 +24,6 @@ pub(super) fn a_pod_is_run_and_exposed_and_answers_at_its_cluster_ip(nodes: &Nod
     }
 }
 
-/// Asks the Service by its name again and again, once that is known at all.
-const ASKING: &str = "apiVersion: v1
-kind: Pod
-metadata: {name: NAME, labels: {app: asking}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: IMAGE
-    args:
-    - sh
-    - -c
-    - |
-      while ! wget -q -O - http://webapp/ > /dev/null; do sleep 0.1; done
-      while true; do
-        if wget -q -O - http://webapp/ > /dev/null; then echo ok; else echo failed; fi
-      done
-";
-
-/// How many requests of a pod were answered, and how many failed.
-fn counts(nodes: &Nodes, ns: &str, pod: &str) -> (usize, usize) {
-    let log = nodes.k(ns, &["logs", pod]);
-    let count = |word: &str| log.lines().filter(|line| *line == word).count();
-    (count("ok"), count("failed"))
-}
-
 pub(super) fn an_image_changes_under_load_without_a_failed_request(nodes: &Nodes, ns: &str) {
     let image = "--image=nginx:1.22";
     nodes.k(
@@ -66,18 +41,13 @@ pub(super) fn an_image_changes_under_load_without_a_failed_request(nodes: &Nodes
     nodes.wait_pods(ns, "app=webapp", 3);
     let address = node_port(nodes, ns, "service/webapp");
     eventually("the port of the node", || {
-        super::curl_outside(nodes, &format!("http://{address}/"))
+        curl_outside(nodes, &format!("http://{address}/"))
     });
     let asking = [("container", "busybox:1"), ("component", "toolbox:1")];
     for (name, image) in asking {
-        nodes.apply_in(ns, &ASKING.replace("NAME", name).replace("IMAGE", image));
+        start_asking(nodes, ns, name, image, "kubernetes.io/os: linux");
     }
-    let before = asking.map(|(pod, _)| {
-        eventually("answers to a pod", || match counts(nodes, ns, pod) {
-            (0, failed) => Err(format!("none for the {pod}, {failed} failed")),
-            some => Ok(some),
-        })
-    });
+    let before = asking.map(|(pod, _)| wait_answers(nodes, ns, pod, 1));
 
     let load = Load::start(nodes.hosts.outside(), address, 2);
     let change = ["set", "image", "deployment/webapp", "nginx=nginx:1.23"];
@@ -92,7 +62,7 @@ pub(super) fn an_image_changes_under_load_without_a_failed_request(nodes: &Nodes
         assert_eq!(images, [image; 3].join(" "));
     }
     let loaded = load.stop();
-    let after = asking.map(|(pod, _)| counts(nodes, ns, pod));
+    let after = asking.map(|(pod, _)| answers(nodes, ns, pod));
     let answered = loaded.answered();
     let nothing: [&str; 0] = [];
     assert_eq!(
