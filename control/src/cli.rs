@@ -54,6 +54,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         token: TokenArgs,
     },
+    /// Plugins: made, tested, measured, looked at, pushed, signed. Needs no node.
+    Plugin {
+        #[command(subcommand)]
+        command: wherry_plugin_tool::PluginCommand,
+    },
     /// Print the administrator's kubeconfig.
     Kubeconfig {
         #[command(flatten)]

@@ -4,7 +4,7 @@
 //!  argv[1]   stage1 | wasm-worker | wasm-compile | plugin-worker
 //!                                                  supervisors: straight into their library, before anything else
 //!            up | control | agent                    built without running, then run until SIGINT or SIGTERM
-//!            down | image | token | kubeconfig       done and out
+//!            down | image | token | plugin | kubeconfig       done and out
 //! ```
 
 mod agent;
@@ -81,6 +81,7 @@ fn run(command: Command) -> Result<()> {
             Command::Agent(args) => agent::run(*args).await,
             Command::Image { root, command } => image::run(&root, command).await,
             Command::Token { root, token } => token::run(&root, token).await,
+            Command::Plugin { command } => wherry_plugin_tool::run(command).await,
             Command::Kubeconfig { root } => control::print_kubeconfig(&root),
         }
     });

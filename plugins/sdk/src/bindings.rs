@@ -15,6 +15,9 @@ wit_bindgen::generate!({
             import wherry:plugin/target@0.1.0;
             import wherry:plugin/exec@0.1.0;
             import wherry:plugin/outcomes@0.1.0;
+            import wherry:plugin/files@0.1.0;
+            import wherry:plugin/secret@0.1.0;
+            import wherry:plugin/probes@0.1.0;
             import wherry:plugin/request@0.1.0;
             import wherry:plugin/trouble@0.1.0;
             import wherry:plugin/staging@0.1.0;

@@ -40,12 +40,14 @@ mod args;
 pub mod bindings;
 pub mod clock;
 pub mod exec;
+pub mod files;
 pub mod filesystem;
 pub mod http;
 pub mod log;
 pub mod mounter;
 pub mod populator;
 pub mod probe;
+pub mod secret;
 pub mod tcp;
 pub mod volume;
 

@@ -23,7 +23,10 @@ pub use crate::{
     args::{Args, ArgsError},
     bindings::wherry::plugin::outcomes::{Outcome, Verdict},
 };
-use crate::{bindings::wherry::plugin::outcomes::ProbeError, exec, http, tcp};
+use crate::{
+    bindings::wherry::plugin::{outcomes::ProbeError, probes},
+    exec, files, http, secret, tcp,
+};
 
 #[doc(hidden)]
 #[allow(
@@ -55,6 +58,16 @@ pub mod target {
     pub fn started_at() -> SystemTime {
         crate::clock::to_system_time(target::started_at())
     }
+}
+
+/// Makes another check of the same container, as `exec.command` names it: `["wasm:redis-ping", "--port=6379"]`, or a
+/// command. At most 16 a call.
+///
+/// # Errors
+/// It could not be made.
+pub fn run<S: AsRef<str>>(command: &[S]) -> Result {
+    let command: Vec<String> = command.iter().map(|word| word.as_ref().into()).collect();
+    Ok(probes::check(&command)?)
 }
 
 /// What a check says.
@@ -139,6 +152,36 @@ impl From<exec::Error> for Error {
             exec::Error::Denied(why) => Self::Denied(why),
             exec::Error::Timeout => Self::Failure("the command took too long".into()),
             exec::Error::Failed(why) => Self::Other(why),
+        }
+    }
+}
+
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        match error {
+            files::Error::NotFound => Self::Failure("no such file or volume".into()),
+            files::Error::Denied(why) => Self::Denied(why),
+            files::Error::Other(why) => Self::Other(why),
+        }
+    }
+}
+
+impl From<secret::Error> for Error {
+    fn from(error: secret::Error) -> Self {
+        match error {
+            secret::Error::NotFound => Self::Other("no such Secret or key".into()),
+            secret::Error::Denied(why) => Self::Denied(why),
+            secret::Error::Unavailable(why) | secret::Error::Other(why) => Self::Other(why),
+        }
+    }
+}
+
+impl From<ProbeError> for Error {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::InvalidArguments(why) => Self::InvalidArguments(why),
+            ProbeError::Denied(why) => Self::Denied(why),
+            ProbeError::Other(why) => Self::Other(why),
         }
     }
 }

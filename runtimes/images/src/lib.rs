@@ -37,6 +37,7 @@ mod pull;
 mod record;
 mod reference;
 mod registry;
+pub mod signature;
 mod store;
 mod tarball;
 mod unpack;
