@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 cd "$here"
 
 need_rust
-need_packages build-essential pkg-config iproute2 nftables busybox-static curl openssl docker-registry apache2-utils \
+need_packages build-essential pkg-config iproute2 nftables iptables containernetworking-plugins busybox-static curl openssl docker-registry apache2-utils \
   user-mode-linux etcd-server etcd-client
 tests/tools/docker.sh install
 need_kubectl

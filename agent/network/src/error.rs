@@ -39,6 +39,9 @@ pub enum NetworkError {
     /// `nft` is not there or refused the table. Retry with back-off.
     #[error("nft: {0}")]
     Nft(String),
+    /// A plugin's network is not configured, or a plugin failed. Retry with back-off.
+    #[error("cni: {0}")]
+    Cni(String),
     /// Anything else of the disk or the kernel. Retry with back-off.
     #[error("{what}: {source}")]
     Io {

@@ -12,6 +12,9 @@
 //!      outside     other nodes' pods: routes and a tunnel (peers)
 //! ```
 //!
+//! Where a directory of CNI plugins is used instead (cni), none of that is made, but for a bridge that is home to the
+//! node's name server.
+//!
 //! Nothing but addresses is remembered, and those by the names of files: whatever a killed agent
 //! left half done is found in the kernel and finished or undone by the next call. Left to others:
 //! making namespaces, confining sockets, who is a node of the cluster, Services.
@@ -19,6 +22,7 @@
 mod addresses;
 mod bridge;
 mod cidr;
+mod cni;
 mod error;
 mod firewall;
 pub mod local;
@@ -30,6 +34,7 @@ mod pod_network;
 mod veth;
 
 pub use cidr::Cidr;
+pub use cni::{CniConfig, CniNetwork, Member, PortMapping};
 pub use error::NetworkError;
 pub use firewall::services_table;
 pub use peers::{Backend, Peer, Unreachable, Vxlan};

@@ -19,7 +19,7 @@ mod monitor;
 mod plan;
 mod repair;
 
-use std::{collections::BTreeSet, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use rtnetlink::Handle;
 use tokio::{sync::watch, time::Instant};
@@ -48,19 +48,6 @@ pub enum Backend {
     HostGw,
     /// By a tunnel alone.
     Vxlan,
-}
-
-impl FromStr for Backend {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "host-gw" => Ok(Self::HostGw),
-            "vxlan" => Ok(Self::Vxlan),
-            _ => Err(format!("{text} is none of auto, host-gw, vxlan")),
-        }
-    }
 }
 
 /// The tunnel's numbers, the same on all nodes.

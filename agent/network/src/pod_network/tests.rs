@@ -15,7 +15,7 @@ use super::*;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs a test on a thread that has left the machine's network for good.
-fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + 'static) {
+pub(crate) fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -31,8 +31,8 @@ fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + 'stat
     }
 }
 
-struct Node {
-    dir: tempfile::TempDir,
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Node {
