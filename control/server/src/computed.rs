@@ -14,6 +14,7 @@ use crate::{
     answer::{self, Answer},
     node_metrics,
     request::{Accept, Query, ResourcePath, Shape},
+    stored,
 };
 
 /// A row: what discovery says of such a resource, and how it is shown.
@@ -236,20 +237,64 @@ fn table_of(row: &Computed, items: &[Value], include: IncludeObject) -> Value {
     })
 }
 
-/// The store; scheduler and controllers are clients, of whom the server knows nothing.
+/// The store, and the clients of this server that run a cluster.
 async fn components(app: &App, chosen: &Chosen) -> Vec<Value> {
-    let condition = match app.store.current_revision().await {
-        Ok(_) => json!({"type": "Healthy", "status": "True", "message": "ok"}),
-        Err(error) => json!({"type": "Healthy", "status": "False", "error": error.to_string()}),
+    let store = match app.store.current_revision().await {
+        Ok(_) => healthy(),
+        Err(error) => unhealthy(&error.to_string()),
     };
-    let store = json!({
-        "metadata": {"name": "etcd-0", "creationTimestamp": meta::format_time(Timestamp::now())},
-        "conditions": [condition],
-    });
-    [store]
-        .into_iter()
+    let controllers = controllers(app, Timestamp::now()).await;
+    let all = [
+        ("controller-manager", controllers.clone()),
+        ("etcd-0", store),
+        ("scheduler", controllers),
+    ];
+    all.into_iter()
+        .map(|(name, condition)| {
+            json!({
+                "metadata": {"name": name, "creationTimestamp": meta::format_time(Timestamp::now())},
+                "conditions": [condition],
+            })
+        })
         .filter(|component| chosen.has("nodes", component))
         .collect()
+}
+
+fn healthy() -> Value {
+    json!({"type": "Healthy", "status": "True", "message": "ok"})
+}
+
+fn unhealthy(error: &str) -> Value {
+    json!({"type": "Healthy", "status": "False", "error": error})
+}
+
+/// Where the process that runs controllers and scheduler says that it does.
+const CONTROLLERS_LEASE: (&str, &str) = ("kube-system", "wherry-control");
+
+/// How long after its last renewal nobody can be said to hold the lease: a leader has given up well before.
+const LEASE_AGE_MAX_SECONDS: i64 = 15;
+
+/// Scheduler and controllers run in one process. Where several could be that process, the one that is renews a Lease;
+/// where there is no Lease, it is this one, and as well as this answer.
+async fn controllers(app: &App, now: Timestamp) -> Value {
+    let (namespace, name) = CONTROLLERS_LEASE;
+    let resource = wherry_api::find("coordination.k8s.io", "v1", "leases").expect("a row");
+    let lease = match app.store.get(&stored::key(resource, namespace, name)).await {
+        Ok((Some(lease), _)) => lease,
+        Ok((None, _)) => return healthy(),
+        Err(error) => return unhealthy(&error.to_string()),
+    };
+    let lease: Value = serde_json::from_slice(&lease.value).unwrap_or_default();
+    let renewed = lease["spec"]["renewTime"]
+        .as_str()
+        .and_then(|time| time.parse::<Timestamp>().ok());
+    match renewed {
+        Some(at) if now.duration_since(at).as_secs() <= LEASE_AGE_MAX_SECONDS => healthy(),
+        Some(at) => unhealthy(&format!(
+            "lease {namespace}/{name} was last renewed at {at}"
+        )),
+        None => unhealthy(&format!("nobody holds lease {namespace}/{name}")),
+    }
 }
 
 fn component_cells(component: &Value) -> Vec<Value> {

@@ -257,7 +257,7 @@ async fn top_shows_nodes_pods_and_containers() {
         ["a", "a", "250m"]
     );
     let component = kubectl.ok("get cs --no-headers", "").await;
-    assert!(component.contains("Healthy"), "{component}");
+    assert_eq!(component.matches(" Healthy ").count(), 3, "{component}");
 }
 
 #[tokio::test]
