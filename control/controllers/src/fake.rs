@@ -502,8 +502,12 @@ impl Target {
         let selected = query
             .get("fieldSelector")
             .and_then(|selector| selector.strip_prefix("metadata.name="));
+        let on_node = query
+            .get("fieldSelector")
+            .and_then(|selector| selector.strip_prefix("spec.nodeName="));
         (self.namespace.is_empty() || metadata["namespace"] == *self.namespace)
             && selected.is_none_or(|name| metadata["name"] == *name)
+            && on_node.is_none_or(|node| object["spec"]["nodeName"] == *node)
     }
 }
 

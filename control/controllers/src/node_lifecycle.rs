@@ -2,8 +2,11 @@
 //! are not well.
 //!
 //! A node is heard of when its lease or its heartbeat *changes*, by this controller's own clock: a
-//! control plane that was down itself gives every node its time first. Left to others: evicting
-//! pods, and what pods' own conditions say.
+//! control plane that was down itself gives every node its time first. The taints that evict pods come
+//! zone by zone at a pace ([`zones`]). Left to others ([`crate::node_pods`]): evicting pods, and what
+//! pods' own conditions say.
+
+mod zones;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,6 +32,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::zones::Zones;
 use crate::{
     events::{Note, Recorder},
     retry,
@@ -60,6 +64,15 @@ const PRESSURES: [(&str, &str); 4] = [
     ),
 ];
 
+/// Where a node is.
+const REGION: &str = "topology.kubernetes.io/region";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// Whether a taint is one of ours that evicts pods.
+fn is_evicting(taint: &Taint) -> bool {
+    taint.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str())
+}
+
 /// What is kept of a node.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Known {
@@ -69,6 +82,8 @@ struct Known {
     taints: Vec<Taint>,
     is_unschedulable: bool,
     heartbeat: Option<Timestamp>,
+    /// Region and zone.
+    zone: String,
 }
 
 /// When a node was last heard of, and what it said.
@@ -86,6 +101,7 @@ struct Monitor {
     nodes: HashMap<String, Known>,
     heard: HashMap<String, Heard>,
     listed: Option<HashSet<String>>,
+    zones: Zones,
 }
 
 /// Watches over nodes until shutdown.
@@ -108,6 +124,7 @@ pub(crate) async fn run(
         nodes: HashMap::new(),
         heard: HashMap::new(),
         listed: None,
+        zones: Zones::default(),
     };
     monitor.run(nodes, leases, shutdown).await;
 }
@@ -220,7 +237,23 @@ impl Monitor {
             // The write comes back as news, with which the taints are looked at.
             return;
         }
-        if let Some(patch) = known.taints_patch(Timestamp::now()) {
+        let states = self.nodes.values().map(|known| {
+            let is_ready = known.condition("Ready") == Some("True");
+            (known.zone.as_str(), is_ready)
+        });
+        let now = Instant::now();
+        self.zones.see(states, now);
+        let mut wanted = known.wanted_taints(Timestamp::now());
+        if self.zones.are_all_lost() {
+            wanted.retain(|taint| !is_evicting(taint));
+        } else if wanted.iter().any(|taint| is_evicting(taint) && !known.taints.contains(taint))
+            // One that evicts for another reason has had its turn.
+            && !known.taints.iter().any(is_evicting)
+            && !self.zones.give_up(&known.zone, now)
+        {
+            wanted.retain(|taint| !is_evicting(taint));
+        }
+        if let Some(patch) = known.taints_patch(wanted) {
             self.write(name, false, patch).await;
         }
     }
@@ -287,6 +320,11 @@ impl Known {
                 .unwrap_or_default(),
             is_unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
             heartbeat: ready.and_then(|ready| Some(ready.last_heartbeat_time.as_ref()?.0)),
+            zone: {
+                let label = |key: &str| node.labels().get(key).map_or("", String::as_str);
+                let (region, zone) = (label(REGION), label(ZONE));
+                format!("{region}:{zone}")
+            },
         }
     }
 
@@ -322,9 +360,8 @@ impl Known {
         })
     }
 
-    /// The taints that follow from the conditions, unless the node has them.
-    fn taints_patch(&self, now: Timestamp) -> Option<Value> {
-        let wanted = self.wanted_taints(now);
+    /// Gives the node these taints, unless it has them.
+    fn taints_patch(&self, wanted: Vec<Taint>) -> Option<Value> {
         (wanted != self.taints).then(|| {
             json!({
                 "metadata": { "resourceVersion": self.resource_version },
@@ -333,6 +370,7 @@ impl Known {
         })
     }
 
+    /// The taints that follow from the conditions, and those that are others'.
     fn wanted_taints(&self, now: Timestamp) -> Vec<Taint> {
         let mut wanted: Vec<(&str, &str)> = Vec::new();
         match self.condition("Ready") {
@@ -443,9 +481,13 @@ mod tests {
             patch["status"]["conditions"][0]["reason"],
             "NodeStatusNeverUpdated"
         );
-        let taints = known(silent.clone()).taints_patch(now).unwrap();
+        let wanted = |node: Value| {
+            let known = known(node);
+            known.taints_patch(known.wanted_taints(now))
+        };
+        let taints = wanted(silent.clone()).unwrap();
         silent["spec"] = taints["spec"].clone();
-        assert_eq!(known(silent).taints_patch(now), None);
+        assert_eq!(wanted(silent), None);
     }
 
     #[tokio::test]

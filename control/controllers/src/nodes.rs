@@ -13,17 +13,25 @@ pub(crate) struct NodeView {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) taints: Vec<Taint>,
     pub(crate) is_unschedulable: bool,
+    /// What its condition `Ready` is: `True`, `False`, `Unknown`, or nothing yet.
+    pub(crate) ready: String,
 }
 
 impl From<Node> for NodeView {
     fn from(node: Node) -> Self {
         let key = key_of(&node);
         let spec = node.spec.unwrap_or_default();
+        let conditions = node.status.and_then(|status| status.conditions);
         Self {
             key,
             labels: node.metadata.labels.unwrap_or_default(),
             taints: spec.taints.unwrap_or_default(),
             is_unschedulable: spec.unschedulable.unwrap_or(false),
+            ready: conditions
+                .into_iter()
+                .flatten()
+                .find(|condition| condition.type_ == "Ready")
+                .map_or_else(String::new, |condition| condition.status),
         }
     }
 }

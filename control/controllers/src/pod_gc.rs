@@ -1,5 +1,5 @@
-//! Pods that nobody will miss: too many that have ended, those of nodes that are gone, and those that were deleted
-//! before they had a node.
+//! Pods that nobody will miss: too many that have ended, those of nodes that are gone, those that were deleted
+//! before they had a node, and those that were deleted on a node that somebody has said is out of service.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -26,6 +26,9 @@ const TERMINATED_MAX: usize = 12_500;
 /// A node is believed to be gone after so long: it may only not have been seen yet.
 const QUARANTINE_SECONDS: i64 = 40;
 
+/// A person says by this taint that a node is off for good and that its pods are not running any more.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
 /// Nodes that pods name and that are not there, and since when.
 type Missing = BTreeMap<String, Timestamp>;
 
@@ -36,11 +39,33 @@ struct Plan {
     /// With the node that has gone.
     orphaned: Vec<Arc<PodView>>,
     unscheduled: Vec<Arc<PodView>>,
+    /// Being deleted on a node that is out of service.
+    abandoned: Vec<Arc<PodView>>,
+}
+
+/// What is known of nodes.
+#[derive(Debug, Default)]
+struct Nodes {
+    known: HashSet<String>,
+    out_of_service: HashSet<String>,
+}
+
+impl Nodes {
+    fn see(nodes: &[Arc<NodeView>]) -> Self {
+        let is_off = |node: &&Arc<NodeView>| {
+            node.ready != "True" && node.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE)
+        };
+        let name = |node: &Arc<NodeView>| node.key.name.clone();
+        Self {
+            known: nodes.iter().map(name).collect(),
+            out_of_service: nodes.iter().filter(is_off).map(name).collect(),
+        }
+    }
 }
 
 fn plan(
     pods: &[Arc<PodView>],
-    nodes: &HashSet<String>,
+    nodes: &Nodes,
     missing: &mut Missing,
     terminated_max: usize,
     now: Timestamp,
@@ -48,7 +73,7 @@ fn plan(
     let named = pods.iter().filter(|pod| !pod.node.is_empty());
     let absent: HashSet<&String> = named
         .map(|pod| &pod.node)
-        .filter(|node| !nodes.contains(*node))
+        .filter(|node| !nodes.known.contains(*node))
         .collect();
     missing.retain(|node, _| absent.contains(node));
     for node in absent {
@@ -65,6 +90,8 @@ fn plan(
             plan.orphaned.push(pod.clone());
         } else if pod.deleted.is_some() && pod.node.is_empty() {
             plan.unscheduled.push(pod.clone());
+        } else if pod.deleted.is_some() && nodes.out_of_service.contains(&pod.node) {
+            plan.abandoned.push(pod.clone());
         } else if pod.is_finished() && pod.deleted.is_none() {
             plan.terminated.push(pod.clone());
         }
@@ -89,11 +116,7 @@ pub(crate) async fn run(
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
         }
-        let known = nodes
-            .all()
-            .iter()
-            .map(|node| node.key.name.clone())
-            .collect();
+        let known = Nodes::see(&nodes.all());
         let now = Timestamp::now();
         let plan = plan(&pods.all(), &known, &mut missing, TERMINATED_MAX, now);
         for pod in plan.terminated.iter().chain(&plan.unscheduled) {
@@ -101,6 +124,10 @@ pub(crate) async fn run(
         }
         for pod in &plan.orphaned {
             report(pod, delete_orphan(&client, pod).await);
+        }
+        for pod in &plan.abandoned {
+            let message = "PodGC: node is out-of-service";
+            report(pod, fail_and_delete(&client, pod, message).await);
         }
     }
 }
@@ -126,10 +153,14 @@ async fn delete_orphan(client: &Client, pod: &PodView) -> kube::Result<()> {
     if nodes.get_opt(&pod.node).await?.is_some() {
         return Ok(());
     }
+    fail_and_delete(client, pod, "PodGC: node no longer exists").await
+}
+
+async fn fail_and_delete(client: &Client, pod: &PodView, message: &str) -> kube::Result<()> {
     if !pod.is_finished() {
         let condition = json!({
             "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
-            "message": "PodGC: node no longer exists",
+            "message": message,
             "lastTransitionTime": Timestamp::now().to_string(),
         });
         let patch = json!({
@@ -178,18 +209,39 @@ mod tests {
                 "left",
                 json!({"metadata": {"deletionTimestamp": at(0).to_string()}}),
             ),
+            pod("stays", json!({"spec": {"nodeName": "off"}})),
+            pod(
+                "stuck",
+                json!({"metadata": {"deletionTimestamp": at(0).to_string()}, "spec": {"nodeName": "off"}}),
+            ),
         ];
-        let nodes = HashSet::from(["a".to_owned()]);
+        let view = |node: Value| {
+            Arc::new(NodeView::from(
+                serde_json::from_value::<Node>(node).unwrap(),
+            ))
+        };
+        let off = json!({
+            "metadata": {"name": "off"},
+            "spec": {"taints": [{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]},
+            "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]},
+        });
+        let nodes = Nodes::see(&[view(json!({"metadata": {"name": "a"}})), view(off)]);
         let mut missing = Missing::new();
         let mut names = |seconds: i64, max: usize| {
             let plan = plan(&pods, &nodes, &mut missing, max, at(seconds));
-            [plan.terminated, plan.orphaned, plan.unscheduled].map(|pods| {
+            [
+                plan.terminated,
+                plan.orphaned,
+                plan.unscheduled,
+                plan.abandoned,
+            ]
+            .map(|pods| {
                 let names = pods.iter().map(|pod| pod.key.name.clone());
                 names.collect::<Vec<_>>().join(",")
             })
         };
-        assert_eq!(names(0, 1), ["old", "", "left"]);
-        assert_eq!(names(39, 2), ["", "", "left"]);
-        assert_eq!(names(40, 2), ["", "orphan", "left"]);
+        assert_eq!(names(0, 1), ["old", "", "left", "stuck"]);
+        assert_eq!(names(39, 2), ["", "", "left", "stuck"]);
+        assert_eq!(names(40, 2), ["", "orphan", "left", "stuck"]);
     }
 }

@@ -23,6 +23,8 @@ mod resources;
 mod score;
 mod state;
 mod term;
+#[cfg(test)]
+mod testing;
 mod write;
 
 pub(crate) use filter::{is_tolerated, matches_term};

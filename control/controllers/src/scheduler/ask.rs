@@ -242,3 +242,6 @@ impl<'a> Ask<'a> {
         self.spread.iter().any(|spread| !spread.is_required)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -406,3 +406,6 @@ fn recount(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

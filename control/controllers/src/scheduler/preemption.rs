@@ -252,3 +252,6 @@ impl State {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

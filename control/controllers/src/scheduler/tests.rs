@@ -171,3 +171,182 @@ async fn many_pods_are_bound_and_no_node_is_overcommitted() {
     assert!(counts.values().all(|count| *count == 20), "{counts:?}");
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_pod_that_matters_more_gets_the_room_of_one_that_matters_less() {
+    let cluster = Cluster::start(Fake::new());
+    cluster.node("n", "1");
+    cluster.pod("low", "800m");
+    cluster.bound("low").await;
+    cluster.fake.put(
+        "v1/pods",
+        json!({
+            "metadata": { "name": "high", "namespace": "default" },
+            "spec": { "priority": 1000, "containers": [{ "name": "c", "resources": { "requests": { "cpu": "800m" } } }] },
+        }),
+    );
+    cluster
+        .fake
+        .wait_until_gone("v1/pods", "default", "low")
+        .await;
+    let nominated = cluster
+        .fake
+        .wait_for("v1/pods", |pod| {
+            pod["status"]["nominatedNodeName"] == "n" && pod["metadata"]["name"] == "high"
+        })
+        .await;
+    assert_eq!(
+        nominated["status"]["conditions"][0]["message"],
+        "0/1 nodes are available: 1 Insufficient cpu."
+    );
+    let event = cluster
+        .fake
+        .wait_for("v1/events", |event| event["reason"] == "Preempted")
+        .await;
+    let uid = nominated["metadata"]["uid"].as_str().unwrap();
+    assert_eq!(
+        event["message"],
+        format!("Preempted by pod {uid} on node n")
+    );
+    assert_eq!(event["involvedObject"]["name"], "low");
+    assert_eq!(cluster.bound("high").await, "n");
+    cluster.stop().await;
+}
+
+fn claim(name: &str, class: &str) -> serde_json::Value {
+    json!({
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "storageClassName": class, "accessModes": ["ReadWriteOnce"],
+            "resources": { "requests": { "storage": "1Gi" } },
+        },
+    })
+}
+
+fn with_claim(pod: &str, claim: &str) -> serde_json::Value {
+    json!({
+        "metadata": { "name": pod, "namespace": "default" },
+        "spec": {
+            "containers": [{ "name": "c" }],
+            "volumes": [{ "name": "v", "persistentVolumeClaim": { "claimName": claim } }],
+        },
+    })
+}
+
+/// Waits until a pod is told this; what comes first depends on what the scheduler hears first.
+async fn is_told(cluster: &Cluster, name: &str, message: &str) {
+    cluster
+        .fake
+        .wait_for("v1/pods", |pod| {
+            pod["metadata"]["name"] == *name && pod["status"]["conditions"][0]["message"] == message
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_claim_that_waits_for_its_consumer_is_told_the_node_and_the_pod_waits_for_it() {
+    let cluster = Cluster::start(Fake::new());
+    cluster.node("n", "1");
+    cluster.fake.put(
+        "storage.k8s.io/v1/storageclasses",
+        json!({ "metadata": { "name": "local" }, "provisioner": "x.dev/y", "volumeBindingMode": "WaitForFirstConsumer" }),
+    );
+    cluster
+        .fake
+        .put("v1/persistentvolumeclaims", claim("data", "local"));
+    cluster.fake.put("v1/pods", with_claim("web", "data"));
+    let mut found = cluster
+        .fake
+        .wait_for("v1/persistentvolumeclaims", |claim| {
+            claim["metadata"]["annotations"][SELECTED_NODE] == "n"
+        })
+        .await;
+    let pod = cluster.fake.get("v1/pods", "default", "web").unwrap();
+    assert_eq!(pod["spec"]["nodeName"], json!(null), "it waits");
+    cluster.fake.put(
+        "v1/persistentvolumes",
+        json!({ "metadata": { "name": "pv" }, "spec": { "capacity": { "storage": "1Gi" } } }),
+    );
+    found["spec"]["volumeName"] = "pv".into();
+    found["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = "yes".into();
+    cluster.fake.put("v1/persistentvolumeclaims", found);
+    assert_eq!(cluster.bound("web").await, "n");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn volumes_made_by_hand_are_promised_where_they_can_be_reached() {
+    let cluster = Cluster::start(Fake::new());
+    for name in ["a", "b"] {
+        cluster.fake.put(
+            "v1/nodes",
+            json!({
+                "metadata": { "name": name, "labels": { "host": name } },
+                "status": { "allocatable": { "cpu": "1", "memory": "1Gi", "pods": "110" } },
+            }),
+        );
+    }
+    cluster.fake.put(
+        "storage.k8s.io/v1/storageclasses",
+        json!({ "metadata": { "name": "hand" }, "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer" }),
+    );
+    let on = |host: &str| {
+        json!({ "required": { "nodeSelectorTerms": [
+            { "matchExpressions": [{ "key": "host", "operator": "In", "values": [host] }] },
+        ] } })
+    };
+    let volume = |name: &str, size: &str, host: &str| {
+        json!({
+            "metadata": { "name": name },
+            "spec": {
+                "capacity": { "storage": size }, "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "hand", "nodeAffinity": on(host),
+            },
+            "status": { "phase": "Available" },
+        })
+    };
+    cluster
+        .fake
+        .put("v1/persistentvolumes", volume("small", "1Mi", "a"));
+    cluster
+        .fake
+        .put("v1/persistentvolumes", volume("right", "2Gi", "b"));
+    cluster
+        .fake
+        .put("v1/persistentvolumeclaims", claim("data", "hand"));
+    cluster.fake.put("v1/pods", with_claim("web", "data"));
+    let promised = cluster
+        .fake
+        .wait_for("v1/persistentvolumes", |volume| {
+            volume["spec"]["claimRef"]["name"] == "data"
+        })
+        .await;
+    assert_eq!(promised["metadata"]["name"], "right");
+    cluster
+        .fake
+        .put("v1/persistentvolumeclaims", claim("more", "hand"));
+    cluster.fake.put("v1/pods", with_claim("other", "more"));
+    cluster.fake.put("v1/pods", with_claim("none", "missing"));
+    cluster
+        .fake
+        .put("v1/persistentvolumeclaims", claim("now", "other-class"));
+    cluster.fake.put("v1/pods", with_claim("unbound", "now"));
+    for (name, why) in [
+        (
+            "other",
+            "2 node(s) didn't find available persistent volumes to bind",
+        ),
+        ("none", "persistentvolumeclaim \"missing\" not found"),
+        (
+            "unbound",
+            "pod has unbound immediate PersistentVolumeClaims",
+        ),
+    ] {
+        let message = format!(
+            "0/2 nodes are available: {why}. preemption: 0/2 nodes are available: \
+             2 Preemption is not helpful for scheduling."
+        );
+        is_told(&cluster, name, &message).await;
+    }
+    cluster.stop().await;
+}
