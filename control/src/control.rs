@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
-use wherry_controllers::{Candidate, ClusterSigning, NodeRanges};
+use wherry_controllers::{Candidate, Clients, ClusterSigning, NodeRanges};
 use wherry_server::{Server, UserInfo};
 
 use crate::{
@@ -122,7 +122,9 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let Control { server, is_shared } = control;
-    let client = client(&server, UserInfo::component("kube-controller-manager"));
+    let as_user = server.clients();
+    let clients = clients(move |user| Client::new(as_user(user), "default"));
+    let client = client(&server, UserInfo::component(MANAGER));
     let config = wherry_controllers::Config {
         root_ca_pem: server.pki().ca_pem().to_owned(),
         node_ranges: Some(NodeRanges {
@@ -139,14 +141,14 @@ pub(crate) async fn serve(
     let stop = shutdown.clone();
     let controllers = tokio::spawn(async move {
         if !is_shared {
-            return wherry_controllers::run(client, config, stop).await;
+            return wherry_controllers::run(clients, config, stop).await;
         }
         let candidate = Candidate {
-            client: client.clone(),
+            client,
             lease: LEASE.to_owned(),
             identity: identity(),
         };
-        let work = |stop| wherry_controllers::run(client.clone(), config.clone(), stop);
+        let work = |stop| wherry_controllers::run(clients.clone(), config.clone(), stop);
         candidate.run(stop, work).await;
     });
     server.run(shutdown.clone()).await?;
@@ -159,6 +161,19 @@ pub(crate) async fn serve(
 fn identity() -> String {
     let host = nix::unistd::gethostname().unwrap_or_default();
     format!("{}_{}", host.to_string_lossy(), uuid::Uuid::new_v4())
+}
+
+/// Who decides which of several control planes runs the controllers, and watches for them.
+const MANAGER: &str = "kube-controller-manager";
+
+/// Clients of controllers and scheduler, in memory; each may do what its role says.
+fn clients(service: impl Fn(UserInfo) -> Client + Send + Sync + 'static) -> Clients {
+    Clients::new(move |name| {
+        service(match name {
+            MANAGER | "kube-scheduler" => UserInfo::component(name),
+            controller => UserInfo::controller(controller),
+        })
+    })
 }
 
 /// A client that reaches the server in memory.

@@ -9,9 +9,11 @@
 //!  service_account ── `default` in each namespace
 //!  root_ca ────────── `kube-root-ca.crt` in each namespace
 //!  node_lifecycle ─── conditions and taints of nodes nobody hears from
+//!  node_pods ──────── pods of nodes that are not well: not ready, and evicted in time
 //!  node_ipam ──────── pod addresses for each node
 //!  csr ────────────── certificates of nodes, approved and signed
 //!  bootstrap_tokens ─ removed when they have expired
+//!  aggregation ────── rules of ClusterRoles that gather those of others
 //!  gc ─────────────── objects whose owners have gone
 //!  workloads ──────── pods for ReplicaSets, ReplicationControllers, DaemonSets, StatefulSets and Jobs;
 //!                     sets for Deployments, Jobs for CronJobs
@@ -23,7 +25,9 @@
 //!  leader ─────────── which of several control planes runs all of these
 //! ```
 
+mod aggregation;
 mod bootstrap_tokens;
+mod clients;
 mod cron_job;
 mod csr;
 mod daemon_set;
@@ -42,10 +46,12 @@ mod load_balancer;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod node_pods;
 mod nodes;
 mod persistent_volume;
 mod pod_control;
 mod pod_gc;
+mod pod_sets;
 mod pods;
 mod replica_set;
 mod retry;
@@ -61,11 +67,11 @@ mod workqueue;
 
 use std::time::Duration;
 
-use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+pub use clients::Clients;
 pub use leader::Candidate;
 pub use node_ipam::{NodeRanges, Range, RangeError};
 
@@ -118,35 +124,57 @@ impl Default for Config {
 }
 
 /// Runs all controllers and the scheduler until shutdown, and returns when they have ended.
-pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
+/// Each is a client of its own.
+pub async fn run(clients: impl Into<Clients>, config: Config, shutdown: CancellationToken) {
+    let clients = clients.into();
     let (recorder, notes) = events::Recorder::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(events::run(client.clone(), notes, shutdown.clone()));
-    tasks.spawn(namespace::run(client.clone(), shutdown.clone()));
-    tasks.spawn(service_account::run(client.clone(), shutdown.clone()));
+    tasks.spawn(events::run(clients.manager(), notes, shutdown.clone()));
+    tasks.spawn(namespace::run(
+        clients.of("namespace-controller"),
+        shutdown.clone(),
+    ));
+    tasks.spawn(service_account::run(
+        clients.of("service-account-controller"),
+        shutdown.clone(),
+    ));
     tasks.spawn(root_ca::run(
-        client.clone(),
+        clients.of("root-ca-cert-publisher"),
         config.root_ca_pem,
         shutdown.clone(),
     ));
-    tasks.spawn(gc::run(client.clone(), shutdown.clone()));
+    tasks.spawn(gc::run(
+        clients.of("generic-garbage-collector"),
+        shutdown.clone(),
+    ));
     tasks.spawn(workloads::run(
-        client.clone(),
+        clients.clone(),
         recorder.clone(),
         shutdown.clone(),
     ));
     tasks.spawn(load_balancer::run(
-        client.clone(),
+        clients.of("service-controller"),
         recorder.clone(),
         shutdown.clone(),
     ));
-    tasks.spawn(bootstrap_tokens::run(client.clone(), shutdown.clone()));
+    tasks.spawn(aggregation::run(
+        clients.of("clusterrole-aggregation-controller"),
+        shutdown.clone(),
+    ));
+    tasks.spawn(bootstrap_tokens::run(
+        clients.of("token-cleaner"),
+        shutdown.clone(),
+    ));
     if let Some(signing) = config.cluster_signing {
-        tasks.spawn(csr::run(client.clone(), signing, shutdown.clone()));
+        tasks.spawn(csr::run(
+            clients.of("certificate-controller"),
+            signing,
+            shutdown.clone(),
+        ));
     }
     if let Some(ranges) = config.node_ranges {
         tasks.spawn(node_ipam::run(
-            client.clone(),
+            clients.of("node-controller"),
             ranges,
             recorder.clone(),
             shutdown.clone(),
@@ -154,13 +182,13 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
     }
     let grace_period = config.node_monitor_grace_period;
     tasks.spawn(node_lifecycle::run(
-        client.clone(),
+        clients.of("node-controller"),
         grace_period,
         recorder.clone(),
         shutdown.clone(),
     ));
     tasks.spawn(scheduler::run(
-        client,
+        clients.of("kube-scheduler"),
         config.scheduler_name,
         recorder,
         shutdown,

@@ -8,14 +8,15 @@ use k8s_openapi::api::{
     core::v1::{Endpoints, Node, Pod, ReplicationController, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{Api, Client};
+use kube::Api;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clients::Clients,
     cron_job, daemon_set, deployment, disruption,
     endpoints::{self, ServiceView},
     events::Recorder,
-    job,
+    job, node_pods,
     nodes::NodeView,
     pod_gc,
     pods::PodView,
@@ -25,7 +26,11 @@ use crate::{
 };
 
 /// Runs all of them until shutdown.
-pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken) {
+pub(crate) async fn run(
+    clients: impl Into<Clients>,
+    recorder: Recorder,
+    shutdown: CancellationToken,
+) {
     let mut pods = Watched::<PodView>::new("Pods");
     let mut sets = Watched::<SetView>::new("ReplicaSets");
     let mut controllers = Watched::<SetView>::new("ReplicationControllers");
@@ -39,28 +44,57 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
     let revisions = Watched::<ControllerRevision>::new("ControllerRevisions");
     let mut jobs = Watched::<Job>::new("Jobs");
 
+    let clients = clients.into();
+    let client = clients.manager();
     let (c, r) = (&client, &recorder);
-    let of_sets =
-        replica_set::Prepared::new(Kind::ReplicaSet, c.clone(), r.clone(), &mut sets, &mut pods);
+    let of = |controller: &str| clients.of(controller);
+    let of_sets = replica_set::Prepared::new(
+        Kind::ReplicaSet,
+        of("replicaset-controller"),
+        r.clone(),
+        &mut sets,
+        &mut pods,
+    );
     let of_controllers = replica_set::Prepared::new(
         Kind::ReplicationController,
-        c.clone(),
+        of("replication-controller"),
         r.clone(),
         &mut controllers,
         &mut pods,
     );
-    let of_deployments =
-        deployment::Prepared::new(c.clone(), r.clone(), &mut deployments, &mut sets, &mut pods);
-    let of_endpoints =
-        endpoints::Prepared::new(c.clone(), &mut services, &mut endpoints, &mut slices);
-    let of_jobs = job::Prepared::new(c.clone(), r.clone(), &mut jobs, &mut pods);
-    let of_crons = cron_job::Prepared::new(c.clone(), r.clone(), &mut crons, &mut jobs);
+    let of_deployments = deployment::Prepared::new(
+        of("deployment-controller"),
+        r.clone(),
+        &mut deployments,
+        &mut sets,
+        &mut pods,
+    );
+    let of_endpoints = endpoints::Prepared::new(
+        of("endpoint-controller"),
+        &mut services,
+        &mut endpoints,
+        &mut slices,
+    );
+    let of_jobs = job::Prepared::new(of("job-controller"), r.clone(), &mut jobs, &mut pods);
+    let of_crons =
+        cron_job::Prepared::new(of("cronjob-controller"), r.clone(), &mut crons, &mut jobs);
     let daemons = Watched::new("DaemonSets");
-    let of_daemons =
-        daemon_set::Prepared::new(c.clone(), r.clone(), daemons, &mut pods, &mut nodes);
+    let of_daemons = daemon_set::Prepared::new(
+        of("daemon-set-controller"),
+        r.clone(),
+        daemons,
+        &mut pods,
+        &mut nodes,
+    );
     let stateful = Watched::new("StatefulSets");
-    let of_stateful = stateful_set::Prepared::new(c.clone(), r.clone(), stateful, &mut pods);
-    let of_budgets = disruption::Prepared::new(c.clone(), &mut pods, [&mut sets, &mut controllers]);
+    let of_stateful =
+        stateful_set::Prepared::new(of("statefulset-controller"), r.clone(), stateful, &mut pods);
+    let of_budgets = disruption::Prepared::new(
+        of("disruption-controller"),
+        &mut pods,
+        [&mut sets, &mut controllers],
+    );
+    let of_nodes = node_pods::Prepared::new(of("node-controller"), r.clone(), &mut nodes, &mut pods);
     let services = Arc::new(services);
     of_endpoints.hear_pods(&mut pods, &services);
 
@@ -72,7 +106,7 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
         sets: sets.clone(),
         controllers: controllers.clone(),
         deployments: deployments.clone(),
-        stateful: of_stateful.sets.clone(),
+        stateful: of_stateful.sets(),
     };
     let (nodes, revisions) = (Arc::new(nodes), Arc::new(revisions));
     let (jobs, crons) = (Arc::new(jobs), Arc::new(crons));
@@ -140,7 +174,8 @@ pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: Cancellati
             stop()
         ),
         of_budgets.run(budgets_see, stop()),
-        pod_gc::run(c.clone(), pods.clone(), nodes, stop()),
+        of_nodes.run(nodes.clone(), stop()),
+        pod_gc::run(of("pod-garbage-collector"), pods.clone(), nodes, stop()),
         of_jobs.run(jobs, pods.clone(), stop()),
         of_endpoints.run(services, pods, endpoints, slices, stop()),
     );

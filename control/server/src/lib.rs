@@ -239,6 +239,12 @@ impl Server {
         ClientService::new(self.router.clone(), user)
     }
 
+    /// Makes services as [`Self::client_service`] does, for as long as it is kept.
+    pub fn clients(&self) -> impl Fn(UserInfo) -> ClientService + Send + Sync + use<> {
+        let router = self.router.clone();
+        move |user| ClientService::new(router.clone(), user)
+    }
+
     /// The administrator's kubeconfig for a server reached at `url`.
     pub fn admin_kubeconfig(&self, url: &str) -> String {
         pki::kubeconfig(url, self.pki.ca_pem(), "kubernetes-admin", self.pki.admin())

@@ -44,7 +44,12 @@ impl UserInfo {
 
     /// A part of the control plane, such as `kube-scheduler`.
     pub fn component(name: &str) -> Self {
-        Self::new(format!("system:{name}"), &["system:masters"])
+        Self::new(format!("system:{name}"), &[])
+    }
+
+    /// A controller, such as `replicaset-controller`: an account in `kube-system`.
+    pub fn controller(name: &str) -> Self {
+        Self::service_account("kube-system", name, "")
     }
 
     /// A service account.

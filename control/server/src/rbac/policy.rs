@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wherry_api::{meta, selector::LabelSelector};
+use wherry_api::meta;
 
 use crate::{UserInfo, authz::Attributes};
 
@@ -236,10 +236,7 @@ impl Policy {
                 meta::namespace(role).to_owned(),
                 meta::name(role).to_owned(),
             );
-            let mut rules = rules_of(role);
-            for other in aggregated(role, roles) {
-                rules.extend(rules_of(other));
-            }
+            let rules = rules_of(role);
             policy.roles.insert(key, rules);
         }
         for binding in bindings {
@@ -285,35 +282,6 @@ impl Policy {
         let rules = self.rules_for(user, &asked.namespace);
         rules.into_iter().any(|rule| rule.allows(asked))
     }
-}
-
-/// The ClusterRoles that another one gathers, those that they gather included.
-fn aggregated<'a>(role: &Value, all: &'a [Value]) -> Vec<&'a Value> {
-    let mut found: Vec<&Value> = Vec::new();
-    let mut waiting = vec![selectors(role)];
-    while let Some(selectors) = waiting.pop() {
-        for other in all {
-            let is_new = meta::namespace(other).is_empty()
-                && meta::name(other) != meta::name(role)
-                && found
-                    .iter()
-                    .all(|known| meta::name(known) != meta::name(other));
-            let matches = |selector: &LabelSelector| selector.matches(meta::labels(other));
-            if is_new && selectors.iter().any(matches) {
-                found.push(other);
-                waiting.push(self::selectors(other));
-            }
-        }
-    }
-    found
-}
-
-fn selectors(role: &Value) -> Vec<LabelSelector> {
-    let selectors = role.pointer("/aggregationRule/clusterRoleSelectors");
-    let selectors = selectors.and_then(Value::as_array).into_iter().flatten();
-    selectors
-        .filter_map(|selector| LabelSelector::from_value(selector).ok())
-        .collect()
 }
 
 #[cfg(test)]
@@ -396,10 +364,6 @@ mod tests {
         let roles = [
             json!({"metadata": {"name": "reader", "namespace": "ns"}, "rules": read}),
             json!({"metadata": {"name": "writer", "labels": {"to": "edit"}}, "rules": write}),
-            json!({
-                "metadata": {"name": "edit"},
-                "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "edit"}}]},
-            }),
         ];
         let bindings = [
             json!({
@@ -407,7 +371,7 @@ mod tests {
                 "subjects": [{"kind": "ServiceAccount", "name": "robot"}, {"kind": "User", "name": "jane"}],
             }),
             json!({
-                "metadata": {"name": "b", "namespace": "ns"}, "roleRef": {"kind": "ClusterRole", "name": "edit"},
+                "metadata": {"name": "b", "namespace": "ns"}, "roleRef": {"kind": "ClusterRole", "name": "writer"},
                 "subjects": [{"kind": "Group", "name": "devs"}],
             }),
             json!({
