@@ -10,7 +10,7 @@
 //!     fn open() -> volume::Result<(Self, Opened)> {
 //!         Ok((Hello, Opened::READ_ONLY))
 //!     }
-//!     fn lookup(&mut self, parent: Node, name: &str) -> Result<Attributes> {
+//!     fn find(&mut self, parent: Node, name: &str) -> Result<Attributes> {
 //!         match (parent, name) {
 //!             (ROOT, "hello") => self.stat(2),
 //!             _ => Err(Errno::NotFound),
@@ -38,7 +38,7 @@
 
 use std::time::SystemTime;
 
-pub use crate::bindings::wherry::plugin::blocks;
+pub use crate::bindings::wherry::plugin::{blocks, types::Datetime};
 pub use bindings::{
     Opened,
     exports::wherry::plugin::filesystem::{
@@ -81,7 +81,7 @@ pub trait FileSystem: Sized + 'static {
     fn open() -> volume::Result<(Self, Opened)>;
 
     /// A child of a directory by its name.
-    fn lookup(&mut self, parent: Node, name: &str) -> Result<Attributes>;
+    fn find(&mut self, parent: Node, name: &str) -> Result<Attributes>;
 
     /// What a node is like.
     fn stat(&mut self, node: Node) -> Result<Attributes>;
@@ -243,8 +243,8 @@ macro_rules! filesystem {
             }
 
             impl Operations for Component {
-                fn lookup(parent: Node, name: String) -> Result<Attributes, Errno> {
-                    with(|volume| volume.lookup(parent, &name))
+                fn find(parent: Node, name: String) -> Result<Attributes, Errno> {
+                    with(|volume| volume.find(parent, &name))
                 }
                 fn stat(node: Node) -> Result<Attributes, Errno> {
                     with(|volume| volume.stat(node))

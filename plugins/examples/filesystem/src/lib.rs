@@ -16,7 +16,7 @@ impl FileSystem for Greeting {
         Ok((Self { text }, Opened::READ_ONLY))
     }
 
-    fn lookup(&mut self, parent: Node, name: &str) -> Result<Attributes> {
+    fn find(&mut self, parent: Node, name: &str) -> Result<Attributes> {
         match (parent, name) {
             (ROOT, "greeting") => self.stat(GREETING),
             _ => Err(Errno::NotFound),
