@@ -9,13 +9,14 @@ use std::{
 };
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use wherry_plugin_host::Prober;
+use wherry_plugin_host::{Prober, volume::VolumePlugins};
 use wherry_runtime_api::{ImageService, LogRotation, Runtime};
 
 use crate::{
     eviction,
     network::Network,
     pod::{names::ClusterDns, restart::BackoffPolicy},
+    probe::NoProber,
     server,
     volume::Volumes,
 };
@@ -30,6 +31,8 @@ pub struct Config {
     pub node_name: String,
     /// `<root>/pods` and `<root>/log/pods` are the agent's.
     pub root: PathBuf,
+    /// What the next agent finds and a reboot does not: `<run>/probes` is the agent's.
+    pub run: PathBuf,
     /// The API server; without one only static pods are run.
     pub kube: Option<kube::Client>,
     /// The runtimes; the first one is the default.
@@ -40,7 +43,9 @@ pub struct Config {
     pub network: Arc<dyn Network>,
     /// The node's volumes; `None` is the agent's own kinds over the API server's objects.
     pub volumes: Option<Arc<dyn Volumes>>,
-    /// Makes probes.
+    /// Who gives volumes of plugins, where [`Self::volumes`] is `None`; `None` has none.
+    pub volume_plugins: Option<Arc<dyn VolumePlugins>>,
+    /// Makes probes and hooks; by default none are made.
     pub prober: Arc<dyn Prober>,
     /// The kubelet's HTTP; `None` serves nothing.
     pub server: Option<server::Config>,
@@ -162,13 +167,15 @@ impl Config {
         Self {
             node_name: node_name.into(),
             seccomp_root: root.join("seccomp"),
+            run: root.join("run"),
             root,
             kube: None,
             runtimes,
             images,
             network,
             volumes: None,
-            prober: Arc::new(wherry_plugin_host::NativeProber::default()),
+            volume_plugins: None,
+            prober: Arc::new(NoProber),
             server: None,
             allow_privileged: false,
             allowed_unsafe_sysctls: Vec::new(),

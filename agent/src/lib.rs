@@ -123,7 +123,9 @@ impl Agent {
         );
         let volumes = config.volumes.clone().unwrap_or_else(|| {
             let volumes = VolumeConfig {
-                pods_dir: config.pods_dir(),
+                plugins: config.volume_plugins.clone(),
+                events: Some(Arc::new(recorder.clone())),
+                ..VolumeConfig::new(config.pods_dir())
             };
             Arc::new(VolumeManager::new(volumes, Arc::clone(&objects) as _))
         });
@@ -150,6 +152,7 @@ impl Agent {
             pressure: eviction::Pressure::new(&config.eviction),
             meter: eviction::storage::Meter::default(),
             metrics,
+            probe_ledger: probe::Ledger::new(&config.run),
             probe_metrics: Arc::default(),
             machine,
             config,
@@ -203,7 +206,16 @@ impl Agent {
         tasks.spawn(Arc::clone(&context.objects).run(shutdown.clone()));
         tasks.spawn(image::gc::run(Arc::clone(&context), shutdown.clone()));
         if let Some(client) = config.kube.clone() {
-            tasks.spawn(node::run(Arc::clone(&context), client, shutdown.clone()));
+            tasks.spawn(node::run(
+                Arc::clone(&context),
+                client.clone(),
+                shutdown.clone(),
+            ));
+            tasks.spawn(network::follow_peers(
+                Arc::clone(&context),
+                client,
+                shutdown.clone(),
+            ));
         }
         tokio::select! {
             () = shutdown.cancelled() => {}

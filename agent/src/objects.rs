@@ -22,7 +22,9 @@ use k8s_openapi::{
         authentication::v1::{
             BoundObjectReference, TokenRequest, TokenRequestSpec, TokenRequestStatus,
         },
-        core::v1::{ConfigMap, Secret, Service, ServiceAccount},
+        core::v1::{
+            ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, Service, ServiceAccount,
+        },
         node::v1::RuntimeClass,
     },
 };
@@ -159,6 +161,8 @@ pub(crate) struct Objects {
     client: Option<Client>,
     config_maps: Cache<ConfigMap>,
     secrets: Cache<Secret>,
+    claims: Cache<PersistentVolumeClaim>,
+    persistent_volumes: Cache<PersistentVolume>,
     classes: Cache<RuntimeClass>,
     accounts: Cache<ServiceAccount>,
     services: watch::Sender<Option<Arc<Vec<ServiceEnv>>>>,
@@ -200,6 +204,8 @@ impl Objects {
             client,
             config_maps: Cache::default(),
             secrets: Cache::default(),
+            claims: Cache::default(),
+            persistent_volumes: Cache::default(),
             classes: Cache::default(),
             accounts: Cache::default(),
             services,
@@ -432,6 +438,36 @@ impl ObjectSource for Objects {
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String> {
         let (followed, cache) = (&self.followed_secrets, &self.secrets);
         self.shown(followed, cache, "secret", namespace, name).await
+    }
+
+    async fn persistent_volume_claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, String> {
+        let asked = self.claims.get(
+            "persistentvolumeclaim",
+            namespace,
+            name,
+            self.ask(namespace, name),
+        );
+        let object = asked.await.map_err(text)?;
+        Ok(object.map(Arc::unwrap_or_clone))
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
+        let client = self.client.clone().ok_or_else(no_server)?;
+        let ask = async move {
+            Api::<PersistentVolume>::all(client)
+                .get_opt(name)
+                .await
+                .map_err(text)
+        };
+        let asked = self
+            .persistent_volumes
+            .get("persistentvolume", "", name, ask);
+        let object = asked.await.map_err(text)?;
+        Ok(object.map(Arc::unwrap_or_clone))
     }
 
     async fn service_account_token(

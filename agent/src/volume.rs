@@ -2,12 +2,15 @@
 //! date is in [`follow`].
 
 pub(crate) mod follow;
+mod renew;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
-use wherry_volumes::{PodContext, Refreshed, VolumeManager};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use wherry_volumes::{PodContext, Refreshed, VolumeEvent, VolumeEvents, VolumeManager};
+
+use crate::events::{Kind, Recorder};
 
 /// Sets volumes up and takes them down. Calls are repeatable.
 #[async_trait]
@@ -20,6 +23,15 @@ pub trait Volumes: Send + Sync + 'static {
     ) -> Result<BTreeMap<String, PathBuf>, String>;
     /// Renews what changed in the API since.
     async fn refresh(&self, pod: &Pod, context: &PodContext) -> Result<Refreshed, String>;
+    /// Asks plugins again for content whose time has come; answers when the next is due.
+    async fn repopulate(
+        &self,
+        _pod: &Pod,
+        _context: &PodContext,
+        _now: Timestamp,
+    ) -> Result<Option<Timestamp>, String> {
+        Ok(None)
+    }
     /// Takes everything of a pod down.
     async fn unmount(&self, uid: &str) -> Result<(), String>;
 }
@@ -42,7 +54,24 @@ impl Volumes for VolumeManager {
             .map_err(|error| error.to_string())
     }
 
+    async fn repopulate(
+        &self,
+        pod: &Pod,
+        context: &PodContext,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, String> {
+        self.repopulate(pod, context, now)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
     async fn unmount(&self, uid: &str) -> Result<(), String> {
         self.unmount(uid).await.map_err(|error| error.to_string())
+    }
+}
+
+impl VolumeEvents for Recorder {
+    fn tell(&self, pod: &Pod, event: VolumeEvent) {
+        self.record(pod, None, Kind::Normal, event.reason, event.message);
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -13,18 +13,20 @@ use anyhow::{Context, Result, bail};
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use wherry_agent::{Agent, eviction::threshold, server};
+use wherry_agent::{Agent, eviction::threshold, network::Network, server};
 use wherry_docker::DockerRuntime;
 use wherry_images::{RegistryConfig, Store, StoreConfig};
-use wherry_network::{Cidr, NetworkConfig, PodNetwork};
 use wherry_oci::OciRuntime;
 use wherry_runtime_api::Runtime;
 use wherry_wasm::WasmRuntime;
 
 use crate::{
     cli::{AgentArgs, DefaultRuntime, ImageArgs, NodeArgs, RootArgs},
+    cluster::{self, ClusterInfo},
     join::{self, Keeper, Names, ServingCertificate},
-    lock, plugins, pod_range,
+    lock,
+    plugin_signatures::SignaturePolicy,
+    plugins, pod_range,
     record::Record,
     shutdown, up,
 };
@@ -89,11 +91,16 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let Some(pod_cidr) = pod_cidr else {
         return Ok(());
     };
+    let given = ClusterInfo::given(&args.node, args.service_cluster_ip_range.as_deref());
+    let cluster = cluster::settle(&args.root, client.as_ref(), given);
+    let Some(cluster) = stoppable(&shutdown, async { Ok(cluster.await) }).await? else {
+        return Ok(());
+    };
     let announced = client.clone().map(|client| {
         let line = format!("ready: node {name}");
         tokio::spawn(up::announce(Api::all(client), name, line, shutdown.clone()))
     });
-    let agent = build(&args.root, &args.node, &pod_cidr, None, client, serving).await?;
+    let agent = build(&args.root, &args.node, &pod_cidr, &cluster, client, serving).await?;
     let kept = keeper.map(|keeper| tokio::spawn(keeper.run(shutdown.clone())));
     agent.run(shutdown).await?;
     for task in kept.into_iter().chain(announced) {
@@ -141,7 +148,7 @@ pub(crate) enum Serving {
 struct Node {
     images: Store,
     runtimes: Vec<Arc<dyn Runtime>>,
-    network: PodNetwork,
+    network: Arc<dyn Network>,
 }
 
 /// Opens the parts of a node; what a killed agent left half done is finished or undone by that.
@@ -173,13 +180,10 @@ async fn open(root: &RootArgs, args: &NodeArgs, pod_cidr: &str) -> Result<Node> 
             }
         }
     }
-    let pod_cidr = pod_cidr.parse().context("--pod-cidr")?;
-    let mut network = NetworkConfig::new(root.root.join("network"), pod_cidr);
-    network.bridge.clone_from(&args.bridge);
     Ok(Node {
         images,
         runtimes,
-        network: PodNetwork::new(network)?,
+        network: network::open(root, args, pod_cidr).await?,
     })
 }
 
@@ -207,29 +211,34 @@ pub(crate) fn open_images(root: &RootArgs, args: &ImageArgs) -> Result<Store> {
     )?)
 }
 
-/// Puts an agent together, listening for the API server already. `service_cidr` are the cluster's addresses for
-/// Services, where they are known.
+/// Puts an agent together, listening for the API server already.
 pub(crate) async fn build(
     root: &RootArgs,
     args: &NodeArgs,
     pod_cidr: &str,
-    service_cidr: Option<Cidr>,
+    cluster: &ClusterInfo,
     kube: Option<Client>,
     serving: Option<Serving>,
 ) -> Result<Agent> {
     Record::write(root, args, pod_cidr)?;
     let node = open(root, args, pod_cidr).await?;
-    node.network.up().await?;
-    let prober = plugins::prober(root, node.images.clone(), kube.clone(), &name(args)?)?;
+    let plugins = {
+        let signatures = SignaturePolicy::read(&args.plugin_signature_policy, &root.root)
+            .context("--plugin-signature-policy")?;
+        let images = node.images.clone();
+        plugins::of_node(root, images, kube.clone(), &name(args)?, signatures)?
+    };
     let mut config = wherry_agent::Config::new(
         name(args)?,
         &root.root,
         node.runtimes,
         Arc::new(node.images),
-        Arc::new(node.network),
+        node.network,
     );
+    config.run = root.run();
     config.kube = kube;
-    config.prober = prober;
+    config.prober = plugins.prober;
+    config.volume_plugins = Some(plugins.volumes);
     config.pod_cidr = Some(pod_cidr.to_owned());
     config.server = serving.map(|serving| {
         let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), args.kubelet_port);
@@ -245,9 +254,9 @@ pub(crate) async fn build(
     config.pod_pids_max = u64::try_from(args.pod_max_pids).ok().filter(|max| *max > 0);
     config.pod_manifest_path.clone_from(&args.pod_manifest_path);
     config.cgroup_root.clone_from(&args.cgroup_root);
-    config.cluster_dns.servers.clone_from(&args.cluster_dns);
-    config.cluster_dns.domain.clone_from(&args.cluster_domain);
-    serve_services(&mut config, args, pod_cidr, service_cidr)?;
+    config.cluster_dns.servers.clone_from(&cluster.dns);
+    config.cluster_dns.domain = cluster.domain();
+    serve_services(&mut config, args, pod_cidr, cluster)?;
     config.node_ips = vec![ip(args)];
     config.kubelet_port = args.kubelet_port;
     config.register_node = args.register_node;
@@ -269,37 +278,25 @@ fn serve_services(
     config: &mut wherry_agent::Config,
     args: &NodeArgs,
     pod_cidr: &str,
-    service_cidr: Option<Cidr>,
+    cluster: &ClusterInfo,
 ) -> Result<()> {
     if args.node_proxy {
         config.services = Some(wherry_services::Config {
             bridge: args.bridge.clone(),
             pod_cidr: pod_cidr.parse().context("--pod-cidr")?,
-            service_cidr,
+            service_cidr: cluster.service_cidr(),
         });
     }
     if args.node_dns && config.kube.is_some() {
-        let servers = &mut config.cluster_dns.servers;
-        if servers.is_empty() {
-            servers.push(cluster_dns(service_cidr));
-        }
+        config.cluster_dns.servers = cluster.dns();
         config.dns = Some(wherry_dns::Config {
             bridge: args.bridge.clone(),
-            listen: servers.clone(),
-            domain: args.cluster_domain.clone(),
+            listen: cluster.dns(),
+            domain: cluster.domain(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
         });
     }
     Ok(())
-}
-
-/// Where the cluster's DNS is by convention: at the tenth address for Services.
-fn cluster_dns(service_cidr: Option<Cidr>) -> IpAddr {
-    match service_cidr.map(|cidr| cidr.network()) {
-        Some(IpAddr::V4(first)) => Ipv4Addr::from_bits(first.to_bits() | 10).into(),
-        Some(IpAddr::V6(first)) => Ipv6Addr::from_bits(first.to_bits() | 10).into(),
-        None => Ipv4Addr::new(10, 96, 0, 10).into(),
-    }
 }
 
 fn labels(words: &[String]) -> Result<BTreeMap<String, String>> {

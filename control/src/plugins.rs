@@ -31,10 +31,11 @@ use wherry_images::{Store, StoredImage};
 use wherry_plugin_host::{
     Exec, FailurePolicy, Grants, HostConfig, Limits, PluginError, PluginHost, PluginProber,
     PluginSpec, PluginStats, ProbeOutcome, ProbeRequest, Prober,
+    volume::{PluginVolumes, VolumePlugins},
 };
 use wherry_runtime_api::ImageService;
 
-use crate::cli::RootArgs;
+use crate::{cli::RootArgs, plugin_signatures::SignaturePolicy};
 
 /// Between looks at counters, and at what has to be tried again.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -54,13 +55,22 @@ impl Prober for NodeProber {
     }
 }
 
-/// What makes a node's probes. Without an API server there are no plugins.
-pub(crate) fn prober(
+/// What plugins do on a node.
+pub(crate) struct NodePlugins {
+    /// Makes its probes.
+    pub(crate) prober: Arc<dyn Prober>,
+    /// Gives its volumes.
+    pub(crate) volumes: Arc<dyn VolumePlugins>,
+}
+
+/// A node's plugins. Without an API server there are no Plugin objects.
+pub(crate) fn of_node(
     root: &RootArgs,
     images: Store,
     kube: Option<Client>,
     node: &str,
-) -> Result<Arc<dyn Prober>> {
+    signatures: SignaturePolicy,
+) -> Result<NodePlugins> {
     let exe = std::env::current_exe().context("this program's own path")?;
     let host =
         PluginHost::open(HostConfig::new(&root.root, &root.run(), exe)).context("plugins")?;
@@ -70,14 +80,18 @@ pub(crate) fn prober(
             images,
             plugins: Api::all_with(client, &resource()),
             node: node.to_owned(),
+            signatures,
             known: BTreeMap::new(),
         };
         AbortOnDropHandle::new(tokio::spawn(installer.run()))
     });
-    Ok(Arc::new(NodeProber {
-        inner: PluginProber::new(host),
-        _installer: installer,
-    }))
+    Ok(NodePlugins {
+        volumes: Arc::new(PluginVolumes::new(Arc::clone(&host), Vec::new())),
+        prober: Arc::new(NodeProber {
+            inner: PluginProber::new(host),
+            _installer: installer,
+        }),
+    })
 }
 
 fn resource() -> ApiResource {
@@ -95,6 +109,13 @@ struct Spec {
     grants: Grants,
     limits: SpecLimits,
     config: BTreeMap<String, String>,
+    signature: SpecSignature,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SpecSignature {
+    public_keys: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -149,6 +170,7 @@ struct Installer {
     images: Store,
     plugins: Api<DynamicObject>,
     node: String,
+    signatures: SignaturePolicy,
     known: BTreeMap<String, Known>,
 }
 
@@ -279,6 +301,15 @@ impl Installer {
             let found = image.image.repo_digests.first().unwrap_or(&image.image.id);
             let why = format!("image {}: its digest is {found}", spec.image);
             return never(why);
+        }
+        let keys = &spec.signature.public_keys;
+        let signed = self
+            .signatures
+            .check(&self.images, &spec.image, &image, keys);
+        if let Err(why) = signed.await {
+            // It may have been good enough before the policy was.
+            self.host.remove(name).await;
+            return later(why);
         }
         let (Some(wasm), Some(digest)) = (&image.wasm, &image.wasm_key) else {
             return never(format!("image {} holds no Wasm", spec.image));

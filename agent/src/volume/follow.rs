@@ -6,7 +6,7 @@
 //!  a token's renewal ──────────────┘
 //! ```
 //!
-//! One task for each pod that has anything to follow. Where a watch is not to be had (not allowed,
+//! One task for each pod that has anything to follow, and one for what plugins write ([`renew`]). Where a watch is not to be had (not allowed,
 //! not there yet) the objects are asked for by the period instead.
 
 use std::{
@@ -24,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 use wherry_volumes::{Changes, Refreshed};
 
+use super::renew;
 use crate::{context::Context, events::Kind, objects, pod};
 
 /// Pods refreshed at a time, on the whole node: an object that a thousand pods show changes a
@@ -42,7 +43,8 @@ const TOKEN_WAIT_MAX: Duration = Duration::from_secs(3600);
 pub(crate) struct Following {
     pod: watch::Sender<Arc<Pod>>,
     changes: Changes,
-    _task: AbortOnDropHandle<()>,
+    _task: Option<AbortOnDropHandle<()>>,
+    _renewing: Option<AbortOnDropHandle<()>>,
 }
 
 impl Following {
@@ -53,12 +55,20 @@ impl Following {
             return None;
         }
         let (sender, news) = watch::channel(Arc::clone(pod));
-        let task = run(Arc::clone(context), news, changes.clone());
-        let task = tokio::spawn(task.in_current_span());
+        // What plugins write can take its time: nothing else waits for it.
+        let renewing = changes
+            .plugins
+            .then(|| renew::run(Arc::clone(context), news.clone()))
+            .map(|task| AbortOnDropHandle::new(tokio::spawn(task.in_current_span())));
+        let has_own = changes.own_fields || changes.tokens || !changes.objects.is_empty();
+        let task = has_own
+            .then(|| run(Arc::clone(context), news, changes.clone()))
+            .map(|task| AbortOnDropHandle::new(tokio::spawn(task.in_current_span())));
         Some(Self {
             pod: sender,
             changes,
-            _task: AbortOnDropHandle::new(task),
+            _task: task,
+            _renewing: renewing,
         })
     }
 

@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink},
@@ -18,6 +19,7 @@ use std::{
 };
 
 use jiff::Zoned;
+use tempfile::TempDir;
 
 use crate::{
     mounts,
@@ -46,7 +48,7 @@ pub(crate) fn write(volume: &Path, payload: &Payload, fs_group: Option<u32>) -> 
     } else {
         current.unwrap_or_default()
     };
-    link_names(volume, payload)?;
+    link_names(volume, &names(payload))?;
     remove_strays(volume, &shown)?;
     Ok(changed)
 }
@@ -113,22 +115,43 @@ fn list(root: &Path, dir: &Path, found: &mut BTreeSet<String>) -> io::Result<()>
     Ok(())
 }
 
-/// Writes a version and swaps it in. Names that are gone from the payload go first, so that no name
-/// ever points nowhere.
+/// Writes a version and swaps it in.
 fn publish(volume: &Path, payload: &Payload, fs_group: Option<u32>) -> io::Result<PathBuf> {
-    let prefix = format!("..{}.", Zoned::now().strftime("%Y_%m_%d_%H_%M_%S"));
-    let version = tempfile::Builder::new()
-        .prefix(&prefix)
-        .tempdir_in(volume)?;
-    fs::set_permissions(version.path(), Permissions::from_mode(DIR_MODE))?;
+    let version = new_version(volume)?;
     for (path, file) in payload {
         write_file(&version.path().join(path), file)?;
     }
     if let Some(group) = fs_group {
         ownership::give_to_group(version.path(), group, Access::ReadOnly)?;
     }
+    swap(volume, version, &names(payload))
+}
+
+/// A directory for a version of a volume, empty and removed again unless it is shown.
+pub(crate) fn new_version(volume: &Path) -> io::Result<TempDir> {
+    let prefix = format!("..{}.", Zoned::now().strftime("%Y_%m_%d_%H_%M_%S"));
+    let version = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(volume)?;
+    fs::set_permissions(version.path(), Permissions::from_mode(DIR_MODE))?;
+    Ok(version)
+}
+
+/// Makes a volume show exactly what a directory of [`new_version`] holds.
+pub(crate) fn show(volume: &Path, version: TempDir) -> io::Result<()> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(version.path())? {
+        names.insert(entry?.file_name());
+    }
+    let shown = swap(volume, version, &names)?;
+    link_names(volume, &names)?;
+    remove_strays(volume, &shown)
+}
+
+/// Swaps a version in. Names that are gone go first, so that no name ever points nowhere.
+fn swap(volume: &Path, version: TempDir, names: &BTreeSet<OsString>) -> io::Result<PathBuf> {
     let name = PathBuf::from(version.path().file_name().unwrap_or_default());
-    remove_names(volume, payload)?;
+    remove_names(volume, names)?;
     let new = volume.join(DATA_NEW);
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -160,28 +183,26 @@ fn write_file(path: &Path, file: &payload::File) -> io::Result<()> {
 }
 
 /// The names a reader sees: the first component of each path.
-fn names(payload: &Payload) -> BTreeSet<&str> {
+fn names(payload: &Payload) -> BTreeSet<OsString> {
     payload
         .keys()
-        .map(|path| path.split('/').next().unwrap_or(path))
+        .map(|path| path.split('/').next().unwrap_or(path).into())
         .collect()
 }
 
-fn remove_names(volume: &Path, payload: &Payload) -> io::Result<()> {
-    let names = names(payload);
+fn remove_names(volume: &Path, names: &BTreeSet<OsString>) -> io::Result<()> {
     for entry in fs::read_dir(volume)? {
         let entry = entry?;
         let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !name.starts_with("..") && !names.contains(&*name) {
+        if !name.as_encoded_bytes().starts_with(b"..") && !names.contains(&name) {
             mounts::remove_tree(&entry.path())?;
         }
     }
     Ok(())
 }
 
-fn link_names(volume: &Path, payload: &Payload) -> io::Result<()> {
-    for name in names(payload) {
+fn link_names(volume: &Path, names: &BTreeSet<OsString>) -> io::Result<()> {
+    for name in names {
         let (link, target) = (volume.join(name), Path::new(DATA).join(name));
         if fs::read_link(&link).is_ok_and(|found| found == target) {
             continue;
@@ -283,6 +304,29 @@ mod tests {
             (0o440, 1234, 777)
         );
         assert!(!write(dir.path(), &wanted, Some(777)).unwrap());
+    }
+
+    #[test]
+    fn a_directory_is_shown_as_a_payload_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let show_files = |files: &[&str]| {
+            let version = new_version(dir.path()).unwrap();
+            for file in files {
+                let path = version.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, *file).unwrap();
+            }
+            show(dir.path(), version).unwrap();
+        };
+        show_files(&["a", "d/e"]);
+        assert!(is_written(dir.path()));
+        assert_eq!(entries(dir.path()), ["..data", "a", "d"]);
+        show_files(&["d/f"]);
+        assert_eq!(entries(dir.path()), ["..data", "d"]);
+        assert_eq!(fs::read_to_string(dir.path().join("d/f")).unwrap(), "d/f");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        drop(new_version(dir.path()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

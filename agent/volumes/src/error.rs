@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use thiserror::Error;
+use wherry_plugin_host::volume::VolumeFailure;
 
 /// Failure of a [`crate::VolumeManager`] call. `Display` is the message of a `FailedMount` event.
 #[derive(Debug, Error)]
@@ -15,6 +16,19 @@ pub enum VolumeError {
         /// Why.
         #[source]
         cause: SetUpError,
+    },
+    /// A claim of the pod's cannot be followed to a volume. Retry with back-off.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process \
+         volumes=[{volume}]: error processing PVC {claim}: {why}"
+    )]
+    Claim {
+        /// The volume's name in the pod.
+        volume: String,
+        /// `namespace/name`.
+        claim: String,
+        /// In the kubelet's words.
+        why: String,
     },
     /// A volume could not be taken down. Retry with back-off.
     #[error("UnmountVolume.TearDown failed for pod \"{pod}\" : {}: {source}", path.display())]
@@ -41,6 +55,9 @@ pub enum SetUpError {
     /// The volume cannot work as written, or what is on the node does not fit it.
     #[error("{0}")]
     Invalid(String),
+    /// The plugin that was asked for it gave none.
+    #[error(transparent)]
+    Plugin(#[from] VolumeFailure),
     /// No code for this kind of volume.
     #[error("no volume plugin matched: {0} volumes are not supported on this node")]
     Unsupported(String),

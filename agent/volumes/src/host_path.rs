@@ -7,7 +7,10 @@ use std::{
     path::{Component, Path},
 };
 
-use crate::SetUpError;
+use crate::{
+    SetUpError,
+    ownership::{self, Access},
+};
 
 /// Checks `path` by the volume's `type`, making what the type says may be made.
 ///
@@ -54,6 +57,23 @@ pub(crate) fn set_up(path: &Path, type_: &str) -> Result<(), SetUpError> {
         (other, _) => Err(SetUpError::Invalid(format!(
             "{other} is an invalid volume type"
         ))),
+    }
+}
+
+/// Checks the directory that a `local` PersistentVolume names, and gives it to the pod's group.
+///
+/// # Errors
+/// It is not there, or no directory.
+pub(crate) fn set_up_local(path: &Path, fs_group: Option<u32>) -> Result<(), SetUpError> {
+    if !path.exists() {
+        let why = format!("path \"{}\" does not exist", path.display());
+        return Err(SetUpError::NotFound(why));
+    }
+    set_up(path, "Directory")?;
+    match fs_group {
+        Some(group) => ownership::give_to_group(path, group, Access::ReadWrite)
+            .map_err(SetUpError::io(path.display().to_string())),
+        None => Ok(()),
     }
 }
 

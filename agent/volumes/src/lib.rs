@@ -1,11 +1,14 @@
-//! The agent's own volumes: emptyDir, hostPath, configMap, secret, downwardAPI, projected.
+//! A pod's volumes: the agent's own (emptyDir, hostPath, configMap, secret, downwardAPI, projected), those of
+//! claims, and those that plugins give.
 //!
-//! They are the ground that volume plugins stand on. What a volume is to hold is worked out by pure
+//! The agent's own are the ground that volume plugins stand on. What a volume is to hold is worked out by pure
 //! code (a [`payload::Payload`]: path → bytes and mode); putting it on the node is kept apart.
 //!
 //! ```text
 //!  Pod ─ plan ─▶ fetch (ObjectSource) ─▶ payload, downward (pure) ─▶ atomic::write ─▶ <pods>/<uid>/volumes/…
 //!                                        empty_dir, host_path ──────▶
+//!        claim ─▶ PersistentVolume ─▶ one of these, or
+//!        plugin (pure) ─▶ VolumePlugins ── a populator's directory ─▶ atomic::show ─▶
 //! ```
 //!
 //! Nothing is kept in memory: a new agent finds everything by the directory of the pod. Left to
@@ -13,13 +16,17 @@
 //! volume shows.
 
 mod atomic;
+mod claim;
 mod empty_dir;
 mod error;
+mod event;
 mod host_path;
 mod manager;
 mod mounts;
 mod ownership;
 mod plan;
+mod plugin;
+mod record;
 mod refs;
 mod source;
 mod token;
@@ -28,6 +35,7 @@ pub mod downward;
 pub mod payload;
 
 pub use error::{SetUpError, VolumeError};
+pub use event::{VolumeEvent, VolumeEvents};
 pub use manager::{PodContext, Refreshed, VolumeConfig, VolumeManager, image_volume_dir};
 pub use mounts::is_mount_point;
 pub use refs::{Changes, ObjectRef};

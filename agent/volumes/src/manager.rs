@@ -1,5 +1,7 @@
 //! Sets a pod's volumes up, keeps them fresh and takes them down.
 
+mod plugins;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -15,9 +17,12 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use tracing::{debug, warn};
+use wherry_plugin_host::volume::VolumePlugins;
 
 use crate::{
-    ObjectSource, SetUpError, TokenParams, VolumeError, atomic, downward, host_path, mounts,
+    ObjectSource, SetUpError, TokenParams, VolumeError, VolumeEvents, atomic,
+    claim::{self, Planned},
+    downward, host_path, mounts,
     payload::{self, File, Payload},
     plan::{self, Content, Plan, Projection, plan},
     token::{self, Validity},
@@ -27,10 +32,25 @@ use crate::{
 const LOCKS: usize = 32;
 
 /// Where volumes are.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VolumeConfig {
     /// The directory with one directory for each pod, named by its uid.
     pub pods_dir: PathBuf,
+    /// Who gives volumes of plugins; without it there are none.
+    pub plugins: Option<Arc<dyn VolumePlugins>>,
+    /// Who tells pods' owners.
+    pub events: Option<Arc<dyn VolumeEvents>>,
+}
+
+impl VolumeConfig {
+    /// The agent's own volumes.
+    pub fn new(pods_dir: PathBuf) -> Self {
+        Self {
+            pods_dir,
+            plugins: None,
+            events: None,
+        }
+    }
 }
 
 /// What volumes show besides the pod's own object.
@@ -68,6 +88,8 @@ pub struct Refreshed {
 struct Work {
     name: String,
     dir: PathBuf,
+    /// Where it is bound read-only, should nobody write.
+    read_only: Option<PathBuf>,
     plan: Plan,
     /// For [`Plan::Content`]; `None` keeps what is there.
     payload: Option<Payload>,
@@ -105,7 +127,7 @@ impl VolumeManager {
         let mut work = Vec::new();
         for volume in volumes(pod) {
             let named = |cause: SetUpError| cause.in_volume(&volume.name);
-            let plan = plan(pod, volume, &context.allocatable).map_err(named)?;
+            let Planned { plan, is_read_only } = self.inner.plan(pod, volume, context).await?;
             let dir = self.inner.dir(uid, volume, &plan).map_err(named)?;
             let payload = match &plan {
                 Plan::Content(content) => match self.inner.fetch(pod, context, &dir, content).await
@@ -117,18 +139,33 @@ impl VolumeManager {
                     }
                     Err(error) => return Err(named(error)),
                 },
-                Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Image => None,
+                Plan::Plugin(asked) => {
+                    let made = self.inner.set_up_plugin(pod, &volume.name, &dir, asked);
+                    made.await.map_err(named)?;
+                    None
+                }
+                Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Local { .. } | Plan::Image => {
+                    None
+                }
+            };
+            let read_only = match is_read_only {
+                true => Some(self.inner.read_only_dir(uid, volume).map_err(named)?),
+                false => None,
             };
             work.push(Work {
                 name: volume.name.clone(),
                 dir,
+                read_only,
                 plan,
                 payload,
             });
         }
         let paths = work
             .iter()
-            .map(|work| (work.name.clone(), work.dir.clone()))
+            .map(|work| {
+                let shown = work.read_only.as_ref().unwrap_or(&work.dir);
+                (work.name.clone(), shown.clone())
+            })
             .collect();
         self.run(uid, move || work.iter().try_for_each(Work::set_up))
             .await?;
@@ -146,6 +183,9 @@ impl VolumeManager {
         let mut work = Vec::new();
         for volume in volumes(pod) {
             let result = async {
+                if claim::of(pod, volume).is_some() {
+                    return Ok(None);
+                }
                 let plan = plan(pod, volume, &context.allocatable)?;
                 let Plan::Content(content) = &plan else {
                     return Ok(None);
@@ -158,6 +198,7 @@ impl VolumeManager {
                 Ok::<_, SetUpError>(Some(Work {
                     name: volume.name.clone(),
                     dir,
+                    read_only: None,
                     plan,
                     payload,
                 }))
@@ -197,6 +238,12 @@ impl VolumeManager {
             source,
         };
         let dir = self.inner.volumes_dir(uid).map_err(refuse)?;
+        let given_back = self.inner.give_back(&dir).await;
+        given_back.map_err(|(path, why)| VolumeError::TearDown {
+            pod: pod.clone(),
+            path,
+            source: io::Error::other(why),
+        })?;
         let pod = uid.to_owned();
         self.run(uid, move || {
             mounts::remove_tree(&dir).map_err(|source| VolumeError::TearDown {
@@ -262,14 +309,59 @@ impl Inner {
 
     fn dir(&self, uid: &str, volume: &Volume, plan: &Plan) -> Result<PathBuf, SetUpError> {
         match plan {
-            Plan::HostPath { path, .. } => Ok(path.clone()),
-            Plan::EmptyDir(_) | Plan::Content(_) | Plan::Image => {
+            Plan::HostPath { path, .. } | Plan::Local { path, .. } => Ok(path.clone()),
+            Plan::EmptyDir(_) | Plan::Content(_) | Plan::Plugin(_) | Plan::Image => {
                 let dir = self.volumes_dir(uid).map_err(SetUpError::io("volumes"))?;
                 Ok(dir
                     .join(plan.plugin_dir().unwrap_or_default())
                     .join(&volume.name))
             }
         }
+    }
+
+    /// Where a volume is bound that nobody may write to.
+    fn read_only_dir(&self, uid: &str, volume: &Volume) -> Result<PathBuf, SetUpError> {
+        let dir = self.volumes_dir(uid).map_err(SetUpError::io("volumes"))?;
+        Ok(dir.join("wherry.dev~read-only").join(&volume.name))
+    }
+
+    /// What a volume takes, a claim followed to what it is bound to.
+    async fn plan(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        context: &PodContext,
+    ) -> Result<Planned, VolumeError> {
+        let named = |cause: SetUpError| cause.in_volume(&volume.name);
+        let Some(claim) = claim::of(pod, volume) else {
+            let plan = plan(pod, volume, &context.allocatable).map_err(named)?;
+            let is_read_only = matches!(&plan, Plan::Plugin(asked) if asked.is_read_only);
+            return Ok(Planned { plan, is_read_only });
+        };
+        plan::check_name(&volume.name).map_err(named)?;
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let refuse = |why: String| VolumeError::Claim {
+            volume: volume.name.clone(),
+            claim: format!("{namespace}/{}", claim.name),
+            why,
+        };
+        let name = &claim.name;
+        let unfetched = |why: String| refuse(format!("failed to fetch PVC from API server: {why}"));
+        let object = self.source.persistent_volume_claim(namespace, name).await;
+        let object = object
+            .map_err(unfetched)?
+            .ok_or_else(|| unfetched(format!("persistentvolumeclaims \"{name}\" not found")))?;
+        let bound_to = claim::bound(pod, &claim, &object).map_err(refuse)?;
+        let unfetched = |why: String| {
+            refuse(format!(
+                "failed to fetch PV \"{bound_to}\" from API server: {why}"
+            ))
+        };
+        let found = self.source.persistent_volume(&bound_to).await;
+        let found = found
+            .map_err(unfetched)?
+            .ok_or_else(|| unfetched(format!("persistentvolumes \"{bound_to}\" not found")))?;
+        claim::planned(pod, &claim, &object, &found).map_err(named)
     }
 
     async fn fetch(
@@ -411,11 +503,19 @@ impl Work {
         let result = match &self.plan {
             Plan::EmptyDir(empty_dir) => empty_dir.set_up(&self.dir),
             Plan::HostPath { path, type_ } => host_path::set_up(path, type_),
+            Plan::Local { path, fs_group } => host_path::set_up_local(path, *fs_group),
+            // Made before, by the plugin.
+            Plan::Plugin(_) => Ok(()),
             Plan::Image => fs::create_dir_all(&self.dir)
                 .map_err(SetUpError::io(self.dir.display().to_string())),
             Plan::Content(content) => self.show(content).map(drop),
         };
-        result.map_err(|cause| cause.in_volume(&self.name))
+        let bound = result.and_then(|()| match &self.read_only {
+            Some(at) => mounts::bind_read_only(&self.dir, at)
+                .map_err(SetUpError::io(at.display().to_string())),
+            None => Ok(()),
+        });
+        bound.map_err(|cause| cause.in_volume(&self.name))
     }
 
     /// As [`Self::set_up`], but does not bring back what [`VolumeManager::unmount`] took meanwhile.
@@ -424,7 +524,12 @@ impl Work {
             Plan::Content(content) if atomic::is_written(&self.dir) => self
                 .show(content)
                 .map_err(|cause| cause.in_volume(&self.name)),
-            Plan::EmptyDir(_) | Plan::HostPath { .. } | Plan::Content(_) | Plan::Image => Ok(false),
+            Plan::EmptyDir(_)
+            | Plan::HostPath { .. }
+            | Plan::Local { .. }
+            | Plan::Content(_)
+            | Plan::Plugin(_)
+            | Plan::Image => Ok(false),
         }
     }
 

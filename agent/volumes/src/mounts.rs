@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{CStr, CString},
-    io,
+    fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -89,6 +89,28 @@ pub(crate) fn mount_hugetlbfs(path: &Path, page_bytes: u64) -> io::Result<()> {
         flags,
         Some(options.as_str()),
     )?)
+}
+
+/// Binds `source`, a directory or a file, at `target` for nobody to write, unless something is mounted there.
+pub(crate) fn bind_read_only(source: &Path, target: &Path) -> io::Result<()> {
+    if source.is_dir() {
+        fs::create_dir_all(target)?;
+    } else {
+        fs::create_dir_all(target.parent().unwrap_or(target))?;
+        fs::File::create(target)?;
+    }
+    if is_mount_point(target)? {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    mount(Some(source), target, none, MsFlags::MS_BIND, none)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    let made = mount(none, target, none, flags, none);
+    if made.is_err() {
+        // Never left where a pod could write.
+        umount2(target, MntFlags::MNT_DETACH)?;
+    }
+    Ok(made?)
 }
 
 /// Takes off whatever is mounted at an entry of a directory. Gone already: `Ok`.
@@ -193,7 +215,7 @@ fn uncommon_name(dir: &OwnedFd) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

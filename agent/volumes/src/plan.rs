@@ -18,6 +18,7 @@ use crate::{
     SetUpError,
     empty_dir::{EmptyDir, Medium},
     payload,
+    plugin::{self, PluginVolume},
 };
 
 /// The kubelet's directory for image volumes.
@@ -34,6 +35,12 @@ pub(crate) enum Plan {
         type_: String,
     },
     Content(Content),
+    /// A directory of the node's that a PersistentVolume names: it has to be there.
+    Local {
+        path: PathBuf,
+        fs_group: Option<u32>,
+    },
+    Plugin(PluginVolume),
     /// A place for whoever has the images to mount one at.
     Image,
 }
@@ -80,7 +87,8 @@ impl Plan {
     pub(crate) fn plugin_dir(&self) -> Option<&'static str> {
         match self {
             Self::EmptyDir(_) => Some("kubernetes.io~empty-dir"),
-            Self::HostPath { .. } => None,
+            Self::HostPath { .. } | Self::Local { .. } => None,
+            Self::Plugin(_) => Some("kubernetes.io~csi"),
             Self::Content(content) => Some(content.plugin_dir),
             Self::Image => Some(IMAGE_PLUGIN_DIR),
         }
@@ -182,9 +190,30 @@ pub(crate) fn plan(
     if let Some(source) = &volume.projected {
         return projected(pod, source, fs_group).map(Plan::Content);
     }
-    Err(SetUpError::Unsupported(
-        unsupported_source(volume).to_owned(),
-    ))
+    if let Some(made) = plugin::of_pod(volume) {
+        return made.map(Plan::Plugin);
+    }
+    Err(of_a_cloud(volume)
+        .unwrap_or_else(|| SetUpError::Unsupported(unsupported_source(volume).to_owned())))
+}
+
+/// Disks that only the nodes of one company have.
+fn of_a_cloud(volume: &Volume) -> Option<SetUpError> {
+    let (kind, disk) = if let Some(source) = &volume.gce_persistent_disk {
+        ("gcePersistentDisk", source.pd_name.as_str())
+    } else if let Some(source) = &volume.aws_elastic_block_store {
+        ("awsElasticBlockStore", source.volume_id.as_str())
+    } else if let Some(source) = &volume.azure_disk {
+        ("azureDisk", source.disk_name.as_str())
+    } else if let Some(source) = &volume.cinder {
+        ("cinder", source.volume_id.as_str())
+    } else {
+        return None;
+    };
+    Some(SetUpError::Invalid(format!(
+        "{kind} \"{disk}\": no such disk here, this node is no machine of that cloud; a plugin's volume \
+         (csi, or a PersistentVolume of one) can take its place"
+    )))
 }
 
 fn empty_dir(
@@ -353,7 +382,7 @@ fn projected(
     })
 }
 
-fn fs_group(pod: &Pod) -> Option<u32> {
+pub(crate) fn fs_group(pod: &Pod) -> Option<u32> {
     u32::try_from(pod.spec.as_ref()?.security_context.as_ref()?.fs_group?).ok()
 }
 
@@ -386,35 +415,15 @@ fn common_user(pod: &Pod) -> Option<u32> {
 /// The API's word for a source this agent has no code for.
 fn unsupported_source(volume: &Volume) -> &'static str {
     let sources = [
-        (
-            volume.aws_elastic_block_store.is_some(),
-            "awsElasticBlockStore",
-        ),
-        (volume.azure_disk.is_some(), "azureDisk"),
         (volume.azure_file.is_some(), "azureFile"),
-        (volume.cephfs.is_some(), "cephfs"),
-        (volume.cinder.is_some(), "cinder"),
-        (volume.csi.is_some(), "csi"),
-        (volume.ephemeral.is_some(), "ephemeral"),
         (volume.fc.is_some(), "fc"),
-        (volume.flex_volume.is_some(), "flexVolume"),
         (volume.flocker.is_some(), "flocker"),
-        (volume.gce_persistent_disk.is_some(), "gcePersistentDisk"),
-        (volume.git_repo.is_some(), "gitRepo"),
-        (volume.glusterfs.is_some(), "glusterfs"),
-        (volume.iscsi.is_some(), "iscsi"),
-        (volume.nfs.is_some(), "nfs"),
-        (
-            volume.persistent_volume_claim.is_some(),
-            "persistentVolumeClaim",
-        ),
         (
             volume.photon_persistent_disk.is_some(),
             "photonPersistentDisk",
         ),
         (volume.portworx_volume.is_some(), "portworxVolume"),
         (volume.quobyte.is_some(), "quobyte"),
-        (volume.rbd.is_some(), "rbd"),
         (volume.scale_io.is_some(), "scaleIO"),
         (volume.storageos.is_some(), "storageos"),
         (volume.vsphere_volume.is_some(), "vsphereVolume"),
@@ -533,8 +542,13 @@ mod tests {
         let containers = || json!({ "containers": [] });
         for (volume, want) in [
             (
-                json!({ "nfs": { "server": "s", "path": "/" } }),
-                "no volume plugin matched: nfs volumes are not supported on this node",
+                json!({ "fc": { "lun": 1 } }),
+                "no volume plugin matched: fc volumes are not supported on this node",
+            ),
+            (
+                json!({ "gcePersistentDisk": { "pdName": "d" } }),
+                "gcePersistentDisk \"d\": no such disk here, this node is no machine of that cloud; a plugin's volume \
+                 (csi, or a PersistentVolume of one) can take its place",
             ),
             (
                 json!({ "emptyDir": { "medium": "HugePages" } }),

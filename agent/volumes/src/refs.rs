@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
+use crate::plugin;
+
 /// An object that a volume shows, in the pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ObjectRef {
@@ -22,6 +24,8 @@ pub struct Changes {
     pub own_fields: bool,
     /// Tokens, by themselves.
     pub tokens: bool,
+    /// What plugins write, by themselves.
+    pub plugins: bool,
 }
 
 impl Changes {
@@ -54,6 +58,8 @@ impl Changes {
         let named = volume.secret.iter().flat_map(|source| &source.secret_name);
         self.objects.extend(named.map(secret));
         self.own_fields |= volume.downward_api.is_some();
+        let is_claimed = volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
+        self.plugins |= is_claimed || plugin::of_pod(volume).is_some();
         let projected = volume.projected.iter().flat_map(|source| &source.sources);
         for source in projected.flatten() {
             let named = source
@@ -103,5 +109,13 @@ mod tests {
         let still =
             json!([{ "name": "a", "emptyDir": {} }, { "name": "b", "hostPath": { "path": "/" } }]);
         assert!(Changes::of(&pod(still)).is_empty());
+        for given in [
+            json!({ "csi": { "driver": "git.wherry.dev" } }),
+            json!({ "persistentVolumeClaim": { "claimName": "c" } }),
+        ] {
+            let mut given = given;
+            given["name"] = "v".into();
+            assert!(Changes::of(&pod(json!([given]))).plugins);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use k8s_openapi::api::{
     authentication::v1::TokenRequestStatus,
-    core::v1::{ConfigMap, Secret},
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret},
 };
 
 /// The objects that volumes show, however the agent gets at them (a watch, a cache, the disk).
@@ -17,6 +17,16 @@ pub trait ObjectSource: Send + Sync + 'static {
 
     /// A Secret.
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String>;
+
+    /// A claim of a pod's namespace.
+    async fn persistent_volume_claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, String>;
+
+    /// What a claim is bound to.
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String>;
 
     /// A new token for a ServiceAccount, bound to a pod. Asked for only when there is none in the
     /// volume or that one is near its end.

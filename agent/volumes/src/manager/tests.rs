@@ -6,17 +6,21 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::api::{
     authentication::v1::TokenRequestStatus,
-    core::v1::{ConfigMap, Secret},
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret},
 };
 use serde_json::{Value, json};
 
 use super::*;
+
+mod plugins;
 
 /// An API server of two maps.
 #[derive(Default)]
 struct Objects {
     config_maps: Mutex<BTreeMap<String, Value>>,
     secrets: Mutex<BTreeMap<String, Value>>,
+    claims: Mutex<BTreeMap<String, Value>>,
+    volumes: Mutex<BTreeMap<String, Value>>,
     tokens: AtomicUsize,
     token_seconds: Mutex<i64>,
     is_down: Mutex<bool>,
@@ -46,6 +50,22 @@ impl ObjectSource for Objects {
         let found = self.secrets.lock().unwrap().get(name).cloned();
         Ok(found
             .map(|data| serde_json::from_value(json!({ "metadata": {}, "data": data })).unwrap()))
+    }
+
+    async fn persistent_volume_claim(
+        &self,
+        _: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, String> {
+        self.check()?;
+        let found = self.claims.lock().unwrap().get(name).cloned();
+        Ok(found.map(|object| serde_json::from_value(object).unwrap()))
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
+        self.check()?;
+        let found = self.volumes.lock().unwrap().get(name).cloned();
+        Ok(found.map(|object| serde_json::from_value(object).unwrap()))
     }
 
     async fn service_account_token(
@@ -82,9 +102,7 @@ fn node() -> Node {
         token_seconds: Mutex::new(3600),
         ..Objects::default()
     });
-    let config = VolumeConfig {
-        pods_dir: dir.path().join("pods"),
-    };
+    let config = VolumeConfig::new(dir.path().join("pods"));
     Node {
         manager: VolumeManager::new(config, objects.clone()),
         objects,
@@ -174,9 +192,7 @@ async fn every_kind_of_volume_is_set_up_where_the_kubelet_puts_it_and_taken_down
 
     fs::write(paths["ram"].join("kept"), "kept").unwrap();
     let again = VolumeManager::new(
-        VolumeConfig {
-            pods_dir: node.dir.path().join("pods"),
-        },
+        VolumeConfig::new(node.dir.path().join("pods")),
         node.objects.clone(),
     );
     assert_eq!(again.mount(&pod, &context).await.unwrap(), paths);
@@ -227,8 +243,8 @@ async fn what_is_missing_is_said_in_the_kubelets_words() {
             "MountVolume.SetUp failed for volume \"v\" : configmap references non-existent config key: k",
         ),
         (
-            json!({ "nfs": { "server": "s", "path": "/" } }),
-            "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: nfs volumes are not supported on this node",
+            json!({ "fc": { "lun": 1 } }),
+            "MountVolume.SetUp failed for volume \"v\" : no volume plugin matched: fc volumes are not supported on this node",
         ),
         (
             json!({ "hostPath": { "path": file, "type": "Directory" } }),
