@@ -24,7 +24,7 @@ use crate::{
     objects::Objects,
     pleg::Actual,
     pod::userns::UserNamespaces,
-    probe::ProbeKind,
+    probe::{Ledger, ProbeKind},
     publish::Publisher,
     volume::Volumes,
 };
@@ -53,6 +53,8 @@ pub(crate) struct Context {
     pub(crate) meter: Meter,
     /// What it counted of its own work.
     pub(crate) metrics: Arc<Metrics>,
+    /// Histories of probes, for the next agent.
+    pub(crate) probe_ledger: Ledger,
     /// What it counted of its pods' probes.
     pub(crate) probe_metrics: Arc<Metrics>,
     /// The machine.

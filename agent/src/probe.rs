@@ -3,6 +3,11 @@
 //! One task for each probe of a running container. Startup gates the others: their tasks begin when
 //! the container has started. Results go to the pod's worker, which decides.
 
+mod counter;
+mod ledger;
+mod none;
+mod reach;
+
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -16,10 +21,18 @@ use wherry_plugin_host::{
 };
 use wherry_runtime_api::ContainerId;
 
-use crate::pod::{
-    self,
-    lifecycle::{ContainerExec, headers, port},
+use crate::{
+    config::Clock,
+    pod::{
+        self,
+        lifecycle::{headers, port},
+    },
 };
+
+pub(crate) use counter::{Counter, History};
+pub(crate) use ledger::{Ledger, Page};
+pub(crate) use none::NoProber;
+pub(crate) use reach::Reach;
 
 /// A period under a second, in milliseconds, for all probes of a pod.
 pub(crate) const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
@@ -55,56 +68,6 @@ impl ProbeKind {
             Self::Liveness => container.liveness_probe.as_ref(),
             Self::Readiness => container.readiness_probe.as_ref(),
         }
-    }
-}
-
-/// Counts results. Pure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Counter {
-    success_threshold: u32,
-    failure_threshold: u32,
-    last: Option<bool>,
-    run: u32,
-    verdict: Option<bool>,
-}
-
-impl Counter {
-    /// A counter with a probe's thresholds; `verdict` is what is known from before.
-    pub(crate) fn new(probe: &Probe, verdict: Option<bool>) -> Self {
-        let at_least_one =
-            |n: Option<i32>, default| u32::try_from(n.unwrap_or(default)).unwrap_or(1).max(1);
-        Self {
-            success_threshold: at_least_one(probe.success_threshold, 1),
-            failure_threshold: at_least_one(probe.failure_threshold, 3),
-            last: None,
-            run: 0,
-            verdict,
-        }
-    }
-
-    /// Takes in a result; answers the verdict if it is a new one. Unknown does not count.
-    pub(crate) fn record(&mut self, result: ProbeResult) -> Option<bool> {
-        let is_success = match result {
-            ProbeResult::Success => true,
-            ProbeResult::Failure => false,
-            ProbeResult::Unknown => return None,
-        };
-        self.run = if self.last == Some(is_success) {
-            self.run.saturating_add(1)
-        } else {
-            1
-        };
-        self.last = Some(is_success);
-        let threshold = if is_success {
-            self.success_threshold
-        } else {
-            self.failure_threshold
-        };
-        if self.run < threshold || self.verdict == Some(is_success) {
-            return None;
-        }
-        self.verdict = Some(is_success);
-        Some(is_success)
     }
 }
 
@@ -233,23 +196,31 @@ pub(crate) struct ProbeTask {
     pub(crate) delay: Duration,
     /// Counts.
     pub(crate) counter: Counter,
+    /// Where its history is kept.
+    pub(crate) page: Page,
+    /// The time.
+    pub(crate) clock: Clock,
     /// Makes the checks.
     pub(crate) prober: Arc<dyn Prober>,
-    /// Runs commands.
-    pub(crate) exec: ContainerExec,
+    /// What it may have done in and for the container.
+    pub(crate) reach: Reach,
 }
 
 impl ProbeTask {
     /// Probes until dropped. `tell` must not block.
     pub(crate) async fn run(mut self, tell: impl Fn(ProbeNews) + Send) {
+        if let Some(verdict) = self.counter.due() {
+            tell(self.news(Some(verdict), None));
+        }
         sleep(self.delay).await;
         let mut ticks = interval(self.schedule.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let ProbeOutcome { result, message } =
-                self.prober.check(&self.schedule.request, &self.exec).await;
-            let verdict = self.counter.record(result);
+                self.prober.check(&self.schedule.request, &self.reach).await;
+            let verdict = self.counter.record(result, (self.clock)());
+            self.page.keep(self.counter.history());
             let failure = match result {
                 ProbeResult::Success => None,
                 ProbeResult::Failure => {
@@ -261,13 +232,17 @@ impl ProbeTask {
                 )),
             };
             if verdict.is_some() || failure.is_some() {
-                tell(ProbeNews {
-                    id: self.id.clone(),
-                    kind: self.kind,
-                    verdict,
-                    failure,
-                });
+                tell(self.news(verdict, failure));
             }
+        }
+    }
+
+    fn news(&self, verdict: Option<bool>, failure: Option<String>) -> ProbeNews {
+        ProbeNews {
+            id: self.id.clone(),
+            kind: self.kind,
+            verdict,
+            failure,
         }
     }
 }
@@ -278,67 +253,8 @@ mod tests {
         api::core::v1::{ContainerPort, HTTPGetAction},
         apimachinery::pkg::util::intstr::IntOrString,
     };
-    use proptest::prelude::*;
 
     use super::*;
-
-    fn probe(success: i32, failure: i32) -> Probe {
-        Probe {
-            success_threshold: Some(success),
-            failure_threshold: Some(failure),
-            ..Probe::default()
-        }
-    }
-
-    #[test]
-    fn a_verdict_takes_as_many_results_in_a_row_as_the_threshold_says() {
-        use ProbeResult::{Failure as F, Success as S, Unknown as U};
-        type Row<'a> = (i32, i32, &'a [ProbeResult], &'a [Option<bool>]);
-        let table: [Row<'_>; 3] = [
-            (
-                1,
-                3,
-                &[S, F, F, S, F, F, F, F],
-                &[Some(true), None, None, None, None, None, Some(false), None],
-            ),
-            (
-                2,
-                1,
-                &[S, F, S, S, S],
-                &[None, Some(false), None, Some(true), None],
-            ),
-            (1, 2, &[F, U, F], &[None, None, Some(false)]),
-        ];
-        for (success, failure, results, expected) in table {
-            let mut counter = Counter::new(&probe(success, failure), None);
-            let verdicts: Vec<_> = results
-                .iter()
-                .map(|result| counter.record(*result))
-                .collect();
-            assert_eq!(verdicts, expected);
-        }
-    }
-
-    #[test]
-    fn what_was_ready_before_a_restart_is_no_news_and_one_failure_does_not_change_it() {
-        let mut counter = Counter::new(&probe(1, 3), Some(true));
-        assert_eq!(counter.record(ProbeResult::Success), None);
-        assert_eq!(counter.record(ProbeResult::Failure), None);
-        assert_eq!(counter.record(ProbeResult::Failure), None);
-        assert_eq!(counter.record(ProbeResult::Failure), Some(false));
-    }
-
-    proptest! {
-        #[test]
-        fn two_verdicts_in_a_row_are_never_the_same(results in prop::collection::vec(0..3usize, 0..60), s in 1..4, f in 1..4) {
-            let mut counter = Counter::new(&probe(s, f), None);
-            let verdicts: Vec<bool> = results
-                .into_iter()
-                .filter_map(|n| counter.record([ProbeResult::Success, ProbeResult::Failure, ProbeResult::Unknown][n]))
-                .collect();
-            prop_assert!(verdicts.windows(2).all(|pair| pair[0] != pair[1]));
-        }
-    }
 
     #[test]
     fn ports_may_be_named_and_the_pods_address_is_the_default_host() {

@@ -17,6 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use wherry_plugin_host::{Exec, ProbeAction, ProbeOutcome, ProbeRequest, ProbeResult, Prober};
 use wherry_runtime_api::{
     ImageKind, Runtime,
     fake::{FakeClock, FakeImages, FakeRuntime},
@@ -27,7 +28,7 @@ use crate::{
     Agent, Config,
     context::Context,
     eviction::Evictor,
-    network::{Attach, Network},
+    network::{Attach, Member, Network},
     pod::{self, manager::Manager, restart::BackoffPolicy},
     source::{PodUpdate, Source, mirror::Mirrors},
     volume::Volumes,
@@ -45,7 +46,7 @@ pub(crate) struct FakeNetwork {
 
 #[async_trait]
 impl Network for FakeNetwork {
-    async fn attach(&self, uid: &str, _: Attach) -> Result<Vec<IpAddr>, String> {
+    async fn attach(&self, pod: &Member, _: Attach) -> Result<Vec<IpAddr>, String> {
         if let Some(why) = self.fails.lock().expect("held shortly").clone() {
             return Err(why);
         }
@@ -53,7 +54,7 @@ impl Network for FakeNetwork {
         let next = u8::try_from(attached.len() + 2).expect("few pods");
         Ok(vec![
             *attached
-                .entry(uid.into())
+                .entry(pod.uid.clone())
                 .or_insert(Ipv4Addr::new(10, 88, 0, next).into()),
         ])
     }
@@ -69,6 +70,28 @@ impl Network for FakeNetwork {
             .expect("held shortly")
             .retain(|uid, _| live.contains(uid));
         Ok(())
+    }
+}
+
+/// Runs the commands of exec probes and hooks, and knows of nothing else.
+struct ExecProber;
+
+#[async_trait]
+impl Prober for ExecProber {
+    async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome {
+        let ProbeAction::Exec { command } = &request.action else {
+            return ProbeOutcome::new(ProbeResult::Unknown, "a fake");
+        };
+        match exec.exec(command, request.timeout).await {
+            Ok((0, output)) => {
+                ProbeOutcome::new(ProbeResult::Success, String::from_utf8_lossy(&output))
+            }
+            Ok((_, output)) => {
+                ProbeOutcome::new(ProbeResult::Failure, String::from_utf8_lossy(&output))
+            }
+            Err(None) => ProbeOutcome::new(ProbeResult::Failure, "command timed out"),
+            Err(Some(trouble)) => ProbeOutcome::new(ProbeResult::Unknown, trouble),
+        }
     }
 }
 
@@ -170,6 +193,7 @@ impl Node {
             let _root = &root;
             clock.now()
         });
+        config.prober = Arc::new(ExecProber);
         config.volumes = Some(Arc::clone(&self.volumes) as _);
         config.node_ips = vec![Ipv4Addr::new(192, 0, 2, 1).into()];
         config.tuning.backoff = self.backoff;

@@ -323,6 +323,8 @@ impl Manager {
                 Vec::new()
             }
         };
+        let uids = self.handles.keys().map(PodUid::as_str).collect();
+        self.context.probe_ledger.retain(&uids);
         let left = dirs
             .into_iter()
             .map(|(uid, _)| uid)

@@ -90,6 +90,7 @@ impl Kubelet for Context {
     fn metrics(&self) -> String {
         let mut text = gauges(self);
         text += &self.metrics.render();
+        text += &self.config.prober.metrics();
         text
     }
 }

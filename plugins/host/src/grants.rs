@@ -11,8 +11,12 @@ pub struct Grants {
     /// Commands may be run in probed containers.
     pub exec: bool,
     /// Where it may connect to besides the probed pod: `name`, `name:port`, `address`,
-    /// `[address]:port`, `address/prefix`, `*.domain`.
+    /// `[address]:port`, `address/prefix`, `*.domain`, `*` for anywhere.
     pub hosts: Vec<String>,
+    /// Secrets of a probed pod's namespace that it may read: `name`, `name/key`, `*` for all.
+    pub secrets: Vec<String>,
+    /// Files on a probed pod's volumes may be read.
+    pub volumes: bool,
     /// For volumes: it may connect to hosts that the volume's attributes name, but not by that to addresses of the
     /// node itself.
     pub named_hosts: bool,
@@ -21,11 +25,27 @@ pub struct Grants {
 impl Grants {
     /// The first interface imported that is not granted, and the grant it takes.
     pub(crate) fn missing<'a>(&self, imports: &'a [String]) -> Option<(&'a str, &'static str)> {
-        let needs_exec = |import: &&String| import.starts_with("wherry:plugin/exec@");
-        match imports.iter().find(needs_exec) {
-            Some(import) if !self.exec => Some((import, "exec")),
-            _ => None,
-        }
+        let needed = |import: &'a String| {
+            let (interface, _) = import.strip_prefix("wherry:plugin/")?.split_once('@')?;
+            let (grant, is_given) = match interface {
+                "exec" => ("exec", self.exec),
+                "secret" => ("secrets", !self.secrets.is_empty()),
+                "files" => ("volumes", self.volumes),
+                _ => return None,
+            };
+            (!is_given).then_some((import.as_str(), grant))
+        };
+        imports.iter().find_map(needed)
+    }
+
+    /// Whether a key of a Secret may be read.
+    pub(crate) fn allows_secret(&self, name: &str, key: &str) -> bool {
+        self.secrets
+            .iter()
+            .any(|pattern| match pattern.split_once('/') {
+                Some((granted, granted_key)) => granted == name && granted_key == key,
+                None => pattern == "*" || pattern == name,
+            })
     }
 
     /// Whether a connection to `host`, as the plugin wrote it, is granted.
@@ -37,6 +57,9 @@ impl Grants {
 }
 
 fn matches(pattern: &str, host: &str, port: u16) -> bool {
+    if pattern == "*" {
+        return true;
+    }
     let (name, granted_port) = split(pattern);
     if granted_port.is_some_and(|granted| granted != port) {
         return false;
@@ -124,6 +147,8 @@ mod tests {
             ("[fd00::1]:443", "fd00::1", 80, false),
             ("", "anything", 1, false),
             ("*.", "x", 1, false),
+            ("*", "anything", 1, true),
+            ("*", "fd00::1", 1, true),
         ] {
             let grants = Grants {
                 hosts: vec![pattern.into()],
@@ -136,6 +161,25 @@ mod tests {
             );
         }
         assert!(!Grants::default().allows_host("10.0.0.1", 80));
+    }
+
+    #[test]
+    fn secrets_are_granted_by_name_or_by_key() {
+        let grants = |pattern: &str| Grants {
+            secrets: vec![pattern.into()],
+            ..Grants::default()
+        };
+        assert!(grants("tls").allows_secret("tls", "tls.key"));
+        assert!(grants("tls/tls.crt").allows_secret("tls", "tls.crt"));
+        assert!(!grants("tls/tls.crt").allows_secret("tls", "tls.key"));
+        assert!(!grants("tls").allows_secret("tls2", "tls.key"));
+        assert!(grants("*").allows_secret("tls", "tls.key"));
+        assert!(!Grants::default().allows_secret("tls", "tls.key"));
+        for (import, grant) in [("secret", "secrets"), ("files", "volumes")] {
+            let imports = [format!("wherry:plugin/{import}@0.1.0")];
+            let missing = Grants::default().missing(&imports).map(|(_, grant)| grant);
+            assert_eq!(missing, Some(grant));
+        }
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -16,8 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
-    net::lookup_host,
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{sleep, timeout, timeout_at},
 };
 use tracing::{debug, error, info, warn};
@@ -26,12 +24,12 @@ use wherry_wasm::{aot::Aot, protocol::Purpose};
 
 use crate::{
     Exec, Grants, Limits, PluginStats, ProbeOutcome, ProbeResult, ProbeTarget,
+    agency::{Agency, Checks},
     apart::Apart,
-    named::{self, NamedHosts},
-    protocol::{
-        self, Answer, Ask, Call, Ended, ExecError, Fault, Linked, LogLevel, Outcome, ResolveError,
-        Said, Verdict, World,
-    },
+    builtin::{self, Builtins},
+    named::NamedHosts,
+    protocol::{Call, Ended, Fault, Linked, LogLevel, Outcome, Said, Verdict, World},
+    stats,
     supervisor::{CallNews, LoadError, Supervisor, Worker},
 };
 
@@ -39,6 +37,10 @@ use crate::{
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// Results remembered of each plugin for [`FailurePolicy::LastResult`].
 const RESULTS_MAX: usize = 1024;
+/// How long a worker that ended takes to be there again, if it has not ended often.
+const WORKER_BACK: Duration = Duration::from_millis(150);
+/// Workers that one check by a built-in plugin may lose.
+const WORKERS_PER_CHECK_MAX: u32 = 5;
 /// Attempts at having a plugin linked while workers end under it.
 const LOAD_ATTEMPTS_MAX: u32 = 3;
 
@@ -136,9 +138,10 @@ pub(crate) struct Seen {
 pub(crate) struct Installed {
     number: u64,
     pub(crate) spec: PluginSpec,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     pub(crate) linked: Linked,
     pub(crate) instances: Semaphore,
+    is_builtin: bool,
     pub(crate) seen: Mutex<Seen>,
 }
 
@@ -148,7 +151,10 @@ pub struct PluginHost {
     aot: Aot,
     supervisor: Supervisor,
     installed: Mutex<HashMap<String, Arc<Installed>>>,
+    pub(crate) builtins: Builtins,
     next_number: AtomicU64,
+    /// Counts what is installed and removed.
+    changed: watch::Sender<u64>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -173,7 +179,9 @@ impl PluginHost {
             aot,
             supervisor: Supervisor::default(),
             installed: Mutex::default(),
+            builtins: Builtins::default(),
             next_number: AtomicU64::new(1),
+            changed: watch::Sender::new(0),
         }))
     }
 
@@ -189,6 +197,21 @@ impl PluginHost {
         {
             return Ok(there.linked.imports.clone());
         }
+        let name = spec.name.clone();
+        let installed = self.make(spec, wasm).await?;
+        let imports = installed.linked.imports.clone();
+        let before = lock(&self.installed).insert(name, installed);
+        self.changed.send_modify(|count| *count += 1);
+        self.forget(before).await;
+        Ok(imports)
+    }
+
+    /// Compiles, links and checks a plugin.
+    pub(crate) async fn make(
+        &self,
+        spec: PluginSpec,
+        wasm: &Path,
+    ) -> Result<Arc<Installed>, PluginError> {
         let what = format!("plugin {}", spec.name);
         let unavailable = |why: String| PluginError::Unavailable {
             plugin: spec.name.clone(),
@@ -212,20 +235,17 @@ impl PluginHost {
             });
         }
         info!(plugin = %spec.name, digest = %spec.digest, "Plugin installed");
-        let name = spec.name.clone();
-        let imports = linked.imports.clone();
         let instances = spec.limits.instances_max.max(1) as usize;
-        let installed = Arc::new(Installed {
+        Ok(Arc::new(Installed {
             number,
             directory: compiled.directory,
             linked,
             instances: Semaphore::new(instances),
+            is_builtin: wherry_plugin_embedded::find(&spec.name)
+                .is_some_and(|builtin| builtin.digest == spec.digest),
             seen: Mutex::default(),
             spec,
-        });
-        let before = lock(&self.installed).insert(name, installed);
-        self.forget(before).await;
-        Ok(imports)
+        }))
     }
 
     async fn link(
@@ -277,22 +297,39 @@ impl PluginHost {
         }
     }
 
+    /// Tells when a plugin has been installed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Installed>> {
         lock(&self.installed).get(name).cloned()
     }
 
-    /// What a plugin is, if it is installed.
+    /// What a plugin is, if it is installed or built in.
     pub fn world(&self, name: &str) -> Option<World> {
-        Some(self.find(name)?.linked.world)
+        let installed = self.find(name).map(|plugin| plugin.linked.world);
+        installed.or_else(|| builtin::world(name))
     }
 
     /// What has been counted of a plugin since it was installed.
     pub fn stats(&self, name: &str) -> Option<PluginStats> {
-        let plugin = self.find(name)?;
-        let seen = lock(&plugin.seen);
-        let mut stats = seen.stats.clone();
-        stats.set_apart = seen.apart.count(Instant::now());
-        Some(stats)
+        let plugin = self.find(name).or_else(|| self.builtin_in_use(name))?;
+        Some(plugin.stats())
+    }
+
+    /// What has been counted of all plugins, in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let mut all: BTreeMap<String, PluginStats> = BTreeMap::new();
+        let builtins: Vec<_> = lock(&self.builtins)
+            .values()
+            .filter_map(|cell| cell.get().cloned())
+            .collect();
+        let installed = lock(&self.installed).values().cloned().collect();
+        for plugin in [builtins, installed].concat() {
+            all.insert(plugin.spec.name.clone(), plugin.stats());
+        }
+        stats::render(&all, self.supervisor.restarts())
     }
 
     /// How often the worker has been replaced.
@@ -305,7 +342,7 @@ impl PluginHost {
         self.supervisor.running().await?.pid()
     }
 
-    /// Makes a check, within `time`.
+    /// Makes a check, within `time`; what has to be brought in before a built-in plugin's first check is not charged.
     ///
     /// # Cancel safety
     /// A check that is dropped ends in the worker, too.
@@ -317,7 +354,21 @@ impl PluginHost {
         time: Duration,
         exec: &dyn Exec,
     ) -> ProbeOutcome {
-        let Some(plugin) = self.find(name) else {
+        self.check_for(name, arguments, target, time, exec, None)
+            .await
+    }
+
+    /// Makes a check that `above` asks for, if it is not the agent's own.
+    pub(crate) async fn check_for(
+        &self,
+        name: &str,
+        arguments: &[String],
+        target: &ProbeTarget,
+        time: Duration,
+        exec: &dyn Exec,
+        above: Option<&Agency<'_>>,
+    ) -> ProbeOutcome {
+        let Some(plugin) = self.plugin(name).await else {
             let message = format!("plugin {name} is not installed on this node");
             return ProbeOutcome::new(ProbeResult::Unknown, message);
         };
@@ -340,8 +391,28 @@ impl PluginHost {
             return plugin.without_outcome(&input, &message);
         }
         let time = time.min(plugin.spec.limits.wall_time_max);
+        let agency = Agency {
+            grants: &plugin.spec.grants,
+            named: NamedHosts::default(),
+            exec,
+            progress: &|_, _| {},
+            checks: Some(Checks {
+                host: self,
+                target,
+                above,
+                made: AtomicU32::new(0),
+            }),
+        };
+        // Who asks has a turn already: several of them waiting for one another's would wait for ever.
+        let has_turn = above.is_some_and(|above| above.is_of(&plugin.spec.grants));
+        let turn = async {
+            match has_turn {
+                true => None,
+                false => plugin.instances.acquire().await.ok(),
+            }
+        };
         // A turn that does not come counts as the plugin's own slowness.
-        let ended = match timeout(time, plugin.instances.acquire()).await {
+        let ended = match timeout(time, turn).await {
             Ok(_turn) => {
                 let call = Call {
                     call: 0,
@@ -351,17 +422,34 @@ impl PluginHost {
                     timeout: time.saturating_sub(begun.elapsed()),
                     volume: None,
                 };
-                let agency = Agency {
-                    grants: &plugin.spec.grants,
-                    named: NamedHosts::default(),
-                    exec,
-                    progress: &|_, _| {},
-                };
-                self.call(&plugin, call, None, &agency).await
+                self.call_again(&plugin, call, &agency, begun + time).await
             }
             Err(_) => fault(Fault::TimedOut { after: time }),
         };
         plugin.take_in(&input, target, &ended, begun)
+    }
+
+    /// Makes a check; again where the worker is lost with a built-in plugin, which did not do it.
+    async fn call_again(
+        &self,
+        plugin: &Installed,
+        mut call: Call,
+        agency: &Agency<'_>,
+        deadline: Instant,
+    ) -> Ended {
+        if !plugin.is_builtin {
+            return self.call(plugin, call, None, agency).await;
+        }
+        for _ in 1..WORKERS_PER_CHECK_MAX {
+            let ended = self.call(plugin, call.clone(), None, agency).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !matches!(ended.result, Err(Fault::WorkerLost(_))) || left < WORKER_BACK {
+                return ended;
+            }
+            sleep(WORKER_BACK).await;
+            call.timeout = left - WORKER_BACK;
+        }
+        self.call(plugin, call, None, agency).await
     }
 
     /// Makes a call; `call` and `plugin` of it are set here. What it asks on the way is answered by `agency`.
@@ -413,21 +501,12 @@ impl PluginHost {
                 CallNews::Progress(done, total) => (agency.progress)(done, total),
                 CallNews::Ask(ask) => {
                     let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-                    let answer = answer(ask, agency, left).await;
+                    let answer = agency.answer(ask, left).await;
                     pending.answer(answer).await;
                 }
             }
         }
     }
-}
-
-/// What a call may have done for it.
-pub(crate) struct Agency<'a> {
-    pub(crate) grants: &'a Grants,
-    /// Hosts that the call itself names, where the grants say that those are good.
-    pub(crate) named: NamedHosts,
-    pub(crate) exec: &'a dyn Exec,
-    pub(crate) progress: &'a (dyn Fn(u64, u64) + Send + Sync),
 }
 
 pub(crate) fn fault(fault: Fault) -> Ended {
@@ -441,45 +520,14 @@ pub(crate) fn fault(fault: Fault) -> Ended {
     }
 }
 
-/// Does what a plugin asks, should that be granted.
-async fn answer(ask: Ask, agency: &Agency<'_>, left: Duration) -> Answer {
-    let Agency { grants, exec, .. } = agency;
-    match ask {
-        Ask::Exec { .. } if !grants.exec => {
-            Answer::Exec(Err(ExecError::Denied("exec needs the grant exec".into())))
-        }
-        Ask::Exec { command } => Answer::Exec(match exec.exec(&command, left).await {
-            Ok(ended) => Ok(ended),
-            Err(None) => Err(ExecError::Timeout),
-            Err(Some(why)) => Err(ExecError::Failed(why)),
-        }),
-        Ask::Resolve { host, port } if grants.allows_host(&host, port) => {
-            Answer::Resolve(resolve(&host, port, left).await)
-        }
-        Ask::Resolve { host, port } if agency.named.has(&host, port) => {
-            let resolved = resolve(&host, port, left).await;
-            Answer::Resolve(resolved.and_then(|addresses| named::keep_outside(&host, addresses)))
-        }
-        Ask::Resolve { host, port } => {
-            let why = format!("{}:{port} needs the grant hosts", protocol::cut(host));
-            Answer::Resolve(Err(ResolveError::Denied(why)))
-        }
-    }
-}
-
-async fn resolve(host: &str, port: u16, left: Duration) -> Result<Vec<IpAddr>, ResolveError> {
-    if let Ok(ip) = host.parse() {
-        return Ok(vec![ip]);
-    }
-    let trouble = match timeout(left, lookup_host((host, port))).await {
-        Ok(Ok(addresses)) => return Ok(addresses.map(|address| address.ip()).collect()),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "time is up".into(),
-    };
-    Err(ResolveError::NotFound(format!("look up {host}: {trouble}")))
-}
-
 impl Installed {
+    fn stats(&self) -> PluginStats {
+        let seen = lock(&self.seen);
+        let mut stats = seen.stats.clone();
+        stats.set_apart = seen.apart.count(Instant::now());
+        stats
+    }
+
     /// Counts a call's end, and says what it means for the probe.
     fn take_in(
         &self,

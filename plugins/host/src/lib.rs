@@ -1,13 +1,15 @@
-//! Where probes are made: the native probes, and the agent's side of plugins.
+//! The agent's side of plugins: where probes are made, and volumes that need a driver.
 //!
 //! A [`Prober`] makes one check and answers what it saw; counting, timing and what follows from a
-//! result are the agent's. The native prober speaks HTTP, TCP and gRPC; exec goes back through the
-//! [`Exec`] it is given, so that this crate knows no runtime.
+//! result are the agent's. Every check is a plugin's: those of Kubernetes' own kinds are built in
+//! (plugins/builtin). What a plugin wants of the container goes back through the [`Exec`] it is
+//! given, so that this crate knows no runtime.
 //!
 //! ```text
-//!  PluginProber ──┬── NativeProber
+//!  PluginProber ──┐   which plugin makes a check
 //!  volume.rs ─────┤   populate.rs, and what mounts
-//!                 └── PluginHost    installed plugins, their failure policies, what is set apart, counters
+//!                 └── PluginHost    built-in and installed plugins, failure policies, what is set apart, counters
+//!                        │ agency.rs       what calls ask for, and whether that is granted
 //!                        │ supervisor.rs   one worker process, started again with back-off
 //!                        ▼ protocol
 //!                     wherry plugin-worker (plugins/worker)
@@ -15,32 +17,30 @@
 //! No guest code runs here, and nothing here links an engine: plugins are compiled and called by
 //! processes without privileges.
 
+mod agency;
 mod apart;
+mod builtin;
+mod files;
+pub mod filesystem;
 mod grants;
-mod grpc;
 mod host;
-mod http;
 mod named;
-mod native;
 pub mod populate;
 mod prober;
 pub mod protocol;
 mod stats;
 mod supervisor;
-mod tls;
 pub mod volume;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 
 pub use grants::Grants;
 pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
-pub use native::NativeProber;
 pub use prober::PluginProber;
-pub use protocol::{Limits, Populated, ProbeTarget, VolumeError, World};
+pub use protocol::{Limits, Populated, ProbeTarget, SecretError, VolumeError, World};
 pub use stats::PluginStats;
-pub use tls::AcceptAny;
 
 /// One check to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,15 +129,26 @@ impl ProbeOutcome {
     }
 }
 
-/// Runs a command in the container that is probed.
+/// What is done in and for the container that is probed.
 #[async_trait]
 pub trait Exec: Send + Sync {
-    /// The exit code and what was printed, or why it could not be run. `Err(None)` is a time-out.
+    /// Runs a command in it: the exit code and what was printed, or why it could not be run.
+    /// `Err(None)` is a time-out.
     async fn exec(
         &self,
         command: &[String],
         timeout: Duration,
     ) -> Result<(i32, Vec<u8>), Option<String>>;
+
+    /// A key of a Secret of its namespace.
+    async fn secret(&self, _name: &str, _key: &str) -> Result<Vec<u8>, SecretError> {
+        Err(SecretError::Unavailable("no Secrets are known here".into()))
+    }
+
+    /// Where a volume of its pod is on the node.
+    fn volume(&self, _name: &str) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// Makes checks.
@@ -145,4 +156,9 @@ pub trait Exec: Send + Sync {
 pub trait Prober: Send + Sync + 'static {
     /// Makes one check. Answers within the request's time-out.
     async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome;
+
+    /// What it has counted, in Prometheus' text format.
+    fn metrics(&self) -> String {
+        String::new()
+    }
 }

@@ -22,7 +22,8 @@ use tokio::time::timeout;
 
 use crate::{
     Exec, PluginHost, ProbeTarget,
-    host::{Agency, Installed, fault, lock},
+    agency::Agency,
+    host::{Installed, fault, lock},
     named::NamedHosts,
     protocol::{Call, Ended, Fault, Populated, Said, StagingLimits, VolumeCall, World},
     volume::{VolumeFailure, VolumeRequest},
@@ -34,7 +35,7 @@ const BYTES_MAX: u64 = 4 << 30;
 const ENTRIES_MAX: u64 = 1_000_000;
 
 /// Volumes have no container to run a command in.
-struct NoContainer;
+pub(crate) struct NoContainer;
 
 #[async_trait]
 impl Exec for NoContainer {
@@ -59,7 +60,9 @@ impl PluginHost {
         current: Option<&str>,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Populated, VolumeFailure> {
-        let plugin = self.volume_plugin(&request.plugin, World::Populator)?;
+        let plugin = self
+            .volume_plugin(&request.plugin, World::Populator)
+            .await?;
         let limits = StagingLimits {
             bytes_max: request.bytes_max.unwrap_or(BYTES_MAX),
             entries_max: ENTRIES_MAX,
@@ -94,12 +97,12 @@ impl PluginHost {
     }
 
     /// A plugin that is installed and of a world.
-    pub(crate) fn volume_plugin(
+    pub(crate) async fn volume_plugin(
         &self,
         name: &str,
         world: World,
     ) -> Result<std::sync::Arc<Installed>, VolumeFailure> {
-        let Some(plugin) = self.find(name) else {
+        let Some(plugin) = self.plugin(name).await else {
             return Err(VolumeFailure::NotInstalled(name.to_owned()));
         };
         if plugin.linked.world != world {
@@ -139,6 +142,7 @@ impl PluginHost {
             named,
             exec: &NoContainer,
             progress,
+            checks: None,
         };
         let ended = match timeout(time, plugin.instances.acquire()).await {
             Ok(_turn) => {
@@ -190,16 +194,26 @@ impl VolumeRequest {
             arguments: Vec::new(),
             target: ProbeTarget::default(),
             timeout: plugin.spec.limits.wall_time_max,
-            volume: Some(Box::new(VolumeCall {
-                name: self.name.clone(),
-                pod: format!("{}/{}", self.namespace, self.pod),
-                attributes: self.attributes.clone(),
-                credentials: self.credentials.clone(),
-                is_read_only: self.is_read_only,
-                config: plugin.spec.config.clone(),
-                current: current.map(str::to_owned),
-                staging,
-            })),
+            volume: Some(Box::new(self.volume_call(plugin, current, staging))),
+        }
+    }
+
+    /// What a call says of the volume.
+    pub(crate) fn volume_call(
+        &self,
+        plugin: &Installed,
+        current: Option<&str>,
+        staging: StagingLimits,
+    ) -> VolumeCall {
+        VolumeCall {
+            name: self.name.clone(),
+            pod: format!("{}/{}", self.namespace, self.pod),
+            attributes: self.attributes.clone(),
+            credentials: self.credentials.clone(),
+            is_read_only: self.is_read_only,
+            config: plugin.spec.config.clone(),
+            current: current.map(str::to_owned),
+            staging,
         }
     }
 }

@@ -240,6 +240,36 @@ pub enum Ask {
         /// The port that would be connected to.
         port: u16,
     },
+    /// Run another probe for this one.
+    Check {
+        /// As `exec.command` names it.
+        command: Vec<String>,
+    },
+    /// A key of a Secret of the pod's namespace.
+    Secret {
+        /// The Secret.
+        name: String,
+        /// The key.
+        key: String,
+    },
+    /// What is at a path of one of the pod's volumes.
+    Stat {
+        /// The volume.
+        volume: String,
+        /// Relative to it.
+        path: String,
+    },
+    /// Bytes of a file on one of the pod's volumes.
+    Read {
+        /// The volume.
+        volume: String,
+        /// Relative to it.
+        path: String,
+        /// From where.
+        offset: u64,
+        /// How many at most.
+        length: u32,
+    },
 }
 
 /// Answer to an [`Ask`].
@@ -249,6 +279,14 @@ pub enum Answer {
     Exec(Result<(i32, Vec<u8>), ExecError>),
     /// To [`Ask::Resolve`]: addresses that may be connected to, best first.
     Resolve(Result<Vec<IpAddr>, ResolveError>),
+    /// To [`Ask::Check`].
+    Check(Result<Outcome, CheckError>),
+    /// To [`Ask::Secret`].
+    Secret(Result<Vec<u8>, SecretError>),
+    /// To [`Ask::Stat`].
+    Stat(Result<FileMetadata, FileError>),
+    /// To [`Ask::Read`].
+    Read(Result<Vec<u8>, FileError>),
 }
 
 /// A command did not run to its end.
@@ -260,6 +298,48 @@ pub enum ExecError {
     Denied(String),
     /// It could not be run.
     Failed(String),
+}
+
+/// Another probe cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CheckError {
+    /// It cannot be asked for.
+    InvalidArguments(String),
+    /// Anything else.
+    Other(String),
+}
+
+/// There is no value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SecretError {
+    /// No such Secret or key.
+    NotFound,
+    /// Not granted.
+    Denied(String),
+    /// It cannot be asked for now.
+    Unavailable(String),
+}
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMetadata {
+    /// Bytes.
+    pub size: u64,
+    /// When its content was last changed, since the Unix epoch.
+    pub modified: Duration,
+    /// A directory; else a file.
+    pub is_directory: bool,
+}
+
+/// There is nothing to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileError {
+    /// No such volume or path.
+    NotFound,
+    /// Not granted, or it leads out of the volume.
+    Denied(String),
+    /// Anything else.
+    Other(String),
 }
 
 /// There is nothing to connect to.

@@ -1,6 +1,10 @@
 //! What is counted of a plugin.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    time::{Duration, SystemTime},
+};
 
 use crate::protocol::{Ended, Fault};
 
@@ -60,5 +64,82 @@ impl PluginStats {
             Fault::WorkerLost(_) => self.lost += 1,
         }
         self.last_error = Some((now, fault.to_string()));
+    }
+}
+
+/// One kind of number.
+type Metric = (&'static str, &'static str, fn(&PluginStats) -> f64);
+
+/// What is exported of each plugin: name without its beginning, type, value.
+const METRICS: [Metric; 13] = [
+    ("calls_total", "counter", |stats| stats.calls as f64),
+    ("call_duration_seconds_total", "counter", |stats| {
+        stats.duration_total.as_secs_f64()
+    }),
+    ("call_duration_seconds_max", "gauge", |stats| {
+        stats.duration_max.as_secs_f64()
+    }),
+    ("cpu_seconds_total", "counter", |stats| {
+        stats.cpu_time_total.as_secs_f64()
+    }),
+    ("memory_peak_bytes", "gauge", |stats| {
+        stats.memory_bytes_peak as f64
+    }),
+    ("errors_total", "counter", |stats| stats.errors as f64),
+    ("traps_total", "counter", |stats| stats.traps as f64),
+    ("limits_exceeded_total", "counter", |stats| {
+        stats.limits_exceeded as f64
+    }),
+    ("lost_total", "counter", |stats| stats.lost as f64),
+    ("denied_total", "counter", |stats| stats.denied as f64),
+    ("not_made_total", "counter", |stats| stats.not_made as f64),
+    ("set_apart", "gauge", |stats| stats.set_apart as f64),
+    ("last_error_timestamp_seconds", "gauge", |stats| {
+        let at = stats.last_error.as_ref().map(|(at, _)| at);
+        let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        since.unwrap_or_default().as_secs_f64()
+    }),
+];
+
+/// All plugins' counters and the worker's restarts, in Prometheus' text format.
+pub(crate) fn render(all: &BTreeMap<String, PluginStats>, worker_restarts: u64) -> String {
+    let mut text = format!(
+        "# TYPE wherry_plugin_worker_restarts_total counter\nwherry_plugin_worker_restarts_total {worker_restarts}\n"
+    );
+    for (name, kind, value) in METRICS {
+        let _ = writeln!(text, "# TYPE wherry_plugin_{name} {kind}");
+        for (plugin, stats) in all {
+            let _ = writeln!(
+                text,
+                "wherry_plugin_{name}{{plugin=\"{plugin}\"}} {}",
+                value(stats)
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_plugin_has_every_number() {
+        let stats = PluginStats {
+            calls: 3,
+            duration_total: Duration::from_millis(1500),
+            ..PluginStats::default()
+        };
+        let text = render(&[("http-get".to_owned(), stats)].into(), 2);
+        for line in [
+            "wherry_plugin_worker_restarts_total 2",
+            "wherry_plugin_calls_total{plugin=\"http-get\"} 3",
+            "wherry_plugin_call_duration_seconds_total{plugin=\"http-get\"} 1.5",
+            "wherry_plugin_traps_total{plugin=\"http-get\"} 0",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+        }
+        let types = text.lines().filter(|line| line.starts_with("# TYPE"));
+        assert_eq!(types.count(), METRICS.len() + 1);
     }
 }

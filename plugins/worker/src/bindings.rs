@@ -28,3 +28,22 @@ pub(crate) mod populator {
         },
     });
 }
+
+/// World `filesystem-volume`.
+pub(crate) mod filesystem {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "filesystem-volume",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        with: {
+            "wherry:plugin/types": super::wherry::plugin::types,
+            "wherry:plugin/log": super::wherry::plugin::log,
+            "wherry:plugin/clock": super::wherry::plugin::clock,
+            "wherry:plugin/http": super::wherry::plugin::http,
+            "wherry:plugin/tcp": super::wherry::plugin::tcp,
+            "wherry:plugin/request": super::populator::wherry::plugin::request,
+            "wherry:plugin/trouble": super::populator::wherry::plugin::trouble,
+        },
+    });
+}

@@ -15,6 +15,7 @@ use wherry_plugin_host::protocol::{self, Call, Ended, Fault, Limits, Said};
 
 use crate::{
     bindings::wherry::plugin::outcomes::{Outcome, ProbeError, Verdict},
+    confine::reserve,
     limits::{Limiter, MemoryExceeded},
     plugin::{Plugin, Pre},
     populate,
@@ -23,17 +24,32 @@ use crate::{
 };
 
 /// Counts the CPU time of a future, and ends it past a limit.
-struct Metered<F> {
+pub(crate) struct Metered<F> {
     inner: Pin<Box<F>>,
     spent: Duration,
     max: Duration,
 }
 
 /// The future took more CPU time than it may.
-struct Exceeded;
+pub(crate) struct Exceeded;
 
 fn thread_cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+impl<F: Future> Metered<F> {
+    pub(crate) fn new(inner: F, max: Duration) -> Self {
+        Self {
+            inner: Box::pin(inner),
+            spent: Duration::ZERO,
+            max,
+        }
+    }
+
+    /// CPU time so far.
+    pub(crate) fn spent(&self) -> Duration {
+        self.spent
+    }
 }
 
 impl<F: Future> Future for Metered<F> {
@@ -93,14 +109,12 @@ pub(crate) async fn run(
                     .await?;
                 Ok(said.map(populate::said).map_err(populate::declared))
             }
+            // Its instances are kept, by a worker of their own.
+            Pre::Filesystem(_) => Ok(Err(Fault::Other("a file system is not called so".into()))),
         }
     };
-    let mut metered = Metered {
-        inner: Box::pin(guest),
-        spent: Duration::ZERO,
-        max: limits.cpu_time_max,
-    };
-    let result = match timeout(time, &mut metered).await {
+    let mut metered = Metered::new(guest, limits.cpu_time_max);
+    let result = match timeout(time + reserve(time), &mut metered).await {
         Ok(Ok(Ok(said))) => said,
         Ok(Ok(Err(error))) => Err(fault(&error, limits)),
         Ok(Err(Exceeded)) => Err(Fault::CpuTimeExceeded {
@@ -140,7 +154,7 @@ fn declared(error: ProbeError) -> Fault {
     }
 }
 
-fn fault(error: &wasmtime::Error, limits: Limits) -> Fault {
+pub(crate) fn fault(error: &wasmtime::Error, limits: Limits) -> Fault {
     if error.downcast_ref::<MemoryExceeded>().is_some() {
         return Fault::MemoryExceeded {
             bytes_max: limits.memory_bytes_max,

@@ -8,7 +8,7 @@ use tokio::{
 };
 use wherry_plugin_host::protocol::{Answer, Ask, ResolveError};
 
-use crate::state::State;
+use crate::{asks::another_question, state::State};
 
 /// No connection.
 #[derive(Debug)]
@@ -50,41 +50,58 @@ impl State {
                 match self.ask(ask).await? {
                     Answer::Resolve(Ok(addresses)) => addresses,
                     Answer::Resolve(Err(ResolveError::Denied(why))) => {
-                        self.denied = Some(why.clone());
-                        return Ok(Err(ConnectError::Denied(why)));
+                        return Ok(Err(ConnectError::Denied(self.deny(why))));
                     }
                     Answer::Resolve(Err(ResolveError::NotFound(why))) => {
                         return Ok(Err(ConnectError::NameNotFound(why)));
                     }
-                    Answer::Exec(_) => wasmtime::bail!("answer to another question"),
+                    _ => return another_question(),
                 }
             }
         };
-        Ok(connect_to(&name, &addresses, port, self.io_deadline()).await)
+        Ok(connect_to(host, &addresses, port, self.io_deadline()).await)
     }
 }
 
 async fn connect_to(
-    name: &str,
+    host: &str,
     addresses: &[IpAddr],
     port: u16,
     deadline: Instant,
 ) -> Result<TcpStream, ConnectError> {
-    let mut trouble = ConnectError::NameNotFound(format!("{name}: no addresses"));
+    let mut trouble = ConnectError::NameNotFound(format!("dial tcp: lookup {host}: no such host"));
     for ip in addresses {
-        match timeout_at(deadline, TcpStream::connect((*ip, port))).await {
+        let name = address(&ip.to_string(), port);
+        trouble = match timeout_at(deadline, TcpStream::connect((*ip, port))).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                trouble = ConnectError::Refused(format!("connect {name}: connection refused"));
+            Ok(Err(error)) => dial(&name, &error),
+            Err(_) => {
+                return Err(ConnectError::Timeout(format!(
+                    "dial tcp {name}: i/o timeout"
+                )));
             }
-            Ok(Err(error)) => trouble = ConnectError::Other(format!("connect {name}: {error}")),
-            Err(_) => return Err(ConnectError::Timeout(format!("connect {name}: time is up"))),
-        }
+        };
     }
     Err(trouble)
 }
 
-/// Of a call's time, what a guest is left with to say that something took too long.
+/// A failed connect in the words of Go, which people know from the kubelet's events.
+fn dial(name: &str, error: &io::Error) -> ConnectError {
+    use io::ErrorKind as K;
+    let why = match error.kind() {
+        K::ConnectionRefused => {
+            let text = format!("dial tcp {name}: connect: connection refused");
+            return ConnectError::Refused(text);
+        }
+        K::TimedOut => return ConnectError::Timeout(format!("dial tcp {name}: i/o timeout")),
+        K::HostUnreachable => "no route to host".to_owned(),
+        K::NetworkUnreachable => "network is unreachable".to_owned(),
+        _ => error.to_string(),
+    };
+    ConnectError::Other(format!("dial tcp {name}: connect: {why}"))
+}
+
+/// Past a call's time, what a guest has to say that something took too long.
 pub(crate) fn reserve(timeout: Duration) -> Duration {
     (timeout / 10).min(Duration::from_millis(100))
 }

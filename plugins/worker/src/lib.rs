@@ -13,9 +13,12 @@
 //! network namespace. It connects to the probed pod's own address; for every other address, and for
 //! every act on a container, it asks the agent, which knows the grants. It ends with the agent.
 
+mod accept_any;
+mod asks;
 mod bindings;
 mod call;
 mod confine;
+mod filesystem;
 mod http;
 mod limits;
 mod plugin;
@@ -52,9 +55,13 @@ const AUTHORITIES: [&str; 3] = [
 /// Guests run on these, and give way to one another at every tick.
 const THREADS: usize = 2;
 
-/// Runs a worker; takes no arguments.
-pub fn main(_args: Vec<OsString>) -> ExitCode {
-    match run() {
+/// Runs a worker: for calls, or with the argument `filesystem` for file systems.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let result = match args.first().is_some_and(|arg| arg == "filesystem") {
+        true => filesystem::run(),
+        false => run(),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wherry plugin-worker: {error}");

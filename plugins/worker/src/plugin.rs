@@ -12,6 +12,7 @@ use wherry_wasm_engine::plugin as sandbox;
 use crate::{
     bindings::{
         Probe, ProbePre,
+        filesystem::{FilesystemVolume, FilesystemVolumePre},
         populator::{Populator, PopulatorPre},
     },
     state::State,
@@ -28,6 +29,7 @@ pub(crate) struct Plugin {
 pub(crate) enum Pre {
     Probe(ProbePre<State>),
     Populator(PopulatorPre<State>),
+    Filesystem(FilesystemVolumePre<State>),
 }
 
 /// Links a compiled component as the world that it exports; answers with it what it is.
@@ -56,7 +58,11 @@ pub(crate) fn load(
             Probe::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
             Pre::Probe(ProbePre::new(linker.instantiate_pre(&component)?)?)
         }
-        World::Mounter | World::Filesystem => {
+        World::Filesystem => {
+            FilesystemVolume::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
+            Pre::Filesystem(FilesystemVolumePre::new(linker.instantiate_pre(&component)?)?)
+        }
+        World::Mounter => {
             wasmtime::bail!("{} cannot be called on this node", world.name())
         }
     };

@@ -11,13 +11,14 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wherry_plugin_host::protocol::{self, Answer, Ask, LogLevel, ProbeTarget};
 
 use crate::{
+    asks::datetime,
     bindings::wherry::plugin::{
-        clock, exec,
+        clock,
         log::{self, Level},
         outcomes, target,
         types::{self, Datetime},
     },
-    confine::reserve,
+    filesystem::Kept,
     limits::Limiter,
     populate::Volume,
     tls::NodeRoots,
@@ -39,7 +40,8 @@ pub(crate) type AskSent = std::pin::Pin<Box<dyn Future<Output = std::io::Result<
 
 /// Store data of a call.
 pub(crate) struct State {
-    wasi: WasiCtx,
+    /// Made for those that ask: most guests have no use for WASI.
+    wasi: Option<WasiCtx>,
     pub(crate) table: ResourceTable,
     pub(crate) limiter: Limiter,
     pub(crate) target: ProbeTarget,
@@ -50,6 +52,8 @@ pub(crate) struct State {
     pub(crate) denied: Option<String>,
     /// What the call is about, if that is a volume.
     pub(crate) volume: Option<Volume>,
+    /// What the guest of a file system keeps with the volume server.
+    pub(crate) kept: Option<Kept>,
     pub(crate) agent: Agent,
     begun: Instant,
     timeout: Duration,
@@ -64,7 +68,7 @@ impl State {
         agent: Agent,
     ) -> Self {
         Self {
-            wasi: WasiCtx::builder().build(),
+            wasi: None,
             table: ResourceTable::new(),
             limiter,
             target,
@@ -74,20 +78,30 @@ impl State {
             log_dropped: 0,
             denied: None,
             volume: None,
+            kept: None,
             agent,
             begun: Instant::now(),
             timeout,
         }
     }
 
-    /// When the host gives up on what a guest waits for: a little before the guest's own end, so that
-    /// it can say what took so long.
+    /// A kept instance is called again.
+    pub(crate) fn renew(&mut self, timeout: Duration) {
+        self.begun = Instant::now();
+        self.timeout = timeout;
+    }
+
+    /// When the host gives up on what a guest waits for: the call's time. The guest itself ends a little later, so
+    /// that it can say what took so long.
     pub(crate) fn io_deadline(&self) -> Instant {
-        self.begun + self.timeout.saturating_sub(reserve(self.timeout))
+        self.begun + self.timeout
     }
 
     /// Asks the agent for what only it may do.
     pub(crate) async fn ask(&mut self, ask: Ask) -> wasmtime::Result<Answer> {
+        if let Some(kept) = &mut self.kept {
+            return kept.ask_agent(ask).await;
+        }
         (self.agent.ask)(ask).await?;
         let answer = self.agent.answers.recv().await;
         answer.ok_or_else(|| wasmtime::format_err!("the agent is gone"))
@@ -97,7 +111,7 @@ impl State {
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView {
-            ctx: &mut self.wasi,
+            ctx: self.wasi.get_or_insert_with(|| WasiCtx::builder().build()),
             table: &mut self.table,
         }
     }
@@ -120,13 +134,6 @@ impl log::Host for State {
             self.log_dropped = self.log_dropped.saturating_add(1);
         }
         Ok(())
-    }
-}
-
-fn datetime(since_epoch: Duration) -> Datetime {
-    Datetime {
-        seconds: since_epoch.as_secs(),
-        nanoseconds: since_epoch.subsec_nanos(),
     }
 }
 
@@ -188,24 +195,5 @@ impl target::Host for State {
 
     async fn restart_count(&mut self) -> wasmtime::Result<u32> {
         Ok(self.target.restart_count)
-    }
-}
-
-impl exec::Host for State {
-    async fn run(
-        &mut self,
-        command: Vec<String>,
-    ) -> wasmtime::Result<Result<exec::Ended, exec::ExecError>> {
-        use protocol::ExecError as E;
-        Ok(match self.ask(Ask::Exec { command }).await? {
-            Answer::Exec(Ok((exit_code, output))) => Ok(exec::Ended { exit_code, output }),
-            Answer::Exec(Err(E::Timeout)) => Err(exec::ExecError::Timeout),
-            Answer::Exec(Err(E::Failed(why))) => Err(exec::ExecError::Failed(why)),
-            Answer::Exec(Err(E::Denied(why))) => {
-                self.denied = Some(why.clone());
-                Err(exec::ExecError::Denied(why))
-            }
-            Answer::Resolve(_) => wasmtime::bail!("answer to another question"),
-        })
     }
 }

@@ -12,9 +12,11 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use wherry_plugin_host::AcceptAny;
 
-use crate::bindings::wherry::plugin::http::{Identity, Trust, Version};
+use crate::{
+    accept_any::AcceptAny,
+    bindings::wherry::plugin::http::{Identity, Trust, Version},
+};
 
 /// The bundles of distributions are a few hundred KiB.
 const BUNDLE_BYTES_MAX: u64 = 8 << 20;

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "plugins/builtins.rs"]
+mod builtins;
+
 use std::{
     future::Future,
     net::{IpAddr, Ipv4Addr},
@@ -40,7 +43,8 @@ fn main() -> ExitCode {
             vec![$(Trial::test(stringify!($name), || { block_on($name()); Ok(()) })),*]
         };
     }
-    let trials = trials![
+    let shared = builtins::Shared::open();
+    let mut trials = trials![
         a_guest_says_what_it_saw,
         a_guest_may_ask_about_its_target,
         a_guest_connects_to_the_pod_and_nowhere_else,
@@ -56,7 +60,11 @@ fn main() -> ExitCode {
         a_dropped_check_ends_in_the_worker,
         a_worker_has_no_privileges_left,
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    trials.extend(builtins::trials(&shared));
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    // Not by `exit`, which would leave its directory behind.
+    drop(shared);
+    conclusion.exit_code()
 }
 
 fn block_on(test: impl Future<Output = ()>) {

@@ -13,7 +13,9 @@ use super::{
 use crate::{
     events::Kind,
     pod,
-    probe::{Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, schedule, target},
+    probe::{
+        Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, Reach, schedule, target,
+    },
 };
 
 impl Worker {
@@ -106,6 +108,7 @@ impl Worker {
             return;
         };
         let mut wanted = BTreeSet::new();
+        let uid = pod::uid(&self.pod);
         let period = pod::annotation(&self.pod, PERIOD_MS_ANNOTATION)
             .and_then(|text| text.parse().ok())
             .map(|millis: u64| Duration::from_millis(millis.max(10)));
@@ -153,16 +156,29 @@ impl Worker {
                     .now()
                     .duration_since(started_at)
                     .unwrap_or_default();
+                let page = self.context.probe_ledger.page(&uid, &status.id, kind);
+                let history = page.history();
+                // Neither sooner than an agent that had stayed would have, nor later.
+                let wait = history.map_or(Duration::ZERO, |history| {
+                    history.wait(schedule.period, self.context.now())
+                });
                 let task = ProbeTask {
                     id: status.id.clone(),
                     kind,
-                    delay: schedule.initial_delay.saturating_sub(ran),
+                    delay: schedule.initial_delay.saturating_sub(ran).max(wait),
                     schedule,
-                    counter: Counter::new(probe, known),
+                    counter: Counter::new(probe, known, history),
+                    page,
+                    clock: Arc::clone(&self.context.config.clock),
                     prober: self.context.prober(&self.pod, &status.name, kind),
-                    exec: ContainerExec {
-                        runtime: Arc::clone(runtime),
-                        id: status.id.clone(),
+                    reach: Reach {
+                        exec: ContainerExec {
+                            runtime: Arc::clone(runtime),
+                            id: status.id.clone(),
+                        },
+                        objects: Arc::clone(&self.context.objects),
+                        pod: Arc::clone(&self.pod),
+                        pod_dir: self.context.pod_dir(&uid),
                     },
                 };
                 let mailbox = Arc::clone(&self.mailbox);
@@ -170,7 +186,13 @@ impl Worker {
                 self.probes.insert(key, AbortOnDropHandle::new(task));
             }
         }
-        self.probes.retain(|key, _| wanted.contains(key));
+        self.probes.retain(|key, _| {
+            let is_wanted = wanted.contains(key);
+            if !is_wanted {
+                self.context.probe_ledger.forget(&uid, &key.0, key.1);
+            }
+            is_wanted
+        });
         let ids: BTreeSet<_> = self.containers.iter().map(|c| c.id.clone()).collect();
         self.record.ready.retain(|id| ids.contains(id));
         self.record.started.retain(|id| ids.contains(id));

@@ -7,11 +7,12 @@ extern crate alloc;
 extern crate self as kit;
 
 mod arguments;
+pub mod compose;
 mod runtime;
 mod words;
 
 pub use arguments::Arguments;
-pub use words::{address, denied_or, dial_tcp, failure, seconds, success};
+pub use words::{USER_AGENT, address, denied_or, dial_tcp, failure, http_error, seconds, success};
 
 /// The contract.
 pub mod bindings {

@@ -2,7 +2,10 @@
 
 use alloc::{format, string::String};
 
-use crate::{Outcome, ProbeError, Verdict, tcp::TcpError};
+use crate::{Outcome, ProbeError, Verdict, http::HttpError, tcp::TcpError};
+
+/// Who asks, as servers' logs know it.
+pub const USER_AGENT: &str = "kube-probe/1.36";
 
 /// All is well.
 pub fn success(message: impl Into<String>) -> Result<Outcome, ProbeError> {
@@ -40,6 +43,21 @@ pub fn dial_tcp(error: TcpError) -> String {
     }
 }
 
+/// Why there is no HTTP answer; that is for servers that went away in the middle, in Go's word.
+pub fn http_error(error: HttpError) -> String {
+    match error {
+        HttpError::ConnectionClosed(_) => "EOF".into(),
+        HttpError::Timeout(text)
+        | HttpError::ConnectionRefused(text)
+        | HttpError::NameNotFound(text)
+        | HttpError::Tls(text)
+        | HttpError::MalformedResponse(text)
+        | HttpError::Denied(text)
+        | HttpError::InvalidRequest(text)
+        | HttpError::Other(text) => text,
+    }
+}
+
 /// `host:port`, with brackets where they belong.
 pub fn address(host: &str, port: u16) -> String {
     if host.contains(':') {
@@ -51,7 +69,8 @@ pub fn address(host: &str, port: u16) -> String {
 
 /// Nanoseconds as Go prints a duration: `1s`, `500ms`, `1.5s`.
 pub fn seconds(nanoseconds: u64) -> String {
-    let millis = nanoseconds.div_ceil(1_000_000);
+    // What has passed since the call began is not worth telling.
+    let millis = nanoseconds.div_ceil(50_000_000) * 50;
     match (millis / 1000, millis % 1000) {
         (0, millis) => format!("{millis}ms"),
         (seconds, 0) => format!("{seconds}s"),

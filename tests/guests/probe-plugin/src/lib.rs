@@ -5,7 +5,7 @@ wit_bindgen::generate!({ path: "../../../plugins/wit", world: "probe" });
 use wherry::plugin::{
     clock, exec,
     http::{self, HttpError, Request, Scheme, Trust, Version},
-    log, target,
+    log, probes, target,
     tcp::{Connection, TcpError},
 };
 
@@ -35,6 +35,7 @@ impl Guest for Plugin {
             "tcp" => tcp(argument(1), argument(2)),
             "http" => get(argument(1), argument(2)),
             "exec" => command(&arguments[1..]),
+            "probe" => probes::check(&arguments[1..]),
             "spin" => loop {
                 std::hint::black_box(clock::remaining());
             },

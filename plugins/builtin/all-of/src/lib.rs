@@ -1,0 +1,31 @@
+//! Several probes that all have to succeed: they run in turn, and the first that fails decides.
+//!
+//! The arguments are commands as in `exec.command`, parted by `;`; see the kit's `compose` for parentheses.
+
+#![no_std]
+
+extern crate alloc;
+
+use alloc::{string::String, vec::Vec};
+
+use kit::{Guest, Outcome, ProbeError, Verdict, compose, success};
+
+struct Plugin;
+
+kit::export!(Plugin);
+
+impl Guest for Plugin {
+    fn check(words: Vec<String>) -> Result<Outcome, ProbeError> {
+        let all = match compose::run(words, Verdict::Failure)? {
+            Ok(failed) => return Ok(failed),
+            Err(all) => all,
+        };
+        match compose::told(&all, Verdict::Unknown) {
+            Some(message) => Ok(Outcome {
+                verdict: Verdict::Unknown,
+                message,
+            }),
+            None => success(""),
+        }
+    }
+}
