@@ -36,6 +36,17 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long a status that says nothing new to anybody may wait for a better one.
 const LULL: Duration = Duration::from_millis(100);
 
+/// The reason of the condition `Ready` that the control plane gives pods of a node that it does not hear of.
+const NODE_NOT_READY: &str = "NodeNotReady";
+
+/// Whether the control plane has said that a pod is not ready because its node is not.
+fn is_overwritten(status: &PodStatus) -> bool {
+    let conditions = status.conditions.iter().flatten();
+    conditions
+        .filter(|condition| condition.type_ == "Ready")
+        .any(|condition| condition.reason.as_deref() == Some(NODE_NOT_READY))
+}
+
 /// Where a pod is in the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -140,6 +151,12 @@ impl Publisher {
             entry.published = 0;
             entry.last = there.cloned();
             entry.target = target;
+        } else if !entry.sending
+            && let Some(there) = there.filter(|there| is_overwritten(there))
+        {
+            // While this node was not heard of, others spoke for it.
+            entry.published = 0;
+            entry.last = Some(there.clone());
         }
         self.kick(uid, entry);
     }

@@ -84,6 +84,7 @@ pub(crate) async fn build(
         store,
     })
     .await?;
+    server.set_pod_eviction_timeout(args.pod_eviction_timeout);
     server.bootstrap().await?;
     let info = ClusterInfo {
         service_range: Some(args.service_cluster_ip_range.clone()),
@@ -136,6 +137,7 @@ pub(crate) async fn serve(
             key_pem: server.pki().ca_key_pem(),
             duration: args.cluster_signing_duration,
         }),
+        node_monitor_grace_period: args.node_monitor_grace_period,
         ..Default::default()
     };
     let stop = shutdown.clone();

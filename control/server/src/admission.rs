@@ -9,6 +9,8 @@ mod runtime_class;
 mod service_account;
 mod tolerations;
 
+use std::sync::atomic::Ordering;
+
 use serde_json::Value;
 use wherry_api::Status;
 
@@ -26,7 +28,7 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
     if call.resource.group.is_empty() && call.resource.plural == "pods" {
         mirror::check(call, object)?;
         service_account::admit(call, namespace, object).await?;
-        tolerations::add(object);
+        tolerations::add(object, call.app.toleration_seconds.load(Ordering::Relaxed));
         runtime_class::admit(call, object).await?;
         priority::admit(call, object).await?;
     }
@@ -57,3 +59,4 @@ pub(crate) fn delete(call: &Call, subresource: &str, object: &Value) -> Result<(
 }
 
 pub(crate) use node_restriction::token;
+pub(crate) use tolerations::SECONDS as TOLERATION_SECONDS;

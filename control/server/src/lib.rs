@@ -56,8 +56,9 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -132,6 +133,8 @@ pub(crate) struct App {
     /// `address:port`, for `/api`.
     pub(crate) public_address: String,
     pub(crate) is_bootstrapped: AtomicBool,
+    /// How long pods stay on a node that is not ready, in seconds, unless they say otherwise.
+    pub(crate) toleration_seconds: AtomicI64,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -202,6 +205,7 @@ impl Server {
             document_hashes: documents::DocumentHashes::default(),
             public_address: SocketAddr::new(public, address.port()).to_string(),
             is_bootstrapped: AtomicBool::new(false),
+            toleration_seconds: AtomicI64::new(admission::TOLERATION_SECONDS),
             shutdown,
         });
         Ok(Self {
@@ -222,6 +226,13 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How long pods made from now on stay on a node that is not ready or not heard of, unless they say otherwise
+    /// (`--pod-eviction-timeout`; five minutes at first).
+    pub fn set_pod_eviction_timeout(&self, timeout: Duration) {
+        let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
+        self.app.toleration_seconds.store(seconds, Ordering::Relaxed);
     }
 
     /// Its certificates and keys.

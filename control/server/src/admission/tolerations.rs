@@ -1,10 +1,11 @@
-//! DefaultTolerationSeconds: a pod stays five minutes on a node that does not answer, unless it says otherwise.
+//! DefaultTolerationSeconds: a pod stays some minutes on a node that does not answer, unless it says otherwise.
 
 use serde_json::{Value, json};
 
-const SECONDS: i64 = 300;
+/// As `--default-not-ready-toleration-seconds` and `--default-unreachable-toleration-seconds` have it.
+pub(crate) const SECONDS: i64 = 300;
 
-pub(super) fn add(object: &mut Value) {
+pub(super) fn add(object: &mut Value, seconds: i64) {
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
         return;
     };
@@ -29,7 +30,7 @@ pub(super) fn add(object: &mut Value) {
                 && matches!(text("effect"), "NoExecute" | "")
         });
         if !is_tolerated {
-            list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}));
+            list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}));
         }
     }
 }
@@ -41,8 +42,8 @@ mod tests {
     #[test]
     fn each_taint_is_tolerated_once() {
         let mut pod = json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]}});
-        add(&mut pod);
-        add(&mut pod);
+        add(&mut pod, SECONDS);
+        add(&mut pod, SECONDS);
         let keys: Vec<&str> = pod["spec"]["tolerations"]
             .as_array()
             .unwrap()
@@ -57,7 +58,7 @@ mod tests {
             ]
         );
         let mut all = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
-        add(&mut all);
+        add(&mut all, SECONDS);
         assert_eq!(all["spec"]["tolerations"].as_array().unwrap().len(), 1);
     }
 }
