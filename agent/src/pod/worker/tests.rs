@@ -617,6 +617,38 @@ async fn a_container_whose_liveness_fails_is_killed_and_started_again() {
 }
 
 #[tokio::test]
+async fn failures_before_a_restart_of_the_agent_count_after_it() {
+    let node = Node::new();
+    node.oci.exec_exits("alive", 1);
+    let spec = json!({ "containers": [{
+        "name": "a",
+        "image": "nginx:1",
+        "livenessProbe": { "exec": { "command": ["alive"] }, "failureThreshold": 4 },
+    }] });
+    let mut pod = pod("p", spec);
+    let fast = [("wherry.dev/probe-period-ms".to_owned(), "100".to_owned())];
+    pod.metadata.annotations = Some(fast.into());
+    let checks = || {
+        let journal = node.oci.journal();
+        let until = journal.iter().position(|line| line == "stop a/0");
+        let before = &journal[..until.unwrap_or(journal.len())];
+        before.iter().filter(|line| *line == "exec a/0 alive").count()
+    };
+    let agent = node.start().await;
+    agent.set(&pod).await;
+    eventually("three checks", || checks() >= 3).await;
+    agent.kill().await;
+    let agent = node.start().await;
+    agent
+        .until(&pod, "restarted", |s| {
+            s["containerStatuses"][0]["restartCount"].as_i64() >= Some(1)
+        })
+        .await;
+    // The one that was under way when the agent died may have been made twice.
+    assert!((4..=5).contains(&checks()), "{:?}", node.oci.journal());
+}
+
+#[tokio::test]
 async fn hooks_run_after_the_start_and_before_the_stop() {
     let node = Node::new();
     let agent = node.start().await;
