@@ -276,6 +276,10 @@ pub(crate) struct NodeArgs {
     /// The node's address; that of the default route's interface if not given.
     #[arg(long)]
     pub(crate) node_ip: Option<IpAddr>,
+    /// Public keys, PEM: plugins that none of them has signed (`wherry plugin sign`, cosign) are not installed. May be
+    /// given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plugin_signature_policy: Vec<PathBuf>,
     /// Labels for the Node object, `key=value,…`.
     #[arg(long, value_delimiter = ',')]
     pub(crate) node_labels: Vec<String>,

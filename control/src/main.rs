@@ -14,6 +14,7 @@ mod down;
 mod image;
 mod join;
 mod lock;
+mod plugin_signatures;
 mod plugins;
 mod pod_range;
 mod pulls;

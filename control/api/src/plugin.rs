@@ -34,6 +34,8 @@ schemas! {
     PluginGrants = grants;
     /// What each call may use.
     PluginLimits = limits;
+    /// Who has to have signed it.
+    PluginSignature = signature;
     /// What nodes say.
     PluginStatus = status;
     /// What one node says.
@@ -69,7 +71,7 @@ fn spec(generator: &mut SchemaGenerator) -> Schema {
                 "type": "string",
             },
             "class": {
-                "description": "What the plugin is for: Probe.",
+                "description": "What the plugin is for: Probe, Populator, Mounter or Filesystem.",
                 "type": "string",
             },
             "failurePolicy": {
@@ -78,6 +80,7 @@ fn spec(generator: &mut SchemaGenerator) -> Schema {
             },
             "grants": generator.subschema_for::<PluginGrants>(),
             "limits": generator.subschema_for::<PluginLimits>(),
+            "signature": generator.subschema_for::<PluginSignature>(),
         }
     })
 }
@@ -120,6 +123,20 @@ fn limits(generator: &mut SchemaGenerator) -> Schema {
                 "description": "Calls at once on one node; more wait for their turn. Default: 8.",
                 "type": "integer",
                 "format": "int32",
+            },
+        }
+    })
+}
+
+fn signature(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "Who has to have signed the artifact, besides what a node demands of all plugins.",
+        "type": "object",
+        "properties": {
+            "publicKeys": {
+                "description": "PEM, ECDSA on P-256, as cosign makes them; one of them has to have signed. Empty: nobody has to.",
+                "type": "array",
+                "items": {"type": "string"},
             },
         }
     })

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Result, bail};
-use wasmparser::{Encoding, KnownCustom, Parser, Payload};
+use wasmparser::{ComponentTypeRef, Encoding, KnownCustom, Parser, Payload};
 
 /// The package whose worlds plugins export.
 const PACKAGE: &str = "wherry:plugin/";
@@ -100,7 +100,11 @@ impl Description {
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
-                        found.imports.push(import?.name.name.to_owned());
+                        let import = import?;
+                        // Names for types, which nobody has to give it.
+                        if !matches!(import.ty, ComponentTypeRef::Type(_)) {
+                            found.imports.push(import.name.name.to_owned());
+                        }
                     }
                 }
                 Payload::ComponentExportSection(section) if depth == 0 => {

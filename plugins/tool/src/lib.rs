@@ -39,6 +39,9 @@ pub struct ScriptArgs {
     /// The component. Without it, the plugin in the current folder is built first.
     #[arg(long, value_name = "FILE")]
     pub plugin: Option<PathBuf>,
+    /// Memory of an instance, MiB; a Plugin's default. Languages that bring an interpreter need more.
+    #[arg(long, default_value_t = 16)]
+    pub memory: u64,
     /// Only cases with this in their names.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub filter: String,
@@ -265,7 +268,8 @@ fn prepare(args: &ScriptArgs) -> Result<(Plugin, Vec<(PathBuf, Script)>)> {
         paths.sort();
     }
     let scripts = paths.into_iter().map(|path| {
-        let script = Script::read(&path)?;
+        let mut script = Script::read(&path)?;
+        script.memory_bytes.get_or_insert(args.memory << 20);
         Ok((path, script))
     });
     let scripts = scripts.collect::<Result<Vec<_>>>()?;

@@ -200,7 +200,7 @@ impl Repository {
 
     /// Adds a signature of a digest to those that are there.
     pub(crate) async fn push_signature(&self, digest: &str, signed: &Signature) -> Result<()> {
-        let reference = self.named(&signature_tag(digest));
+        let reference = self.named(&signature::tag(digest));
         let document = digest_of(&signed.payload);
         // cosign wants an image's config; this is the emptiest.
         let config = json!({
@@ -235,7 +235,7 @@ impl Repository {
 
     /// The signatures of a digest.
     pub(crate) async fn signatures(&self, digest: &str) -> Result<Vec<Signature>> {
-        let (manifest, _) = self.manifest(&self.named(&signature_tag(digest))).await?;
+        let (manifest, _) = self.manifest(&self.named(&signature::tag(digest))).await?;
         let mut signatures = Vec::new();
         for layer in manifest["layers"].as_array().into_iter().flatten() {
             let signed = layer["annotations"][signature::ANNOTATION].as_str();
@@ -250,11 +250,6 @@ impl Repository {
         }
         Ok(signatures)
     }
-}
-
-/// `sha256:abc` → `sha256-abc.sig`.
-fn signature_tag(digest: &str) -> String {
-    format!("{}.sig", digest.replace(':', "-"))
 }
 
 /// The config of a Wasm OCI artifact.

@@ -23,8 +23,6 @@ use crate::{
 
 /// Time of one case. A Plugin's limits are tighter and are the node's business.
 const CASE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A Plugin's default.
-const MEMORY_BYTES_MAX: u64 = 16 << 20;
 
 /// A component that is ready to be called.
 pub(crate) struct Plugin {
@@ -51,7 +49,7 @@ impl Plugin {
     pub(crate) fn store(&self, script: &Script, case: &Case) -> Store<Host> {
         let mut given = script.given.clone();
         given.extend(case.given.clone());
-        let memory = script.memory_bytes.unwrap_or(MEMORY_BYTES_MAX);
+        let memory = script.memory_bytes.unwrap_or(u64::MAX);
         let mut store = Store::new(&self.engine, Host::new(given, memory));
         store.limiter(|host| host.limiter());
         store.set_epoch_deadline(1);

@@ -29,7 +29,7 @@ pub(crate) struct Script {
     /// Answers to functions that are called at any time, for all cases.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub(crate) given: Map<String, Value>,
-    /// Bytes of memory of an instance. Default: a Plugin's, 16 MiB.
+    /// Bytes of memory of an instance. Default: what the command line says.
     #[serde(
         default,
         rename = "memoryBytes",

@@ -1,6 +1,9 @@
 //! The examples are compiled, and do what their scripts say.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use wherry_plugin_tool::{PluginCommand, RegistryArgs, ScriptArgs, World, run};
 
@@ -11,6 +14,7 @@ fn plugins() -> PathBuf {
 fn scripts(plugin: &Path, script: PathBuf) -> ScriptArgs {
     ScriptArgs {
         plugin: Some(plugin.to_owned()),
+        memory: 16,
         filter: String::new(),
         scripts: vec![script],
     }
@@ -40,6 +44,26 @@ async fn every_example_does_what_its_script_says() {
             registry: RegistryArgs::default(),
         };
         run(inspect).await.expect("it can be looked at");
+    }
+}
+
+/// Compiled by a script of the tests', which does nothing when nothing has changed.
+#[tokio::test]
+async fn the_same_probe_in_c_and_in_python_does_the_same() {
+    let script = plugins().join("../tests/tools/plugin-examples.sh");
+    let made = Command::new(script).stderr(Stdio::inherit()).output();
+    let made = made.expect("the script starts");
+    assert!(made.status.success(), "plugin-examples.sh: {}", made.status);
+    let folder = String::from_utf8(made.stdout).expect("a path");
+    for (language, memory) in [("c", 16), ("python", 64)] {
+        let component = Path::new(folder.trim()).join(format!("probe-{language}.wasm"));
+        let mut scripts = scripts(
+            &component,
+            plugins().join("examples/probe/tests/probe.yaml"),
+        );
+        scripts.memory = memory;
+        let tested = run(PluginCommand::Test(scripts)).await;
+        tested.unwrap_or_else(|error| panic!("{language}: {error:#}"));
     }
 }
 

@@ -121,6 +121,17 @@ impl Store {
         parsed: &Reference,
         auth: &[RegistryAuth],
     ) -> Result<Resolved, Trouble> {
+        self.ask(parsed, auth, |repository| resolve_in(repository, parsed))
+            .await
+    }
+
+    /// Asks mirrors and the registry, with each credential, until one answers.
+    pub(crate) async fn ask<T, F: Future<Output = Result<T, Trouble>>>(
+        &self,
+        parsed: &Reference,
+        auth: &[RegistryAuth],
+        question: impl Fn(Repository) -> F,
+    ) -> Result<T, Trouble> {
         let registries = &self.inner.config.registries;
         let http = self
             .inner
@@ -141,7 +152,7 @@ impl Store {
             for credential in credentials {
                 let attempt = async {
                     let repository = http.repository(&host, parsed, credential).await?;
-                    resolve_in(repository, parsed).await
+                    question(repository).await
                 };
                 match attempt.await {
                     Ok(found) => return Ok(found),

@@ -1,14 +1,22 @@
 //! Signatures of artifacts, in the form of cosign's: ECDSA on P-256 over a "simple signing" document that names the
-//! digest of the artifact's manifest. Pure.
+//! digest of the artifact's manifest.
 //!
 //! They lie beside the artifact, under the tag `sha256-<hex>.sig`: a layer of type [`MEDIA_TYPE`] is a document, and
-//! its annotation [`ANNOTATION`] the signature. Who fetches them is not this file's business.
+//! its annotation [`ANNOTATION`] the signature.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::{digest, signature};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
+use wherry_runtime_api::{ImageError, RegistryAuth};
+
+use crate::{
+    Store,
+    manifest::{Descriptor, Document},
+    reference,
+    registry::{Repository, Trouble},
+};
 
 /// Of a signed document in a registry.
 pub const MEDIA_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -16,6 +24,8 @@ pub const MEDIA_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 pub const ANNOTATION: &str = "dev.cosignproject.cosign/signature";
 /// What the documents say that they are.
 const TYPE: &str = "cosign container image signature";
+/// Signatures of one artifact that are looked at.
+const SIGNATURES_MAX: usize = 64;
 /// A P-256 public key in DER, but for the point that follows.
 const SPKI_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
@@ -191,6 +201,64 @@ pub fn verify(
             digest: digest.to_owned(),
             count: signatures.len(),
         }),
+    }
+}
+
+/// The tag under which the signatures of a digest lie.
+pub fn tag(digest: &str) -> String {
+    format!("{}.sig", digest.replace(':', "-"))
+}
+
+impl Store {
+    /// Fetches the signatures of a digest from the repository that a reference names; none is not an error. Nothing
+    /// is kept.
+    ///
+    /// # Errors
+    /// The registry cannot be asked, or what it answers makes no sense.
+    pub async fn signatures(
+        &self,
+        reference: &str,
+        digest: &str,
+        auth: &[RegistryAuth],
+    ) -> Result<Vec<Signature>, ImageError> {
+        let parsed = reference::parse(reference)?;
+        let tag = tag(digest);
+        let asked = self.ask(&parsed, auth, |repository| fetch(repository, &tag));
+        asked.await.map_err(|trouble| trouble.of(reference))
+    }
+}
+
+async fn fetch(repository: Repository, tag: &str) -> Result<Vec<Signature>, Trouble> {
+    let (text, _) = match repository.manifest(tag).await {
+        Err(Trouble::NotFound) => return Ok(Vec::new()),
+        answer => answer?,
+    };
+    let Document::Manifest(manifest) = Document::parse(&text).map_err(Trouble::Corrupt)? else {
+        return Err(Trouble::Corrupt(format!("{tag} is an index")));
+    };
+    let mut signatures = Vec::new();
+    for layer in manifest.layers.iter().take(SIGNATURES_MAX) {
+        if let Some(signature) = annotated(layer)? {
+            signatures.push(Signature {
+                payload: repository.small_blob(&layer.digest).await?,
+                signature,
+            });
+        }
+    }
+    Ok(signatures)
+}
+
+/// The signature that a layer is annotated with.
+fn annotated(layer: &Descriptor) -> Result<Option<Vec<u8>>, Trouble> {
+    let Some(text) = layer.annotations.get(ANNOTATION) else {
+        return Ok(None);
+    };
+    if layer.media_type != MEDIA_TYPE || reference::digest_hex(&layer.digest).is_none() {
+        return Ok(None);
+    }
+    match STANDARD.decode(text) {
+        Ok(signature) => Ok(Some(signature)),
+        Err(error) => Err(Trouble::Corrupt(format!("signature: {error}"))),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) const COLUMNS: &[Column] = &[
 ];
 
 /// What plugins can be for.
-const CLASSES: &[&str] = &["Probe"];
+const CLASSES: &[&str] = &["Probe", "Populator", "Mounter", "Filesystem"];
 const FAILURE_POLICIES: &[&str] = &["Fail", "Ignore", "LastResult"];
 /// Limits, with the least and the most that make sense.
 const LIMITS: [(&str, i64, i64); 3] = [
@@ -93,6 +93,18 @@ impl Strategy for Plugin {
                 let detail =
                     "must be a name, *.domain, an address or a range, with or without a port";
                 errors.push(FieldError::invalid(&hosts.index(i), host, detail));
+            }
+        }
+        let keys = path.child("signature");
+        let keys = keys.child("publicKeys");
+        for (i, key) in list(get(spec, "signature"), "publicKeys")
+            .iter()
+            .enumerate()
+        {
+            let text = key.as_str().unwrap_or_default();
+            if !text.contains("-----BEGIN PUBLIC KEY-----") {
+                let detail = "must be a public key, PEM";
+                errors.push(FieldError::invalid(&keys.index(i), text, detail));
             }
         }
         limits(get(spec, "limits"), &path.child("limits"), &mut errors);
