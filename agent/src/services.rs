@@ -1,12 +1,19 @@
 //! Services and names on this node: their tasks, and the ports that pods have of the node.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
+use wherry_network::{Member, PortMapping};
 use wherry_services::{HostPort, Index, Protocol, watch};
 
-use crate::{context::Context, pod::admit::is_active};
+use crate::{
+    context::Context,
+    pod::{self, admit::is_active},
+};
 
 /// Serves them until shutdown, as far as the config says. What the kernel does goes on after that.
 pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
@@ -39,21 +46,62 @@ pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 
 /// The ports of the node that lead to a pod; none before it has an address, and after it has ended.
 pub(crate) fn host_ports(pod: &Pod) -> Vec<HostPort> {
-    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else {
+    let ip = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.pod_ip.as_ref());
+    let Some(pod_ip) = ip.and_then(|ip| ip.parse().ok()).filter(|_| is_active(pod)) else {
         return Vec::new();
     };
-    let ip = status.pod_ip.as_ref().and_then(|ip| ip.parse().ok());
-    let Some(pod_ip) = ip.filter(|_| spec.host_network != Some(true) && is_active(pod)) else {
-        return Vec::new();
-    };
-    let containers = spec.init_containers.iter().flatten();
-    let containers = containers.filter(|container| container.restart_policy.is_some());
-    let ports = containers
-        .chain(&spec.containers)
-        .flat_map(|container| container.ports.iter().flatten());
-    ports
+    wanted_ports(pod)
+        .map(|port| HostPort {
+            host_ip: port.host_ip,
+            protocol: port.protocol,
+            host_port: port.host_port,
+            pod_ip,
+            container_port: port.container_port,
+        })
+        .collect()
+}
+
+/// A pod as plugins of the network are told of it.
+pub(crate) fn member(pod: &Pod) -> Member {
+    let ports = wanted_ports(pod).map(|port| PortMapping {
+        host_port: port.host_port,
+        container_port: port.container_port,
+        protocol: port.protocol.as_str().into(),
+        host_ip: port.host_ip.map(IpAddr::from),
+    });
+    Member {
+        uid: pod::uid(pod).to_string(),
+        namespace: pod::namespace(pod).into(),
+        name: pod::name(pod).into(),
+        ports: ports.collect(),
+    }
+}
+
+/// A port of the node as a pod's spec has it.
+struct WantedPort {
+    /// Every address of the node if there is none.
+    host_ip: Option<Ipv4Addr>,
+    protocol: Protocol,
+    host_port: u16,
+    container_port: u16,
+}
+
+/// The ports of the node that a pod with a network of its own wants.
+fn wanted_ports(pod: &Pod) -> impl Iterator<Item = WantedPort> {
+    let spec = pod.spec.as_ref();
+    let spec = spec.filter(|spec| spec.host_network != Some(true));
+    let sidecars = spec.into_iter().flat_map(|spec| spec.init_containers.iter());
+    let sidecars = sidecars
+        .flatten()
+        .filter(|container| container.restart_policy.is_some());
+    let containers = sidecars.chain(spec.into_iter().flat_map(|spec| &spec.containers));
+    containers
+        .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {
-            Some(HostPort {
+            Some(WantedPort {
                 host_ip: port
                     .host_ip
                     .as_ref()
@@ -61,12 +109,10 @@ pub(crate) fn host_ports(pod: &Pod) -> Vec<HostPort> {
                     .filter(|ip: &Ipv4Addr| !ip.is_unspecified()),
                 protocol: Protocol::parse(port.protocol.as_deref()),
                 host_port: port.host_port.and_then(|port| u16::try_from(port).ok())?,
-                pod_ip,
                 container_port: u16::try_from(port.container_port).ok()?,
             })
         })
         .filter(|port| port.host_port != 0)
-        .collect()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::{
     cli::{AgentArgs, DefaultRuntime, ImageArgs, NodeArgs, RootArgs},
     cluster::{self, ClusterInfo},
     join::{self, Keeper, Names, ServingCertificate},
-    lock,
+    lock, network,
     plugin_signatures::SignaturePolicy,
     plugins, pod_range,
     record::Record,

@@ -107,6 +107,12 @@ pub(crate) struct ControlArgs {
     pub(crate) root: RootArgs,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+    /// Name server that nodes give their pods; the tenth address for Services if not given.
+    #[arg(long)]
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster's names; cluster.local if not given.
+    #[arg(long)]
+    pub(crate) cluster_domain: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Option<ControlCommand>,
 }
@@ -169,6 +175,9 @@ pub(crate) struct AgentArgs {
     pub(crate) node: NodeArgs,
     #[command(flatten)]
     pub(crate) join: JoinArgs,
+    /// Addresses that Services get; what the cluster says if not given.
+    #[arg(long)]
+    pub(crate) service_cluster_ip_range: Option<String>,
     /// How to reach the API server, and as whom. Without it, and where the node never joined, only static pods are run.
     #[arg(long, conflicts_with = "join")]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -260,6 +269,13 @@ pub(crate) struct ServerArgs {
     /// Prefix length of each node's part.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
     pub(crate) node_cidr_mask_size: u8,
+    /// A node that has not been heard of for so long is not ready.
+    #[arg(long, default_value = "40s", value_parser = pulls::duration, value_name = "DURATION")]
+    pub(crate) node_monitor_grace_period: Duration,
+    /// How long pods stay on a node that is not ready, unless they say otherwise themselves; it holds for pods that are
+    /// created from now on.
+    #[arg(long, default_value = "5m", value_parser = pulls::duration, value_name = "DURATION")]
+    pub(crate) pod_eviction_timeout: Duration,
     /// How long certificates are valid that nodes are given; they are renewed at four fifths of it.
     #[arg(long, default_value = "8760h", value_parser = pulls::duration, value_name = "DURATION")]
     pub(crate) cluster_signing_duration: Duration,
@@ -329,10 +345,26 @@ pub(crate) struct NodeArgs {
     /// Name of the bridge that pods are attached to.
     #[arg(long, default_value = "wherry0")]
     pub(crate) bridge: String,
+    /// How packets for other nodes' pods get there; the same on all nodes, but for `auto`.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) network_backend: NetworkBackend,
+    /// Directory of CNI configuration, of which the first by name is used.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Directories of CNI plugins.
+    #[arg(long, value_delimiter = ',', default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
+    pub(crate) cni_bin_dir: Vec<PathBuf>,
+    /// Network identifier of the tunnel, the same on all nodes.
+    #[arg(long, default_value_t = 88, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    pub(crate) vxlan_vni: u32,
+    /// UDP port of the tunnel, the same on all nodes.
+    #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) vxlan_port: u16,
     /// Cgroup that pods' cgroups are made in, below each hierarchy's root.
     #[arg(long, default_value = "wherry")]
     pub(crate) cgroup_root: String,
-    /// Name server for pods with dnsPolicy ClusterFirst; the tenth address for Services if not given.
+    /// Name server for pods with dnsPolicy ClusterFirst; what the cluster says if not given, else the tenth address for
+    /// Services.
     #[arg(long)]
     pub(crate) cluster_dns: Vec<IpAddr>,
     /// Answer for the cluster's names on this node, at the addresses of --cluster-dns; `false` where the cluster has
@@ -349,9 +381,9 @@ pub(crate) struct NodeArgs {
     /// Runtime of containers whose pod names no RuntimeClass and whose image is no Wasm.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) default_runtime: DefaultRuntime,
-    /// Domain of the cluster's names.
-    #[arg(long, default_value = "cluster.local")]
-    pub(crate) cluster_domain: String,
+    /// Domain of the cluster's names; what the cluster says if not given, else cluster.local.
+    #[arg(long)]
+    pub(crate) cluster_domain: Option<String>,
     #[command(flatten)]
     pub(crate) images: ImageArgs,
     #[command(flatten)]
@@ -366,6 +398,20 @@ pub(crate) enum DefaultRuntime {
     Oci,
     /// With the engine of --docker-endpoint.
     Docker,
+}
+
+/// Ways to other nodes' pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NetworkBackend {
+    /// For each node: `host-gw` where it is on a network of this one's, `vxlan` otherwise.
+    #[default]
+    Auto,
+    /// Routes to the nodes, which have to be on a network of this one's.
+    HostGw,
+    /// A tunnel over UDP.
+    Vxlan,
+    /// What the plugins of --cni-bin-dir make as --cni-conf-dir says: for pods of this node and of others.
+    Cni,
 }
 
 /// How registries are reached.

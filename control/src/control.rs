@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
 };
 
 use anyhow::{Context, Result};

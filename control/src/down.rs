@@ -11,19 +11,18 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use k8s_openapi::api::{
     authentication::v1::TokenRequestStatus,
-    core::v1::{ConfigMap, Secret},
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret},
 };
 use nix::{errno::Errno, sys::signal};
 use tracing::warn;
 use wherry_docker::DockerRuntime;
 use wherry_images::StoreConfig;
-use wherry_network::{NetworkConfig, PodNetwork};
 use wherry_oci::OciRuntime;
 use wherry_runtime_api::Runtime;
 use wherry_volumes::{ObjectSource, TokenParams, VolumeConfig, VolumeManager};
 use wherry_wasm::WasmRuntime;
 
-use crate::{agent::docker_config, cli::RootArgs, lock, record::Record};
+use crate::{agent::docker_config, cli::RootArgs, lock, network, record::Record};
 
 /// How long a running node has to stop when asked, and how long things may take to vanish.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,12 +44,7 @@ pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
 
     let ended = end_pods(root, &record).await?;
     let volumes = remove_volumes(root).await?;
-    let mut network = NetworkConfig::new(root.root.join("network"), record.pod_cidr.parse()?);
-    network.bridge.clone_from(&record.bridge);
-    PodNetwork::new(network)?
-        .down()
-        .await
-        .context("pod network")?;
+    network::down(root, &record).await.context("pod network")?;
     let cgroups = remove_cgroups(&record.cgroup_root).await?;
 
     if was_running {
@@ -188,6 +182,18 @@ impl ObjectSource for NoObjects {
         Ok(None)
     }
 
+    async fn persistent_volume_claim(
+        &self,
+        _: &str,
+        _: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, String> {
+        Ok(None)
+    }
+
+    async fn persistent_volume(&self, _: &str) -> Result<Option<PersistentVolume>, String> {
+        Ok(None)
+    }
+
     async fn service_account_token(&self, _: &TokenParams) -> Result<TokenRequestStatus, String> {
         Err("the node is going down".to_owned())
     }
@@ -195,9 +201,7 @@ impl ObjectSource for NoObjects {
 
 async fn remove_volumes(root: &RootArgs) -> Result<usize> {
     let volumes = VolumeManager::new(
-        VolumeConfig {
-            pods_dir: root.root.join("pods"),
-        },
+        VolumeConfig::new(root.root.join("pods")),
         Arc::new(NoObjects),
     );
     let pods = volumes.known_pods()?;

@@ -9,11 +9,13 @@
 
 mod agent;
 mod cli;
+mod cluster;
 mod control;
 mod down;
 mod image;
 mod join;
 mod lock;
+mod network;
 mod plugin_signatures;
 mod plugins;
 mod pod_range;

@@ -14,6 +14,7 @@ use wherry_server::UserInfo;
 use crate::{
     agent::{self, Serving, Tls},
     cli::UpArgs,
+    cluster::ClusterInfo,
     control, lock, pod_range, shutdown,
 };
 
@@ -23,7 +24,12 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     let shutdown = shutdown::on_signal()?;
     let (name, ip) = (agent::name(&args.node)?, agent::ip(&args.node));
     let advertise = args.server.advertise_address.unwrap_or(ip);
-    let control = control::build(&args.root, &args.server, &[advertise]).await?;
+    let range = args.server.service_cluster_ip_range.as_str();
+    let cluster = ClusterInfo::given(&args.node, Some(range));
+    cluster
+        .service_cidr()
+        .context("--service-cluster-ip-range")?;
+    let control = control::build(&args.root, &args.server, &[advertise], cluster.clone()).await?;
     let server = &control.server;
     let url = control::url(server);
     let identity = server.pki().node(
@@ -44,13 +50,11 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
     // Before the controllers run, which give the others theirs.
     pod_range::claim(&client, &name, &pod_cidr, &args.node).await?;
     let serving = Serving::Files(tls);
-    let service_cidr = args.server.service_cluster_ip_range.parse();
-    let service_cidr = service_cidr.context("--service-cluster-ip-range")?;
     let agent = agent::build(
         &args.root,
         &args.node,
         &pod_cidr,
-        Some(service_cidr),
+        &cluster,
         Some(client),
         Some(serving),
     )

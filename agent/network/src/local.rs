@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use rtnetlink::{Handle, RouteMessageBuilder, packet_route::route::RouteScope};
+use nix::errno::Errno;
+use rtnetlink::{Handle, LinkBridge, RouteMessageBuilder, packet_route::route::RouteScope};
 
 use crate::{
     Cidr, NetworkError,
@@ -38,6 +39,21 @@ pub async fn add_route(bridge: &str, cidr: &Cidr) -> Result<(), NetworkError> {
         what: format!("route to {cidr}"),
         source: to_io(error),
     })
+}
+
+/// Makes a bridge that nothing is attached to, where the pods have another network. There already: `Ok`.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn make_home(bridge: &str) -> Result<(), NetworkError> {
+    let handle = netlink::connect()?;
+    let message = LinkBridge::new(bridge).up().build();
+    match handle.link().add(message).execute().await {
+        Err(error) if netlink::errno(&error) != Some(Errno::EEXIST) => {
+            Err(NetworkError::netlink(format!("bridge {bridge}"))(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn open(bridge: &str) -> Result<(Handle, Link), NetworkError> {

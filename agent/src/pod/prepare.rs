@@ -11,7 +11,7 @@ use wherry_runtime_api::{
 };
 
 use super::{affinity, is_static, names, spec, stop, translate, uid};
-use crate::{context::Context, events::Kind, network::Attach};
+use crate::{context::Context, events::Kind, network::Attach, services};
 
 /// Longest wait for the Node object.
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -132,12 +132,15 @@ pub(crate) async fn prepare(
         message,
         is_final: false,
     })?;
-    let handlers = translate::handlers(
+    let mut handlers = translate::handlers(
         pod,
         class_handler.as_deref(),
         &kinds,
         context.default_handler(),
     );
+    if !context.config.network.takes_confined() {
+        handlers.need_namespace(context.default_handler());
+    }
     let runtime = runtime(context, &handlers.sandbox)?;
     let domain = &context.config.cluster_dns.domain;
     let hostname = names::kernel_hostname(pod, domain).map_err(PrepareError::sandbox)?;
@@ -257,7 +260,6 @@ async fn attach(
     pod: &Pod,
     sandbox: &Arc<PodSandbox>,
 ) -> Result<Arc<PodSandbox>, PrepareError> {
-    let uid = uid(pod);
     let to = match &sandbox.network {
         SandboxNetwork::Host => None,
         SandboxNetwork::Confined => Some(Attach::Confined),
@@ -265,7 +267,7 @@ async fn attach(
     };
     let ips = match to {
         None => Ok(context.host_ips().to_vec()),
-        Some(to) => context.config.network.attach(uid.as_str(), to).await,
+        Some(to) => context.config.network.attach(&services::member(pod), to).await,
     };
     match ips {
         Ok(ips) => {

@@ -124,6 +124,16 @@ pub(crate) struct Handlers {
     pub(crate) fixed: Option<String>,
 }
 
+impl Handlers {
+    /// For a network that reaches pods by namespaces alone: a sandbox of Wasm's own has none, so that `default` makes
+    /// one, as for a pod of both.
+    pub(crate) fn need_namespace(&mut self, default: &str) {
+        if matches!(self.sandbox.as_str(), HANDLER_WASM | HANDLER_WASM_ISOLATED) {
+            self.sandbox = default.into();
+        }
+    }
+}
+
 /// Chooses the sandbox's runtime by RuntimeClass, else by what the images are.
 pub(crate) fn handlers(
     pod: &Pod,
