@@ -11,12 +11,14 @@
 pub mod cron;
 pub mod decode;
 pub mod field;
+pub mod limits;
 pub mod managed;
 pub mod meta;
 pub mod openapi;
 pub mod patch;
 mod plugin;
 pub mod quantity;
+pub mod quota;
 pub mod resource;
 pub mod resources;
 mod schema;

@@ -33,7 +33,7 @@ mod statefulset;
 mod storageclass;
 mod workload;
 
-pub use pod::qos_class;
+pub use pod::{pod_total, qos_class};
 pub use storageclass::is_default_class;
 
 use Verb::{Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch};

@@ -22,6 +22,7 @@ pub(super) use container::{port_number, port_number_or_name};
 pub use defaults::qos_class;
 pub(super) use defaults::{default_template_spec, default_volume_source};
 pub(super) use resources::overhead;
+pub use resources::pod_total;
 pub(super) use scheduling::{label_selector, node_selector, tolerations};
 pub(super) use validate::{ip, pod_spec};
 pub(super) use volumes::{driver_name, persistent as volume_source};

@@ -257,11 +257,36 @@ pub(super) fn pod(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// Requests or limits of the whole pod (`which` is `requests` or `limits`): what its containers may need at any time, or
+/// what is said for the pod as a whole, and its overhead.
+pub fn pod_total<'a>(spec: &'a Value, which: &str) -> BTreeMap<&'a str, Quantity> {
+    let mut total = aggregate(spec, which);
+    let parsed = |amount: &Value| Quantity::parse(amount.as_str()?).ok();
+    for (name, amount) in entries(get(spec, "resources"), which) {
+        if let Some(amount) = parsed(amount) {
+            total.insert(name, amount);
+        }
+    }
+    for (name, amount) in entries(spec, "overhead") {
+        // A limit that is not there is not made by overhead.
+        if let Some(amount) = parsed(amount)
+            && (which == "requests" || total.contains_key(name.as_str()))
+        {
+            *total.entry(name).or_insert(Quantity::ZERO) += amount;
+        }
+    }
+    total
+}
+
 /// The most that a pod's containers ask for at any time: sidecars stay, other init containers run one by one.
 pub(super) fn aggregate_requests(spec: &Value) -> BTreeMap<&str, Quantity> {
+    aggregate(spec, "requests")
+}
+
+fn aggregate<'a>(spec: &'a Value, which: &str) -> BTreeMap<&'a str, Quantity> {
     let mut total: BTreeMap<&str, Quantity> = BTreeMap::new();
-    let amounts = |container| {
-        entries(get(container, "resources"), "requests").filter_map(|(name, amount)| {
+    let amounts = |container: &'a Value| {
+        entries(get(container, "resources"), which).filter_map(|(name, amount)| {
             Some((name.as_str(), Quantity::parse(amount.as_str()?).ok()?))
         })
     };
