@@ -13,6 +13,7 @@ pub mod frames;
 mod mount;
 pub mod protocol;
 mod server;
+mod size;
 
 use std::{
     collections::HashMap,
@@ -308,7 +309,9 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
         }
         let (component, directory) = self.component(&plugin).map_err(io)?;
         let limits = crate::protocol::StagingLimits::default();
-        let blocks_bytes_max = request.bytes_max.unwrap_or(BLOCKS_BYTES_MAX);
+        let config = plugin.spec.config.get("maxSize");
+        let blocks_bytes_max = size::of_blocks(request, config.map(String::as_str))
+            .map_err(|why| failed(Fault::Volume(VolumeError::InvalidAttributes(why))))?;
         let blocks = rustix::fs::memfd_create("wherry-blocks", MemfdFlags::CLOEXEC);
         let device = mount::mount(target, &request.plugin, request.is_read_only).map_err(io)?;
         let held = Held {

@@ -221,6 +221,9 @@ pub(crate) fn compile(engines: &Engines, wasm: &[u8]) -> wasmtime::Result<(Modul
     Ok((kind, component.serialize()?))
 }
 
+/// What tells the worlds of plugins: probe, populator, mounter, filesystem-volume.
+const PLUGIN_EXPORTS: [&str; 4] = ["check", "populate", "mount", "open"];
+
 /// Compiles a plugin, which is linked by the worker that will call it.
 pub(crate) fn compile_plugin(
     engines: &Engines,
@@ -236,7 +239,7 @@ pub(crate) fn compile_plugin(
     let component = Component::new(engine, wasm)?;
     let mut exported = Vec::new();
     for (name, item) in component.component_type().exports(engine) {
-        if name == "check" && matches!(item.ty, ComponentItem::ComponentFunc(_)) {
+        if PLUGIN_EXPORTS.contains(&name) && matches!(item.ty, ComponentItem::ComponentFunc(_)) {
             return Ok((ModuleKind::Plugin, component.serialize()?));
         }
         exported.push(name.to_owned());
@@ -247,7 +250,8 @@ pub(crate) fn compile_plugin(
         exported.join(", ")
     };
     wasmtime::bail!(
-        "component exports {found}, but not the function `check` of the world `wherry:plugin/probe`"
+        "component exports {found}, but not the function `check` of the world `wherry:plugin/probe`, nor `populate`, \
+         `mount` or `open` of a volume's"
     )
 }
 
