@@ -95,9 +95,18 @@ fn grants(_: &mut SchemaGenerator) -> Schema {
                 "type": "boolean",
             },
             "hosts": {
-                "description": "Where it may connect to besides the probed pod: name, *.domain, address or range, with or without :port.",
+                "description": "Where it may connect to besides the probed pod: name, *.domain, address or range, with or without :port; * for anywhere.",
                 "type": "array",
                 "items": {"type": "string"},
+            },
+            "secrets": {
+                "description": "Secrets of a probed pod's namespace that it may read: name, or name/key; * for all.",
+                "type": "array",
+                "items": {"type": "string"},
+            },
+            "volumes": {
+                "description": "Files on a probed pod's volumes may be read.",
+                "type": "boolean",
             },
         }
     })

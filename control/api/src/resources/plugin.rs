@@ -95,6 +95,15 @@ impl Strategy for Plugin {
                 errors.push(FieldError::invalid(&hosts.index(i), host, detail));
             }
         }
+        let secrets = grants.child("secrets");
+        for (i, secret) in list(get(spec, "grants"), "secrets").iter().enumerate() {
+            let text = secret.as_str().unwrap_or_default();
+            let parts: Vec<_> = text.split('/').collect();
+            if parts.len() > 2 || parts.iter().any(|part| part.is_empty()) {
+                let detail = "must be a Secret's name, name/key, or *";
+                errors.push(FieldError::invalid(&secrets.index(i), text, detail));
+            }
+        }
         let keys = path.child("signature");
         let keys = keys.child("publicKeys");
         for (i, key) in list(get(spec, "signature"), "publicKeys")
