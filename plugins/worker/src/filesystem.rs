@@ -129,7 +129,7 @@ fn serve(server: OwnedFd, plugin: Plugin, roots: NodeRoots, engine: Engine) -> i
         let shared = Shared {
             plugin,
             roots: Arc::new(roots),
-            ticker: Ticker::start(engine)?,
+            ticker: Ticker::start(vec![engine])?,
             sender: queue,
         };
         hear(Arc::new(shared), receiver).await

@@ -84,7 +84,9 @@ fn run() -> io::Result<()> {
     };
     wire::send_blocking(agent.as_fd(), &ToAgent::Ready(ready), &[])?;
     let (engine, roots) = prepared?;
-    serve(agent, engine, roots)
+    // A machine that cannot have it is slower and no worse.
+    let engines = sandbox::pooled_engine().into_iter().chain([engine]);
+    serve(agent, engines.collect(), roots)
 }
 
 fn prepare(config: &Bootstrap) -> io::Result<(Engine, NodeRoots)> {
@@ -97,7 +99,7 @@ fn prepare(config: &Bootstrap) -> io::Result<(Engine, NodeRoots)> {
     Ok((engine, NodeRoots::new(roots)))
 }
 
-fn serve(agent: OwnedFd, engine: Engine, roots: NodeRoots) -> io::Result<()> {
+fn serve(agent: OwnedFd, engines: Vec<Engine>, roots: NodeRoots) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .max_blocking_threads(1)
@@ -107,7 +109,7 @@ fn serve(agent: OwnedFd, engine: Engine, roots: NodeRoots) -> io::Result<()> {
         let stream = UnixStream::from(agent);
         stream.set_nonblocking(true)?;
         let (sender, receiver) = wire::split(tokio::net::UnixStream::from_std(stream)?);
-        let worker = Worker::start(engine, Arc::new(roots), sender)?;
+        let worker = Worker::start(engines, Arc::new(roots), sender)?;
         worker.serve(receiver).await
     });
     // A guest that has not given way yet has nobody left to answer to.

@@ -60,7 +60,9 @@ pub(crate) fn load(
         }
         World::Filesystem => {
             FilesystemVolume::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-            Pre::Filesystem(FilesystemVolumePre::new(linker.instantiate_pre(&component)?)?)
+            Pre::Filesystem(FilesystemVolumePre::new(
+                linker.instantiate_pre(&component)?,
+            )?)
         }
         World::Mounter => {
             wasmtime::bail!("{} cannot be called on this node", world.name())

@@ -7,10 +7,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::AbortHandle,
+};
 use wasmtime::Engine;
 use wherry_plugin_host::protocol::{Answer, Call, Ended, Fault, Limits, Linked, ToAgent, ToWorker};
 use wherry_wasm::wire;
+use wherry_wasm_engine::plugin as sandbox;
 
 use crate::{
     call,
@@ -30,7 +34,10 @@ struct UnderWay {
 
 /// What the worker holds.
 pub(crate) struct Worker {
-    engine: Engine,
+    /// The first that takes a plugin has it.
+    engines: Vec<Engine>,
+    /// Places for instances.
+    places: Semaphore,
     roots: Arc<NodeRoots>,
     sender: mpsc::Sender<ToAgent>,
     ticker: Ticker,
@@ -44,7 +51,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Worker {
     pub(crate) fn start(
-        engine: Engine,
+        engines: Vec<Engine>,
         roots: Arc<NodeRoots>,
         sender: wire::Sender,
     ) -> io::Result<Arc<Self>> {
@@ -58,8 +65,9 @@ impl Worker {
             }
         });
         Ok(Arc::new(Self {
-            ticker: Ticker::start(engine.clone())?,
-            engine,
+            ticker: Ticker::start(engines.clone())?,
+            engines,
+            places: Semaphore::new(sandbox::POOLED_INSTANCES_MAX as usize),
             roots,
             sender: queue,
             plugins: Mutex::default(),
@@ -108,10 +116,22 @@ impl Worker {
         descriptors: Vec<OwnedFd>,
     ) -> Result<Linked, String> {
         let directory = descriptors.first().ok_or("no file came along")?;
-        let (plugin, linked) =
-            plugin::load(&self.engine, directory, limits).map_err(|error| format!("{error:#}"))?;
+        let (plugin, linked) = self
+            .link(directory, limits)
+            .map_err(|error| format!("{error:#}"))?;
         lock(&self.plugins).insert(number, Arc::new(plugin));
         Ok(linked)
+    }
+
+    fn link(&self, directory: &OwnedFd, limits: Limits) -> wasmtime::Result<(Plugin, Linked)> {
+        let mut tried = Err(wasmtime::format_err!("no engine"));
+        for engine in &self.engines {
+            tried = plugin::load(engine, directory, limits);
+            if tried.is_ok() {
+                break;
+            }
+        }
+        tried
     }
 
     fn begin(self: &Arc<Self>, call: Call, descriptor: Option<OwnedFd>) {
@@ -156,6 +176,7 @@ impl Worker {
                 denied: None,
             };
         };
+        let _place = self.places.acquire().await;
         let _ticking = self.ticker.tick();
         let number = call.call;
         let worker = Arc::clone(self);

@@ -1,4 +1,4 @@
-//! Ends the turns of guests that do not give way: raises the engine's epoch while calls are under way,
+//! Ends the turns of guests that do not give way: raises the engines' epochs while calls are under way,
 //! and sleeps otherwise.
 
 use std::{
@@ -45,7 +45,7 @@ impl Drop for Ticking {
 }
 
 impl Ticker {
-    pub(crate) fn start(engine: Engine) -> io::Result<Self> {
+    pub(crate) fn start(engines: Vec<Engine>) -> io::Result<Self> {
         let calls = Arc::new(Calls::default());
         let watched = Arc::clone(&calls);
         std::thread::Builder::new()
@@ -63,7 +63,7 @@ impl Ticker {
                             .unwrap_or_else(PoisonError::into_inner),
                     );
                     std::thread::sleep(TICK);
-                    engine.increment_epoch();
+                    engines.iter().for_each(Engine::increment_epoch);
                 }
             })?;
         Ok(Self(calls))

@@ -7,8 +7,8 @@ use wasmtime::Store;
 use wherry_plugin_host::{
     ProbeTarget,
     filesystem::protocol::{
-        CallEnded, CallFault, DATA_BYTES_MAX, ENTRIES_MAX, FromGuest, GuestAnswer,
-        Opened, Operation, Reply,
+        CallEnded, CallFault, DATA_BYTES_MAX, ENTRIES_MAX, FromGuest, GuestAnswer, Opened,
+        Operation, Reply,
     },
     protocol::{self, Fault, VolumeCall},
 };

@@ -43,6 +43,24 @@ fn config() -> Config {
     config
 }
 
+/// An engine whose instances take turns in places that were made for them; it loads what the on-demand one loads.
+pub(crate) fn pooled(instances: u32) -> wasmtime::Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .total_core_instances(instances * 4)
+        .total_memories(instances)
+        .total_tables(instances * 2)
+        .total_stacks(instances)
+        .total_gc_heaps(instances)
+        .max_unused_warm_slots(8)
+        .linear_memory_keep_resident(64 * 1024)
+        .table_keep_resident(16 * 1024)
+        .max_memory_size(4 << 30);
+    let mut config = config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config)
+}
+
 /// The engines of a worker: both load the same compiled files.
 pub(crate) struct Engines {
     /// For instances that live as long as their container: nothing is reserved for them.
@@ -62,22 +80,7 @@ impl Engines {
 
     fn pooled(&self) -> Engine {
         self.pooled
-            .get_or_init(|| {
-                let mut pool = PoolingAllocationConfig::new();
-                pool.total_component_instances(POOLED_INSTANCES_MAX)
-                    .total_core_instances(POOLED_INSTANCES_MAX * 4)
-                    .total_memories(POOLED_INSTANCES_MAX)
-                    .total_tables(POOLED_INSTANCES_MAX * 2)
-                    .total_stacks(POOLED_INSTANCES_MAX)
-                    .total_gc_heaps(POOLED_INSTANCES_MAX)
-                    .max_unused_warm_slots(8)
-                    .linear_memory_keep_resident(64 * 1024)
-                    .table_keep_resident(16 * 1024)
-                    .max_memory_size(4 << 30);
-                let mut config = config();
-                config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-                Engine::new(&config).unwrap_or_else(|_| self.on_demand.clone())
-            })
+            .get_or_init(|| pooled(POOLED_INSTANCES_MAX).unwrap_or_else(|_| self.on_demand.clone()))
             .clone()
     }
 

@@ -19,6 +19,19 @@ pub fn engine() -> wasmtime::Result<Engine> {
     Ok(Engines::new()?.on_demand)
 }
 
+/// Instances of plugins that can be alive at once in an engine made by [`pooled_engine`].
+pub const POOLED_INSTANCES_MAX: u32 = 512;
+
+/// An engine for guests that live as long as a call: instances are made in places reserved for them, which a machine
+/// without the address space for that does not have. It loads what [`engine`] loads, but for components too large for
+/// a place.
+///
+/// # Errors
+/// The machine lacks what the settings need.
+pub fn pooled_engine() -> wasmtime::Result<Engine> {
+    engine::pooled(POOLED_INSTANCES_MAX)
+}
+
 /// Maps a compiled component, whose directory only root can write to.
 ///
 /// # Errors
