@@ -11,7 +11,7 @@
 
 mod plan;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -20,18 +20,19 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
+use wherry_api::selector::LabelSelector;
 
 use crate::{
     events::Recorder,
-    expectations::Expectations,
     nodes::{self, NodeView},
-    pod_control::{self, Owner, PodControl},
-    pods::{self, Phase, PodView},
+    pod_control::{Owner, PodControl},
+    pod_sets::{self, PodSets},
+    pods::{Phase, PodView},
     replica_set,
     revisions::{self, HASH_LABEL, Revisions},
     status,
     watched::{Watched, key_of},
-    workqueue::{Key, WorkQueue},
+    workqueue::Key,
 };
 
 /// DaemonSets looked at at once (`--concurrent-daemonset-syncs`).
@@ -39,11 +40,7 @@ const WORKERS: usize = 2;
 const KIND: (&str, &str) = ("apps/v1", "DaemonSet");
 
 /// What the controller hears with.
-pub(crate) struct Prepared {
-    control: PodControl,
-    queue: Arc<WorkQueue>,
-    sets: Arc<Watched<DaemonSet>>,
-}
+pub(crate) struct Prepared(PodSets<DaemonSet>);
 
 /// What the controller looks at besides its own kind.
 pub(crate) struct World {
@@ -63,20 +60,26 @@ impl Prepared {
     pub(crate) fn new(
         client: Client,
         recorder: Recorder,
-        mut sets: Watched<DaemonSet>,
+        sets: Watched<DaemonSet>,
         pods: &mut Watched<PodView>,
         nodes: &mut Watched<NodeView>,
     ) -> Self {
-        let queue = Arc::new(WorkQueue::default());
-        let expectations = Arc::new(Expectations::default());
-        let named = queue.clone();
-        sets.listen(move |old, new| {
-            if let Some(set) = new.or(old) {
-                named.add(key_of(&**set));
-            }
-        });
-        let sets = Arc::new(sets);
-        let (named, all) = (queue.clone(), sets.clone());
+        let selector = |set: &DaemonSet| {
+            let spec = set.spec.as_ref();
+            spec.map_or_else(LabelSelector::nothing, |spec| {
+                replica_set::selector(&spec.selector)
+            })
+        };
+        let heard = PodSets::new(
+            KIND,
+            "daemonset-controller",
+            client,
+            recorder,
+            sets,
+            pods,
+            selector,
+        );
+        let (named, all) = (heard.queue.clone(), heard.sets.clone());
         nodes.listen(move |old, new| {
             if nodes::is_changed(old, new) {
                 for set in all.all() {
@@ -84,58 +87,37 @@ impl Prepared {
                 }
             }
         });
-        let all = sets.clone();
-        let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
-            let sets = all.in_namespace(namespace).into_iter();
-            let chooses = |set: &Arc<DaemonSet>| {
-                let spec = set.spec.clone().unwrap_or_default();
-                pods::matches(&replica_set::selector(&spec.selector), labels)
-            };
-            sets.filter(chooses).map(|set| key_of(&*set)).collect()
-        };
-        pod_control::listen(pods, KIND, queue.clone(), expectations.clone(), candidates);
-        let control = PodControl {
-            client,
-            recorder,
-            component: "daemonset-controller",
-            expectations,
-        };
-        Self {
-            control,
-            queue,
-            sets,
-        }
+        Self(heard)
     }
 
     /// Watches its kind and runs until shutdown.
     pub(crate) async fn run(self, world: World, shutdown: CancellationToken) {
-        let api = Api::<DaemonSet>::all(self.control.client.clone());
-        let sets = self.sets.clone();
-        let watch = sets.clone().run(
-            api,
-            crate::watched::without_managed_fields,
-            shutdown.clone(),
-        );
-        let work = async {
+        let PodSets {
+            control,
+            queue,
+            sets,
+        } = self.0;
+        let api = Api::all(control.client.clone());
+        let controller = Arc::new(Controller {
+            control,
+            sets: sets.clone(),
+            world,
+        });
+        let seen = controller.clone();
+        let world = async move {
+            let seen = &seen.world;
             tokio::join!(
-                sets.complete(),
-                world.pods.complete(),
-                world.nodes.complete(),
-                world.revisions.complete()
+                seen.pods.complete(),
+                seen.nodes.complete(),
+                seen.revisions.complete()
             );
-            let controller = Arc::new(Controller {
-                control: self.control,
-                sets: self.sets,
-                world,
-            });
-            let reconcile = move |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let what = "DaemonSet not reconciled";
-            self.queue.run(what, WORKERS, shutdown, reconcile).await;
         };
-        tokio::join!(watch, work);
+        let reconcile = move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        };
+        let workers = ("DaemonSet not reconciled", WORKERS);
+        pod_sets::watch_and_reconcile(api, sets, queue, workers, world, shutdown, reconcile).await;
     }
 }
 
@@ -148,21 +130,15 @@ impl Controller {
         if set.metadata.deletion_timestamp.is_some() || !self.control.expectations.are_met(key) {
             return Ok(None);
         }
-        let owner = Owner {
-            api_version: KIND.0,
-            kind: KIND.1,
-            key: key.clone(),
-            uid: set.uid().unwrap_or_default(),
-        };
+        let owner = Owner::new(KIND, key, set.uid());
         let spec = set.spec.clone().unwrap_or_default();
         let api: Api<DaemonSet> = Api::namespaced(self.control.client.clone(), &key.namespace);
-        let is_there = async {
-            let found = api.get_opt(&key.name).await?;
-            Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
-        };
         let selector = replica_set::selector(&spec.selector);
         let claim = owner.claim(&selector, self.world.pods.in_namespace(&key.namespace));
-        let pods = self.control.settle(&owner, claim, is_there).await?;
+        let pods = self
+            .control
+            .settle(&owner, claim, owner.is_there(&api))
+            .await?;
 
         let known = revisions::of(&owner, &self.world.revisions);
         let writer = Revisions {

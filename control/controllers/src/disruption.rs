@@ -16,9 +16,10 @@ use kube::{Api, Client, api::PostParams};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    pod_sets,
     pods::PodView,
     replica_set::{self, SetView},
-    watched::{Watched, key_of, without_managed_fields},
+    watched::{Watched, key_of},
     workqueue::{Key, WorkQueue},
 };
 
@@ -103,33 +104,31 @@ impl Prepared {
 
     /// Watches its kind and runs until shutdown.
     pub(crate) async fn run(self, world: World, shutdown: CancellationToken) {
-        let api = Api::<PodDisruptionBudget>::all(self.client.clone());
-        let budgets = self.budgets.clone();
-        let watch = budgets
-            .clone()
-            .run(api, without_managed_fields, shutdown.clone());
-        let work = async {
+        let api = Api::all(self.client.clone());
+        let (queue, budgets) = (self.queue, self.budgets);
+        let controller = Arc::new(Controller {
+            client: self.client,
+            budgets: budgets.clone(),
+            world,
+        });
+        let seen = controller.clone();
+        let world = async move {
+            let seen = &seen.world;
             tokio::join!(
-                budgets.complete(),
-                world.pods.complete(),
-                world.sets.complete(),
-                world.controllers.complete(),
-                world.deployments.complete(),
-                world.stateful.complete()
+                seen.pods.complete(),
+                seen.sets.complete(),
+                seen.controllers.complete(),
+                seen.deployments.complete(),
+                seen.stateful.complete()
             );
-            let controller = Arc::new(Controller {
-                client: self.client,
-                budgets: self.budgets,
-                world,
-            });
-            let reconcile = move |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let what = "PodDisruptionBudget not reconciled";
-            self.queue.run(what, WORKERS, shutdown, reconcile).await;
         };
-        tokio::join!(watch, work);
+        let reconcile = move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        };
+        let workers = ("PodDisruptionBudget not reconciled", WORKERS);
+        pod_sets::watch_and_reconcile(api, budgets, queue, workers, world, shutdown, reconcile)
+            .await;
     }
 }
 

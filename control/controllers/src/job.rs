@@ -144,20 +144,14 @@ impl Controller {
         if !self.control.expectations.are_met(key) {
             return Ok(None);
         }
-        let owner = Owner {
-            api_version: KIND.0,
-            kind: KIND.1,
-            key: key.clone(),
-            uid: job.uid().unwrap_or_default(),
-        };
+        let owner = Owner::new(KIND, key, job.uid());
         let selector = replica_set::selector(&spec.selector.clone().unwrap_or_default());
         let claim = owner.claim(&selector, self.pods.in_namespace(&key.namespace));
         let api: Api<Job> = Api::namespaced(self.control.client.clone(), &key.namespace);
-        let is_there = async {
-            let found = api.get_opt(&key.name).await?;
-            Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
-        };
-        let pods = self.control.settle(&owner, claim, is_there).await?;
+        let pods = self
+            .control
+            .settle(&owner, claim, owner.is_there(&api))
+            .await?;
         let plan = self.plan(key, &job, &owner, &pods);
         let new_pods: Vec<Pod> = plan
             .create

@@ -1,15 +1,16 @@
 //! Pods of one controller: which are its own, making them, taking them away, and saying so.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{ObjectReference, Pod, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use wherry_api::selector::LabelSelector;
 
@@ -32,6 +33,20 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
+    /// `kind` is API version and kind.
+    pub(crate) fn new(
+        (api_version, kind): (&'static str, &'static str),
+        key: &Key,
+        uid: Option<String>,
+    ) -> Self {
+        Self {
+            api_version,
+            kind,
+            key: key.clone(),
+            uid: uid.unwrap_or_default(),
+        }
+    }
+
     /// How its pods name it.
     pub(crate) fn reference(&self) -> OwnerReference {
         OwnerReference {
@@ -42,6 +57,19 @@ impl Owner {
             controller: Some(true),
             block_owner_deletion: Some(true),
         }
+    }
+
+    /// Whether it is there still and is to stay: what this process believes of it may be old, and nothing that is deleted
+    /// or was made anew may adopt.
+    pub(crate) async fn is_there<K>(&self, api: &Api<K>) -> kube::Result<bool>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned,
+    {
+        let found = api.get_opt(&self.key.name).await?;
+        Ok(found.is_some_and(|found| {
+            let metadata = found.meta();
+            metadata.uid.as_ref() == Some(&self.uid) && metadata.deletion_timestamp.is_none()
+        }))
     }
 
     /// A pod made of a template; without a name, the API server gives it one after its owner's.

@@ -224,8 +224,10 @@ impl Controller {
         let owned = if set.is_deleting {
             claim.owned
         } else {
-            let is_there = self.is_still_there(&set);
-            self.control.settle(&owner, claim, is_there).await?
+            let api = self.api(&set);
+            self.control
+                .settle(&owner, claim, owner.is_there(&api))
+                .await?
         };
         let now = Timestamp::now();
         let acted = if may_act {
@@ -272,16 +274,6 @@ impl Controller {
                 deleted.map_err(Failure::Delete)
             }
         }
-    }
-
-    /// What this process believes may be old: a set that was deleted and made again must not adopt by its old uid.
-    async fn is_still_there(&self, set: &SetView) -> kube::Result<bool> {
-        let api = self.api(set);
-        let found = api.get_opt(&set.key.name).await?;
-        Ok(found.is_some_and(|found| {
-            found.metadata.uid.as_deref() == Some(&set.uid)
-                && found.metadata.deletion_timestamp.is_none()
-        }))
     }
 
     fn api(&self, set: &SetView) -> Api<DynamicObject> {

@@ -7,11 +7,11 @@
 //! ```
 //!
 //! Unless they may be handled in parallel, each pod waits for the one before it. A pod's claims are made before it is;
-//! where the API server knows no PersistentVolumeClaims, the set says so in an event and a condition, and has no pods.
+//! where they cannot be made, the set says so in an event and a condition.
 
 mod plan;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -20,18 +20,19 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, ResourceExt, api::PostParams};
 use tokio_util::sync::CancellationToken;
+use wherry_api::selector::LabelSelector;
 
 use crate::{
     events::Recorder,
-    expectations::Expectations,
-    pod_control::{self, Owner, PodControl},
-    pods::{self, PodView},
+    pod_control::{Owner, PodControl},
+    pod_sets::{self, PodSets},
+    pods::PodView,
     replica_set::{self, time},
     retry,
     revisions::{self, HASH_LABEL, Revisions},
     status,
-    watched::{Watched, key_of},
-    workqueue::{Key, WorkQueue},
+    watched::Watched,
+    workqueue::Key,
 };
 
 /// StatefulSets looked at at once (`--concurrent-statefulset-syncs`).
@@ -39,12 +40,7 @@ const WORKERS: usize = 5;
 const KIND: (&str, &str) = ("apps/v1", "StatefulSet");
 
 /// What the controller hears with.
-pub(crate) struct Prepared {
-    control: PodControl,
-    queue: Arc<WorkQueue>,
-    /// All that there are.
-    pub(crate) sets: Arc<Watched<StatefulSet>>,
-}
+pub(crate) struct Prepared(PodSets<StatefulSet>);
 
 /// What the controller looks at besides its own kind.
 pub(crate) struct World {
@@ -63,69 +59,56 @@ impl Prepared {
     pub(crate) fn new(
         client: Client,
         recorder: Recorder,
-        mut sets: Watched<StatefulSet>,
+        sets: Watched<StatefulSet>,
         pods: &mut Watched<PodView>,
     ) -> Self {
-        let queue = Arc::new(WorkQueue::default());
-        let expectations = Arc::new(Expectations::default());
-        let named = queue.clone();
-        sets.listen(move |old, new| {
-            if let Some(set) = new.or(old) {
-                named.add(key_of(&**set));
-            }
-        });
-        let sets = Arc::new(sets);
-        let all = sets.clone();
-        let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
-            let sets = all.in_namespace(namespace).into_iter();
-            let chooses = |set: &Arc<StatefulSet>| {
-                let spec = set.spec.clone().unwrap_or_default();
-                pods::matches(&replica_set::selector(&spec.selector), labels)
-            };
-            sets.filter(chooses).map(|set| key_of(&*set)).collect()
+        let selector = |set: &StatefulSet| {
+            let spec = set.spec.as_ref();
+            spec.map_or_else(LabelSelector::nothing, |spec| {
+                replica_set::selector(&spec.selector)
+            })
         };
-        pod_control::listen(pods, KIND, queue.clone(), expectations.clone(), candidates);
-        let control = PodControl {
+        let heard = PodSets::new(
+            KIND,
+            "statefulset-controller",
             client,
             recorder,
-            component: "statefulset-controller",
-            expectations,
-        };
-        Self {
-            control,
-            queue,
             sets,
-        }
+            pods,
+            selector,
+        );
+        Self(heard)
+    }
+
+    /// All that there are.
+    pub(crate) fn sets(&self) -> Arc<Watched<StatefulSet>> {
+        self.0.sets.clone()
     }
 
     /// Watches its kind and runs until shutdown.
     pub(crate) async fn run(self, world: World, shutdown: CancellationToken) {
-        let api = Api::<StatefulSet>::all(self.control.client.clone());
-        let sets = self.sets.clone();
-        let watch = sets.clone().run(
-            api,
-            crate::watched::without_managed_fields,
-            shutdown.clone(),
-        );
-        let work = async {
-            tokio::join!(
-                sets.complete(),
-                world.pods.complete(),
-                world.revisions.complete()
-            );
-            let controller = Arc::new(Controller {
-                control: self.control,
-                sets: self.sets,
-                world,
-            });
-            let reconcile = move |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let what = "StatefulSet not reconciled";
-            self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        let PodSets {
+            control,
+            queue,
+            sets,
+        } = self.0;
+        let api = Api::all(control.client.clone());
+        let controller = Arc::new(Controller {
+            control,
+            sets: sets.clone(),
+            world,
+        });
+        let seen = controller.clone();
+        let world = async move {
+            let seen = &seen.world;
+            tokio::join!(seen.pods.complete(), seen.revisions.complete());
         };
-        tokio::join!(watch, work);
+        let reconcile = move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        };
+        let workers = ("StatefulSet not reconciled", WORKERS);
+        pod_sets::watch_and_reconcile(api, sets, queue, workers, world, shutdown, reconcile).await;
     }
 }
 
@@ -138,24 +121,18 @@ impl Controller {
         if set.metadata.deletion_timestamp.is_some() || !self.control.expectations.are_met(key) {
             return Ok(None);
         }
-        let owner = Owner {
-            api_version: KIND.0,
-            kind: KIND.1,
-            key: key.clone(),
-            uid: set.uid().unwrap_or_default(),
-        };
+        let owner = Owner::new(KIND, key, set.uid());
         let spec = set.spec.clone().unwrap_or_default();
         let api: Api<StatefulSet> = Api::namespaced(self.control.client.clone(), &key.namespace);
-        let is_there = async {
-            let found = api.get_opt(&key.name).await?;
-            Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
-        };
         let selector = replica_set::selector(&spec.selector);
         let mut claim = owner.claim(&selector, self.world.pods.in_namespace(&key.namespace));
         claim
             .adopt
             .retain(|pod| plan::ordinal(&key.name, &pod.key.name).is_some());
-        let pods = self.control.settle(&owner, claim, is_there).await?;
+        let pods = self
+            .control
+            .settle(&owner, claim, owner.is_there(&api))
+            .await?;
 
         let known = revisions::of(&owner, &self.world.revisions);
         let writer = Revisions {

@@ -18,7 +18,7 @@ use crate::{
     events::Recorder,
     job, node_pods,
     nodes::NodeView,
-    pod_gc,
+    persistent_volume, pod_gc,
     pods::PodView,
     replica_set::{self, Kind, SetView},
     stateful_set,
@@ -94,7 +94,10 @@ pub(crate) async fn run(
         &mut pods,
         [&mut sets, &mut controllers],
     );
-    let of_nodes = node_pods::Prepared::new(of("node-controller"), r.clone(), &mut nodes, &mut pods);
+    let of_nodes =
+        node_pods::Prepared::new(of("node-controller"), r.clone(), &mut nodes, &mut pods);
+    let of_volumes =
+        persistent_volume::Prepared::new(of("persistent-volume-binder"), r.clone(), &mut pods);
     let services = Arc::new(services);
     of_endpoints.hear_pods(&mut pods, &services);
 
@@ -175,6 +178,7 @@ pub(crate) async fn run(
         ),
         of_budgets.run(budgets_see, stop()),
         of_nodes.run(nodes.clone(), stop()),
+        of_volumes.run(pods.clone(), nodes.clone(), stop()),
         pod_gc::run(of("pod-garbage-collector"), pods.clone(), nodes, stop()),
         of_jobs.run(jobs, pods.clone(), stop()),
         of_endpoints.run(services, pods, endpoints, slices, stop()),

@@ -191,7 +191,7 @@ fn names_are_read_back() {
 }
 
 #[tokio::test]
-async fn a_set_grows_in_order_and_says_when_claims_cannot_be_made() {
+async fn a_set_grows_in_order_and_no_pod_is_before_its_claims() {
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(crate::workloads::run(
@@ -221,6 +221,10 @@ async fn a_set_grows_in_order_and_says_when_claims_cannot_be_made() {
         "metadata": {"name": "kept", "uid": null},
         "spec": {"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]},
     });
+    // The pauses between tries grow: often enough for the condition to stand a while.
+    for _ in 0..3 {
+        fake.fail_next("POST /api/v1/namespaces/ns/persistentvolumeclaims", 403);
+    }
     fake.put("apps/v1/statefulsets", json!(set(claims)));
     fake.wait_for("apps/v1/statefulsets", |set| {
         let condition = &set["status"]["conditions"][0];
@@ -228,6 +232,11 @@ async fn a_set_grows_in_order_and_says_when_claims_cannot_be_made() {
     })
     .await;
     assert_eq!(fake.get("v1/pods", "ns", "kept-0"), None);
+    // It is tried again.
+    fake.wait_for("v1/pods", |pod| pod["metadata"]["name"] == "kept-0")
+        .await;
+    let claim = fake.get("v1/persistentvolumeclaims", "ns", "data-kept-0");
+    assert!(claim.is_some());
     shutdown.cancel();
     task.await.unwrap();
 }

@@ -1,0 +1,95 @@
+//! What the controllers of one kind of pod owner have in common: hearing of it, of its pods and of pods that nobody
+//! controls, watching it, and looking at one object after the other.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+use wherry_api::selector::LabelSelector;
+
+use crate::{
+    events::Recorder,
+    expectations::Expectations,
+    pod_control::{self, PodControl},
+    pods::{self, PodView},
+    watched::{Watched, key_of, without_managed_fields},
+    workqueue::{Key, WorkQueue},
+};
+
+/// A kind's controller before it has eyes: what it hears goes to `queue`.
+pub(crate) struct PodSets<S> {
+    pub(crate) control: PodControl,
+    pub(crate) queue: Arc<WorkQueue>,
+    pub(crate) sets: Arc<Watched<S>>,
+}
+
+impl<S> PodSets<S>
+where
+    S: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Hears of changes of `sets` and `pods` from now on. `kind` is API version and kind; `selector` chooses the pods.
+    pub(crate) fn new(
+        kind: (&'static str, &'static str),
+        component: &'static str,
+        client: Client,
+        recorder: Recorder,
+        mut sets: Watched<S>,
+        pods: &mut Watched<PodView>,
+        selector: fn(&S) -> LabelSelector,
+    ) -> Self {
+        let queue = Arc::new(WorkQueue::default());
+        let expectations = Arc::new(Expectations::default());
+        let named = queue.clone();
+        sets.listen(move |old, new| {
+            if let Some(set) = new.or(old) {
+                named.add(key_of(&**set));
+            }
+        });
+        let sets = Arc::new(sets);
+        let all = sets.clone();
+        let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
+            let sets = all.in_namespace(namespace).into_iter();
+            sets.filter(|set| pods::matches(&selector(set), labels))
+                .map(|set| key_of(&*set))
+                .collect()
+        };
+        pod_control::listen(pods, kind, queue.clone(), expectations.clone(), candidates);
+        let control = PodControl {
+            client,
+            recorder,
+            component,
+            expectations,
+        };
+        Self {
+            control,
+            queue,
+            sets,
+        }
+    }
+}
+
+/// Watches a kind until shutdown and, once it and the rest of the `world` are complete, reconciles what is queued.
+pub(crate) async fn watch_and_reconcile<S, R, F>(
+    api: Api<S>,
+    sets: Arc<Watched<S>>,
+    queue: Arc<WorkQueue>,
+    workers: (&'static str, usize),
+    world: impl Future<Output = ()>,
+    shutdown: CancellationToken,
+    reconcile: R,
+) where
+    S: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    R: Fn(Key) -> F + Clone + Send + 'static,
+    F: Future<Output = kube::Result<Option<Duration>>> + Send,
+{
+    let watch = sets
+        .clone()
+        .run(api, without_managed_fields, shutdown.clone());
+    let work = async {
+        tokio::join!(sets.complete(), world);
+        let (what, count) = workers;
+        queue.run(what, count, shutdown, reconcile).await;
+    };
+    tokio::join!(watch, work);
+}
