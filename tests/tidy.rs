@@ -91,9 +91,18 @@ fn dependencies_point_the_way_the_folders_say() {
             "runtimes never see a Kubernetes object; translate in agent/src/pod/translate.rs",
         ),
         (
-            &["wherry-wasm"],
+            &["wherry-wasm", "wherry-wasm-aot", "wherry-plugin-host"],
             &["wasmtime", "wherry-wasm-engine"],
             "the agent's side of Wasm does not link the engine",
+        ),
+        (
+            &[
+                "wherry-plugin-host",
+                "wherry-plugin-worker",
+                "wherry-plugin-fuse",
+            ],
+            &["wherry-wasm"],
+            "plugins and the Wasm runtime share runtimes/wasm/aot and know nothing of each other",
         ),
         (
             &["wherry-controllers"],

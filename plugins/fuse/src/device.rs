@@ -4,7 +4,7 @@ use std::{io, io::IoSlice, os::fd::OwnedFd};
 
 use nix::libc;
 use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::abi::{Answer, REQUEST_BYTES_MAX};
 
@@ -21,7 +21,7 @@ impl Device {
             deprecated,
             reason = "its successor is unsafe to call; the descriptor is owned by what is given here"
         )]
-        let file = AsyncFd::new(file)?;
+        let file = AsyncFd::with_interest(file, Interest::READABLE | Interest::ERROR)?;
         Ok(Self {
             file,
             buffer: vec![0; REQUEST_BYTES_MAX],
@@ -34,7 +34,9 @@ impl Device {
     /// Safe: what has been read is answered at once.
     pub(crate) async fn read(&mut self) -> io::Result<Option<&[u8]>> {
         loop {
-            let mut ready = self.file.readable().await?;
+            // The end of the mount is told as an error.
+            let interest = Interest::READABLE | Interest::ERROR;
+            let mut ready = self.file.ready(interest).await?;
             let buffer = &mut self.buffer;
             let read = ready.try_io(|file| Ok(rustix::io::read(file, &mut buffer[..])?));
             match read {

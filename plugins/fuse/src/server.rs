@@ -19,7 +19,7 @@ use wherry_plugin_host::{
     VolumeError,
     filesystem::protocol::{Component, FromServer, Hello, News, Opened, Served, Status, ToServer},
 };
-use wherry_wasm::wire;
+use wherry_wasm_aot::wire;
 
 use crate::{
     blocks::Blocks,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A server without volumes ends after so long.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(2);
 /// News that are kept for an agent that is not there.
 const NEWS_MAX: usize = 64;
 /// Commands that wait for a volume.

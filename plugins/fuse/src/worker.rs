@@ -24,7 +24,7 @@ use wherry_plugin_host::{
     },
     protocol::{Bootstrap, Linked, ToAgent, World},
 };
-use wherry_wasm::{child, wire};
+use wherry_wasm_aot::{child, wire};
 
 /// A worker has to make an engine; a busy machine takes its time.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);

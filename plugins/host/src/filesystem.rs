@@ -194,7 +194,12 @@ impl FilesystemVolumes {
     /// The server has ended: another one takes what is held.
     async fn go_on(&self, ended: io::Result<()>) {
         let _turn = self.turn.lock().await;
-        let held: Vec<_> = lock(&self.held).values().cloned().collect();
+        let held: Vec<_> = {
+            let mut held = lock(&self.held);
+            // Unmounted by somebody else, as the removal of a pod's directory does.
+            held.retain(|id, _| mount::is_mounted(Path::new(id)).unwrap_or(false));
+            held.values().cloned().collect()
+        };
         if held.is_empty() {
             return;
         }

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 use wherry_runtime_api::RuntimeError;
-use wherry_wasm::{aot::Aot, protocol::Purpose};
+use wherry_wasm_aot::{Aot, Purpose};
 
 use crate::{
     Exec, Grants, Limits, PluginStats, ProbeOutcome, ProbeResult, ProbeTarget,
@@ -167,7 +167,7 @@ impl PluginHost {
     /// # Errors
     /// Its directories cannot be made.
     pub fn open(config: HostConfig) -> io::Result<Arc<Self>> {
-        let aot = Aot::open_at(
+        let aot = Aot::open(
             config.cache.clone(),
             config.jail.clone(),
             config.exe.clone(),

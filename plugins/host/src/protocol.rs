@@ -1,4 +1,4 @@
-//! What the agent and the plugin worker say to each other, in the frames of [`wherry_wasm::wire`].
+//! What the agent and the plugin worker say to each other, in the frames of [`wherry_wasm_aot::wire`].
 //!
 //! ```text
 //!  agent                                        worker

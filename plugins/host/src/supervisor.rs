@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tracing::{info, warn};
-use wherry_wasm::{child, wire};
+use wherry_wasm_aot::{child, wire};
 
 use crate::{
     host::HostConfig,

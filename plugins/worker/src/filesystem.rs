@@ -30,7 +30,7 @@ use wherry_plugin_host::{
     },
     protocol::{Bootstrap, Linked, ToAgent, VolumeCall},
 };
-use wherry_wasm::wire;
+use wherry_wasm_aot::wire;
 
 pub(crate) use self::blocks::Kept;
 use crate::{

@@ -41,7 +41,7 @@ use std::{
 
 use wasmtime::Engine;
 use wherry_plugin_host::protocol::{Bootstrap, ToAgent};
-use wherry_wasm::wire;
+use wherry_wasm_aot::wire;
 use wherry_wasm_engine::plugin as sandbox;
 
 use crate::{serve::Worker, tls::NodeRoots};

@@ -13,7 +13,7 @@ use tokio::{
 };
 use wasmtime::Engine;
 use wherry_plugin_host::protocol::{Answer, Call, Ended, Fault, Limits, Linked, ToAgent, ToWorker};
-use wherry_wasm::wire;
+use wherry_wasm_aot::wire;
 use wherry_wasm_engine::plugin as sandbox;
 
 use crate::{

@@ -5,6 +5,10 @@
 
 #[path = "plugins/builtins.rs"]
 mod builtins;
+#[path = "plugins/filesystems.rs"]
+mod filesystems;
+#[path = "plugins/populators.rs"]
+mod populators;
 
 use std::{
     future::Future,
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next().as_deref().and_then(|arg| arg.to_str()) {
         Some("plugin-worker") => return wherry_plugin_worker::main(args.collect()),
+        Some("volume-server") => return wherry_plugin_fuse::main(args.collect()),
         Some("wasm-compile") => return wherry_wasm_engine::compile::main(args.collect()),
         _ => {}
     }
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
         a_worker_has_no_privileges_left,
     ];
     trials.extend(builtins::trials(&shared));
+    trials.extend(filesystems::trials());
+    trials.extend(populators::trials());
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     // Not by `exit`, which would leave its directory behind.
     drop(shared);

@@ -52,9 +52,7 @@
 //! holds and nobody has a record of was being removed, and what has a record and no worker knows of
 //! was being made: [`WasmRuntime::open`] finishes either.
 
-pub mod aot;
 mod cgroup;
-pub mod child;
 mod client;
 mod identity;
 mod mounts;
@@ -64,13 +62,13 @@ mod runtime;
 mod spec;
 mod stream;
 mod userns;
-pub mod wire;
 mod worker;
 
 use std::path::PathBuf;
 
 pub use runtime::WasmRuntime;
 pub use spec::exec_args;
+use wherry_wasm_aot::{child, wire};
 
 /// Makes `wasm-worker` hold a user namespace instead of containers.
 pub const USER_NAMESPACE_ARGUMENT: &str = "user-namespace";

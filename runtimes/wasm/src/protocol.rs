@@ -6,7 +6,7 @@
 //!        ◀─ ToAgent::Reply{seq} / ToAgent::Event ──────────────
 //! ```
 //!
-//! Messages are JSON in the frames of [`crate::wire`]. A worker outlives the agent that started it,
+//! Messages are JSON in the frames of [`wherry_wasm_aot::wire`]. A worker outlives the agent that started it,
 //! so a newer agent meets older workers: fields are only ever added, with a default, and
 //! [`PROTOCOL_VERSION`] is raised when that is not enough.
 
@@ -14,6 +14,7 @@ use std::{net::IpAddr, path::PathBuf, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 use wherry_runtime_api::{ContainerExit, RuntimeError};
+use wherry_wasm_aot::ModuleKind;
 
 /// Version of this protocol; both ends say theirs in the hello. 2 knows [`RequestBody::Resize`].
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -50,63 +51,8 @@ pub struct Bootstrap {
 pub struct Ready {
     /// Why it cannot work, if it cannot.
     pub error: Option<String>,
-    /// Which compiled files it can load ([`CompileReply::engine`]).
+    /// Which compiled files it can load ([`wherry_wasm_aot::protocol::CompileReply::engine`]).
     pub engine: String,
-}
-
-/// Asks a `wasm-compile` process to compile the file that comes along into the file that comes
-/// along second. Without files: only to say which engine it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CompileRequest {
-    /// Whether the two files come along.
-    pub has_files: bool,
-    /// User to become before reading the input.
-    pub uid: u32,
-    /// Group to become before reading the input.
-    pub gid: u32,
-    /// Directory that becomes its root.
-    pub jail: PathBuf,
-    /// What the module is to be.
-    #[serde(default)]
-    pub purpose: Purpose,
-}
-
-/// What a module is compiled for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Purpose {
-    /// A container: every [`ModuleKind`] but [`ModuleKind::Plugin`].
-    #[default]
-    Container,
-    /// A plugin: [`ModuleKind::Plugin`] alone. What it imports is looked at when it is linked.
-    Plugin,
-}
-
-/// Answer to [`CompileRequest`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CompileReply {
-    /// Names the engine's version and settings: a compiled file is good for this one only.
-    pub engine: String,
-    /// What the module turned out to be, or why it cannot run here.
-    pub result: Result<Option<ModuleKind>, String>,
-}
-
-/// How a module is run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ModuleKind {
-    /// A core module with `_start` (WASI 0.1).
-    Module,
-    /// A component that exports `wasi:cli/run` 0.2.
-    Command,
-    /// A component that exports `wasi:cli/run` 0.3.
-    CommandP3,
-    /// A component that exports `wasi:http/incoming-handler` 0.2.
-    Http,
-    /// A component that exports `wasi:http/handler` 0.3.
-    HttpP3,
-    /// A component that exports a world of `wherry:plugin`; no container.
-    Plugin,
 }
 
 /// Which addresses a container's sockets may use.

@@ -35,12 +35,11 @@ use wherry_runtime_api::{
     PodSandbox, PodSandboxConfig, PodSandboxId, PodSandboxState, Runtime, RuntimeError,
     RuntimeEvent, RuntimeFeatures, RuntimeStatus, SandboxNetwork, StreamSession,
 };
+use wherry_wasm_aot::{Aot, Compiled, Purpose};
 
 use self::log::open_log;
 use crate::{
-    Config,
-    aot::{Aot, Compiled},
-    cgroup,
+    Config, cgroup,
     client::Client,
     identity::Identity,
     mounts,
@@ -143,7 +142,14 @@ impl Inner {
                 .create(&directory)
                 .map_err(RuntimeError::io(directory.display().to_string()))?;
         }
-        let aot = Aot::open(&config).map_err(RuntimeError::io("compiled modules"))?;
+        let aot = Aot::open(
+            config.root.join("wasm/cache"),
+            config.run.join("wasm/empty"),
+            config.exe.clone(),
+            (config.worker_uid, config.worker_gid),
+            Purpose::Container,
+        )
+        .map_err(RuntimeError::io("compiled modules"))?;
         let runtime = Arc::new(Self {
             aot,
             user_namespaces: tokio::sync::Mutex::default(),

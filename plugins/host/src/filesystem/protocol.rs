@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  agent                        volume server                              worker (plugin-worker filesystem)
-//!  ToServer   ─ wherry_wasm::wire ▶      Bootstrap, Load ─ wire ─▶
+//!  ToServer   ─ wherry_wasm_aot::wire ▶      Bootstrap, Load ─ wire ─▶
 //!             ◀── FromServer ───         ToGuest  ── frames ─▶             one instance for each volume
 //!                                        FromGuest ◀─ frames ──
 //! ```

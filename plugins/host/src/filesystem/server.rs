@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tracing::info;
-use wherry_wasm::{child, wire};
+use wherry_wasm_aot::{child, wire};
 
 use super::protocol::{Component, FromServer, Hello, News, Status, ToServer};
 

@@ -76,7 +76,7 @@ pub fn give_up_privileges(jail: &Path, uid: u32, gid: u32, keep: &[Capability]) 
 pub(crate) fn hold_user_namespace() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(subject("make user namespace"))?;
     let stdin = io::stdin();
-    wherry_wasm::wire::send_blocking(stdin.as_fd(), &(), &[])?;
-    let _ = wherry_wasm::wire::receive_blocking::<()>(stdin.as_fd());
+    wherry_wasm_aot::wire::send_blocking(stdin.as_fd(), &(), &[])?;
+    let _ = wherry_wasm_aot::wire::receive_blocking::<()>(stdin.as_fd());
     Ok(())
 }

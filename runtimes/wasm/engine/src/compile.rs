@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, setrlimit};
-use wherry_wasm::{
+use wherry_wasm_aot::{
     protocol::{CompileReply, CompileRequest, ModuleKind, Purpose},
     wire,
 };

@@ -12,7 +12,7 @@ use wasmtime::{
 };
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
-use wherry_wasm::protocol::ModuleKind;
+use wherry_wasm_aot::ModuleKind;
 
 use crate::{
     sockets,

@@ -15,13 +15,11 @@ use tokio::{
     sync::{Semaphore, broadcast},
 };
 use tokio_util::sync::CancellationToken;
-use wherry_wasm::{
-    protocol::{
-        ContainerSpec, Event, ExitRecord, PROTOCOL_VERSION, ReplyBody, Request, RequestBody,
-        ToAgent, WorkerError, WorkerErrorKind,
-    },
-    wire,
+use wherry_wasm::protocol::{
+    ContainerSpec, Event, ExitRecord, PROTOCOL_VERSION, ReplyBody, Request, RequestBody, ToAgent,
+    WorkerError, WorkerErrorKind,
 };
+use wherry_wasm_aot::wire;
 
 use crate::{
     container::{Container, End, ExecStreams},
@@ -452,7 +450,7 @@ impl Worker {
     fn load(
         &self,
         name: &str,
-        kind: wherry_wasm::protocol::ModuleKind,
+        kind: wherry_wasm_aot::ModuleKind,
         directory: &OwnedFd,
     ) -> wasmtime::Result<Arc<Loaded>> {
         // Held while loading: two containers of one image share the work.

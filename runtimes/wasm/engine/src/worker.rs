@@ -16,8 +16,8 @@ use caps::Capability;
 use wherry_wasm::{
     USER_NAMESPACE_ARGUMENT,
     protocol::{Bootstrap, PROTOCOL_VERSION, Ready},
-    wire,
 };
+use wherry_wasm_aot::wire;
 
 use crate::{
     bootstrap,

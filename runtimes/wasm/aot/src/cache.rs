@@ -1,8 +1,8 @@
 //! Compiled modules: made once per module and engine by a short-lived child, kept on disk.
 //!
 //! ```text
-//! <root>/wasm/cache/<engine>/<module>/module.cwasm   machine code
-//! <root>/wasm/cache/<engine>/<module>/module.json    what it is; the directory is renamed here whole
+//! <cache>/<engine>/<module>/module.cwasm   machine code
+//! <cache>/<engine>/<module>/module.json    what it is; the directory is renamed here whole
 //! ```
 
 use std::{
@@ -21,9 +21,8 @@ use tokio::sync::OnceCell;
 use wherry_runtime_api::RuntimeError;
 
 use crate::{
-    Config, child,
+    child,
     protocol::{CompileReply, CompileRequest, ModuleKind, Purpose},
-    record::{remove_directory, write_json},
 };
 
 /// A large module takes seconds on a small machine.
@@ -37,8 +36,9 @@ pub struct Compiled {
     /// Holds the machine code.
     pub directory: PathBuf,
     /// Names it for workers.
-    pub(crate) name: String,
-    pub(crate) kind: ModuleKind,
+    pub name: String,
+    /// How it is run.
+    pub kind: ModuleKind,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,22 +60,12 @@ pub struct Aot {
 }
 
 impl Aot {
-    pub(crate) fn open(config: &Config) -> io::Result<Self> {
-        Self::open_at(
-            config.root.join("wasm/cache"),
-            config.run.join("wasm/empty"),
-            config.exe.clone(),
-            (config.worker_uid, config.worker_gid),
-            Purpose::Container,
-        )
-    }
-
     /// A cache in a directory of its own, filled by `exe wasm-compile` as `user`, whose root is the
     /// empty directory `jail`.
     ///
     /// # Errors
     /// The directories cannot be made.
-    pub fn open_at(
+    pub fn open(
         directory: PathBuf,
         jail: PathBuf,
         exe: PathBuf,
@@ -106,7 +96,10 @@ impl Aot {
     }
 
     /// Names the engine of our own program.
-    pub(crate) async fn engine(&self) -> Result<&str, RuntimeError> {
+    ///
+    /// # Errors
+    /// The compiler cannot be started or does not answer.
+    pub async fn engine(&self) -> Result<&str, RuntimeError> {
         let engine = self.engine.get_or_try_init(async || {
             let reply = self.run_compiler(None).await?;
             // Code for other versions' engines is of no use to anybody once their workers are gone.
@@ -244,4 +237,19 @@ fn read_kind(directory: &Path) -> Option<ModuleKind> {
     let file: ModuleFile =
         serde_json::from_slice(&std::fs::read(directory.join("module.json")).ok()?).ok()?;
     Some(file.kind)
+}
+
+/// Writes a file whole or not at all.
+fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, serde_json::to_vec(value)?)?;
+    std::fs::rename(temporary, path)
+}
+
+/// Removes a directory; one that is gone is fine.
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
