@@ -19,7 +19,7 @@ use wherry_api::patch::{self, PatchKind};
 const WAIT: Duration = Duration::from_secs(15);
 
 /// Resources it knows: group and version, plural, kind, whether in namespaces.
-const RESOURCES: [(&str, &str, &str, bool); 24] = [
+const RESOURCES: [(&str, &str, &str, bool); 25] = [
     ("v1", "namespaces", "Namespace", false),
     ("v1", "nodes", "Node", false),
     ("v1", "pods", "Pod", true),
@@ -27,6 +27,7 @@ const RESOURCES: [(&str, &str, &str, bool); 24] = [
     ("v1", "secrets", "Secret", true),
     ("v1", "serviceaccounts", "ServiceAccount", true),
     ("v1", "events", "Event", true),
+    ("v1", "resourcequotas", "ResourceQuota", true),
     (
         "v1",
         "replicationcontrollers",
@@ -193,6 +194,10 @@ impl Fake {
                 let (_, code) = state.failures.remove(index).unwrap();
                 return status(code, "injected");
             }
+        }
+        if path.contains("/proxy/storage/") {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            return json_response(200, json!({ "path": format!("/node/{name}") }));
         }
         if let Some(found) = discovery(&path) {
             return json_response(200, found);

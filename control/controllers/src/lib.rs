@@ -19,6 +19,7 @@
 //!                     sets for Deployments, Jobs for CronJobs
 //!  disruption ─────── how many pods of a PodDisruptionBudget may be evicted
 //!  pod_gc ─────────── pods that nobody will miss
+//!  quota ──────────── what is used of ResourceQuotas
 //!  endpoints ──────── Endpoints and EndpointSlices of Services
 //!  load_balancer ──── addresses of nodes for Services of that type
 //!  scheduler ──────── a node for each pod
@@ -53,6 +54,7 @@ mod pod_control;
 mod pod_gc;
 mod pod_sets;
 mod pods;
+mod quota;
 mod replica_set;
 mod retry;
 mod revisions;
@@ -155,6 +157,10 @@ pub async fn run(clients: impl Into<Clients>, config: Config, shutdown: Cancella
     tasks.spawn(load_balancer::run(
         clients.of("service-controller"),
         recorder.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(quota::run(
+        clients.of("resourcequota-controller"),
         shutdown.clone(),
     ));
     tasks.spawn(aggregation::run(

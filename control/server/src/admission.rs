@@ -1,12 +1,15 @@
 //! What a write has to pass besides the rules of its kind, in the order kube-apiserver's plugins run.
 
 mod csr;
+mod limit_ranger;
 mod mirror;
 mod namespace;
 mod node_restriction;
 pub(crate) mod priority;
+pub(crate) mod quota;
 mod runtime_class;
 mod service_account;
+mod storage;
 mod tolerations;
 
 use std::sync::atomic::Ordering;
@@ -25,6 +28,10 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
     if csr::is_for(call) {
         csr::create(call, object)?;
     }
+    if storage::is_for(call) {
+        storage::create(call, object).await?;
+    }
+    limit_ranger::create(call, namespace, object).await?;
     if call.resource.group.is_empty() && call.resource.plural == "pods" {
         mirror::check(call, object)?;
         service_account::admit(call, namespace, object).await?;
@@ -43,6 +50,10 @@ pub(crate) async fn update(
     old: &Value,
 ) -> Result<(), Status> {
     node_restriction::update(call, subresource, new, old)?;
+    limit_ranger::update(call, subresource, new).await?;
+    if storage::is_for(call) && subresource.is_empty() {
+        storage::update(call, new, old).await?;
+    }
     if csr::is_for(call) {
         csr::update(call, subresource, new, old).await?;
     }

@@ -129,6 +129,7 @@ pub(crate) struct App {
     pub(crate) metrics: metrics::Metrics,
     pub(crate) node_metrics: node_metrics::NodeMetrics,
     pub(crate) rbac: rbac::Rbac,
+    pub(crate) quota_turns: admission::quota::Turns,
     pub(crate) document_hashes: documents::DocumentHashes,
     /// `address:port`, for `/api`.
     pub(crate) public_address: String,
@@ -202,6 +203,7 @@ impl Server {
             metrics: metrics::Metrics::default(),
             node_metrics: node_metrics::NodeMetrics::default(),
             rbac: rbac::Rbac::default(),
+            quota_turns: admission::quota::Turns::default(),
             document_hashes: documents::DocumentHashes::default(),
             public_address: SocketAddr::new(public, address.port()).to_string(),
             is_bootstrapped: AtomicBool::new(false),

@@ -8,7 +8,7 @@ use wherry_api::{Resource, Status, meta};
 use wherry_store::{KeyValue, StoreError};
 
 use crate::{
-    admission,
+    admission::{self, quota},
     answer::{self, Answer},
     call::Call,
     service_ips::Mode,
@@ -108,6 +108,22 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
     }
     let key = stored::key(resource, namespace, &name);
     let is_dry_run = call.is_dry_run()?;
+    let reserved = quota::reserve_new(call, namespace, &object, is_dry_run).await?;
+    let written = write(call, &key, &name, object, is_dry_run).await;
+    if written.is_err() {
+        reserved.release(&call.app).await;
+    }
+    written
+}
+
+async fn write(
+    call: &Call,
+    key: &str,
+    name: &str,
+    mut object: Value,
+    is_dry_run: bool,
+) -> Result<KeyValue, Status> {
+    let resource = call.resource;
     let claim = if resource.group.is_empty() && resource.plural == "services" {
         Some(
             call.app
@@ -120,21 +136,21 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
     };
     let value = stored::encode(resource, &object);
     if is_dry_run {
-        return match call.app.store.get(&key).await {
-            Ok((Some(_), _)) => Err(Status::already_exists(resource, &name)),
+        return match call.app.store.get(key).await {
+            Ok((Some(_), _)) => Err(Status::already_exists(resource, name)),
             Ok((None, _)) => Ok(KeyValue {
                 key: key.into(),
                 value,
                 create_revision: 0,
                 mod_revision: 0,
             }),
-            Err(error) => Err(store_status(resource, &name, error)),
+            Err(error) => Err(store_status(resource, name, error)),
         };
     }
     match call
         .app
         .store
-        .create(&key, value, durability(resource))
+        .create(key, value, durability(resource))
         .await
     {
         Ok(kv) => {
@@ -143,8 +159,8 @@ async fn finish(call: &Call, namespace: &str, mut object: Value) -> Result<KeyVa
             }
             Ok(kv)
         }
-        Err(StoreError::Exists(_)) => Err(Status::already_exists(resource, &name)),
-        Err(error) => Err(store_status(resource, &name, error)),
+        Err(StoreError::Exists(_)) => Err(Status::already_exists(resource, name)),
+        Err(error) => Err(store_status(resource, name, error)),
     }
 }
 

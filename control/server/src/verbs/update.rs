@@ -8,7 +8,7 @@ use wherry_api::{FieldError, Resource, Status, field::Path, managed, meta};
 use wherry_store::{KeyValue, StoreError};
 
 use crate::{
-    admission,
+    admission::{self, quota},
     answer::{self, Answer},
     call::Call,
     service_ips::Mode,
@@ -202,6 +202,7 @@ pub(crate) async fn modify_with(
             return Ok(current);
         }
         let value = stored::encode(resource, &new);
+        let reserved = quota::reserve_change(call, subresource, &new, &old, is_dry_run).await?;
         if is_dry_run {
             return Ok(KeyValue { value, ..current });
         }
@@ -225,8 +226,12 @@ pub(crate) async fn modify_with(
                 }
                 return Ok(kv);
             }
-            Err(StoreError::Conflict { .. }) if !is_conditional => {}
-            Err(error) => return Err(fail(error)),
+            Err(error) => {
+                reserved.release(&call.app).await;
+                if is_conditional || !matches!(error, StoreError::Conflict { .. }) {
+                    return Err(fail(error));
+                }
+            }
         }
     }
     Err(Status::modified(resource, name))

@@ -9,6 +9,7 @@ mod kubectl;
 mod lists;
 mod nodes;
 mod proxy;
+mod quota;
 mod rbac;
 mod verbs;
 mod watches;
