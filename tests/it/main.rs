@@ -19,6 +19,7 @@ mod plugins;
 mod pods;
 mod restarts;
 mod services;
+mod tutorial;
 mod wasm;
 mod workloads;
 
@@ -208,6 +209,7 @@ fn main() {
         lifecycle::trials(),
         restarts::trials(),
         services::trials(&shared),
+        tutorial::trials(),
         workloads::trials(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());

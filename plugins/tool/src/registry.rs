@@ -8,7 +8,7 @@ use clap::Args;
 use oci_distribution::{
     Client, Reference, RegistryOperation,
     client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
-    manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OciDescriptor},
+    manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor},
     secrets::RegistryAuth,
 };
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ impl Repository {
 
     /// A manifest as it is, and its digest.
     async fn manifest(&self, reference: &Reference) -> Result<(Value, String)> {
-        let accepted = [IMAGE_MANIFEST_MEDIA_TYPE];
+        let accepted = [OCI_IMAGE_MEDIA_TYPE];
         let pulled = self
             .client
             .pull_manifest_raw(reference, &self.auth, &accepted)
@@ -166,7 +166,7 @@ impl Repository {
         }
         let mut manifest = json!({
             "schemaVersion": 2,
-            "mediaType": IMAGE_MANIFEST_MEDIA_TYPE,
+            "mediaType": OCI_IMAGE_MEDIA_TYPE,
             "config": config_descriptor,
             "layers": [layer_descriptor],
         });
@@ -176,7 +176,7 @@ impl Repository {
         let bytes = serde_json::to_vec(&manifest)?;
         let digest = digest_of(&bytes);
         self.client
-            .push_manifest_raw(reference, bytes, IMAGE_MANIFEST_MEDIA_TYPE.parse()?)
+            .push_manifest_raw(reference, bytes, OCI_IMAGE_MEDIA_TYPE.parse()?)
             .await
             .with_context(|| format!("push {reference}"))?;
         Ok(digest)

@@ -15,6 +15,8 @@
 //!     answer: {ok: "+PONG\r\n"}
 //!   expect: {ok: {verdict: success, message: PONG}}
 //! ```
+//!
+//! Of maps, only the fields that a script names are compared; of arguments, as many as it gives.
 
 use std::{collections::BTreeMap, path::Path};
 

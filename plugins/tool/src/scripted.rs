@@ -143,10 +143,12 @@ impl Host {
         }
         let expected = self.calls.pop_front();
         let is_it = expected.as_ref().is_some_and(|expected| {
+            // Arguments that a script leaves out at the end may be any.
+            let looked_at = arguments.iter().take(expected.arguments.len()).cloned();
             expected.function == function
                 && value::matches(
                     &Value::Array(expected.arguments.clone()),
-                    &Value::Array(arguments.to_vec()),
+                    &Value::Array(looked_at.collect()),
                 )
         });
         match expected {
