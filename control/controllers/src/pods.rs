@@ -10,7 +10,7 @@ use k8s_openapi::{
 use serde_json::{Map, Value};
 use wherry_api::selector::LabelSelector;
 
-use crate::workqueue::Key;
+use crate::{scheduler, workqueue::Key};
 
 /// `controller.kubernetes.io/pod-deletion-cost`: pods with less go first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -66,6 +66,10 @@ pub(crate) struct PodView {
     pub(crate) exits: Vec<(String, i32)>,
     /// Types of conditions that hold, such as `DisruptionTarget`.
     pub(crate) conditions: Vec<String>,
+    /// Names of the PersistentVolumeClaims that it mounts, those that are made for it included.
+    pub(crate) claims: Vec<String>,
+    /// Some are made for it.
+    pub(crate) has_ephemeral: bool,
 }
 
 impl PodView {
@@ -127,6 +131,7 @@ impl From<Pod> for PodView {
         let conditions = status.conditions.unwrap_or_default();
         let annotations = metadata.annotations.unwrap_or_default();
         let statuses = status.container_statuses.unwrap_or_default();
+        let claims = scheduler::claims_of(&spec, metadata.name.as_deref().unwrap_or_default());
         Self {
             key: Key::new(
                 metadata.namespace.unwrap_or_default(),
@@ -174,6 +179,8 @@ impl From<Pod> for PodView {
             subdomain: spec.subdomain.unwrap_or_default(),
             ports: spec.containers.iter().flat_map(ports).collect(),
             exits: statuses.iter().filter_map(exit).collect(),
+            has_ephemeral: claims.iter().any(|claim| claim.is_ephemeral),
+            claims: claims.into_iter().map(|claim| claim.name).collect(),
             conditions: conditions
                 .into_iter()
                 .filter(|condition| condition.status == "True")

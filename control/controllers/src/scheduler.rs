@@ -28,6 +28,7 @@ mod testing;
 mod write;
 
 pub(crate) use filter::{is_tolerated, matches_term};
+pub(crate) use pod::claims_of;
 
 use std::{
     collections::HashMap,
@@ -182,8 +183,14 @@ impl Scheduler {
                 return;
             };
             match self.state.schedule(&pod) {
-                Ok(Placement { node, steps }) if steps.is_empty() => self.bind(pod, node),
-                Ok(placement) => self.prepare(pod, placement),
+                Ok(placement) => {
+                    self.has_news |= placement.is_waited_for;
+                    if placement.steps.is_empty() {
+                        self.bind(pod, placement.node);
+                    } else {
+                        self.prepare(pod, placement);
+                    }
+                }
                 Err(rejections) => self.reject(pod, &rejections),
             }
         }
@@ -210,7 +217,7 @@ impl Scheduler {
 
     /// Has a pod's claims bound before the pod is.
     fn prepare(&mut self, pod: PodInfo, placement: Placement) {
-        let Placement { node, steps } = placement;
+        let Placement { node, steps, .. } = placement;
         let claims = &self.state.claims;
         let version = |volume: &String| {
             let volume = claims.volumes.get(volume);

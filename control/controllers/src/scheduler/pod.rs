@@ -199,13 +199,14 @@ fn needs(pod: &Pod, spec: &PodSpec) -> Needs {
         images: (spec.containers.iter().chain(init))
             .filter_map(|container| container.image.clone())
             .collect(),
-        claims: claims(spec, metadata.name.as_deref().unwrap_or_default()),
+        claims: claims_of(spec, metadata.name.as_deref().unwrap_or_default()),
         namespace,
         labels,
     }
 }
 
-fn claims(spec: &PodSpec, pod: &str) -> Vec<ClaimName> {
+/// The claims that a pod mounts.
+pub(crate) fn claims_of(spec: &PodSpec, pod: &str) -> Vec<ClaimName> {
     let claims = spec.volumes.iter().flatten().filter_map(|volume| {
         if let Some(source) = &volume.persistent_volume_claim {
             return Some(ClaimName {

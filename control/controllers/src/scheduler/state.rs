@@ -59,6 +59,8 @@ pub(crate) struct Placement {
     pub(crate) node: String,
     /// To be written for its claims before it is bound.
     pub(crate) steps: Vec<Step>,
+    /// Others may wait for such a pod to be there.
+    pub(crate) is_waited_for: bool,
 }
 
 impl State {
@@ -271,7 +273,7 @@ impl State {
         self.next_start = looked_at;
         let node = self.nodes[best].name.clone();
         self.claims.assume(&pod.uid, &steps);
-        self.assign(
+        let is_waited_for = self.assign(
             &pod.uid,
             Assigned {
                 name: pod.name.clone(),
@@ -281,7 +283,11 @@ impl State {
                 started: None,
             },
         );
-        Ok(Placement { node, steps })
+        Ok(Placement {
+            node,
+            steps,
+            is_waited_for,
+        })
     }
 
     fn choose(
