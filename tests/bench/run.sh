@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds a release, makes images and guests, measures a fresh node and prints the tables of README.md.
+# Builds a release, makes images and guests, measures and prints the tables of README.md; parts can be named
+# (see tests/bench/main.rs).
 here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/tools/lib.sh"
 cd "$here"
@@ -17,4 +18,4 @@ cargo build --release -p wherry
 # The measuring side waits and reads; it is built as the tests are, which costs nothing where they have been run.
 cargo build --workspace --bin bench
 export WHERRY_BIN=$CARGO_TARGET_DIR/release/wherry
-exec "$CARGO_TARGET_DIR/debug/bench"
+exec "$CARGO_TARGET_DIR/debug/bench" "$@"

@@ -1,0 +1,259 @@
+//! The scheduler: 5,000 pods over hollow nodes.
+//!
+//! A hollow node is a Node object whose Lease this program renews, and whose pods it reports Running.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Node, Pod},
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+};
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::{control::Control, host, pods};
+
+/// Pods that are scheduled in each run.
+const PODS: usize = 5_000;
+/// Requests that this program has under way.
+const CLIENTS: usize = 32;
+/// How often a kubelet renews its lease.
+const LEASE_PERIOD: Duration = Duration::from_secs(10);
+/// How long all pods may take together.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+const RUNS: [(&str, usize, fn(usize) -> Value); 3] = [
+    ("plain pods, 100 nodes", 100, plain),
+    ("plain pods, 1,000 nodes", 1_000, plain),
+    (
+        "pods that are spread over zones and keep apart by host, 1,000 nodes",
+        1_000,
+        apart,
+    ),
+];
+
+/// What one run found.
+struct Found {
+    /// Create to bound, each pod.
+    each: Vec<Duration>,
+    /// First create to last bound.
+    total: Duration,
+    /// CPU time of the whole control plane.
+    cpu: Duration,
+}
+
+/// Measures the scheduler.
+pub(crate) fn run() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    println!(
+        "| {PODS} pods, create → bound on a watch | Median | Spread (p10–p90) | p99 | n |\n|---|---|---|---|---|"
+    );
+    let mut totals = Vec::new();
+    for (name, nodes, spec) in RUNS {
+        eprintln!("scheduler: {name}");
+        let found = runtime.block_on(measure(nodes, spec))?;
+        host::row(name, &found.each);
+        totals.push((name, found));
+    }
+    println!(
+        "\n| Run | pods/s, first create to last bound | CPU of the control plane per pod |\n|---|---|---|"
+    );
+    for (name, found) in totals {
+        println!(
+            "| {name} | {:.0} | {:.0} µs |",
+            PODS as f64 / found.total.as_secs_f64(),
+            found.cpu.as_secs_f64() * 1e6 / PODS as f64
+        );
+    }
+    Ok(())
+}
+
+fn plain(_: usize) -> Value {
+    json!({ "containers": [{
+        "name": "c", "image": "hollow", "resources": { "requests": { "cpu": "10m", "memory": "16Mi" } },
+    }] })
+}
+
+/// Pods of fifty apps, of which no two of one are on one host.
+fn apart(number: usize) -> Value {
+    let selector = json!({ "matchLabels": { "app": app(number) } });
+    let mut spec = plain(number);
+    spec["affinity"] = json!({ "podAntiAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": [
+        { "topologyKey": "kubernetes.io/hostname", "labelSelector": selector },
+    ] } });
+    spec["topologySpreadConstraints"] = json!([{
+        "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": selector,
+    }]);
+    spec
+}
+
+fn app(number: usize) -> String {
+    format!("app-{}", number % 50)
+}
+
+async fn measure(nodes: usize, spec: fn(usize) -> Value) -> Result<Found> {
+    let control = Control::start(&[])?;
+    let client = pods::client(&control.kubeconfig()).await?;
+    let names: Arc<Vec<String>> = Arc::new((0..nodes).map(|n| format!("hollow-{n}")).collect());
+    make_nodes(&client, &names).await?;
+    let mut hollow = JoinSet::new();
+    hollow.spawn(renew(client.clone(), names));
+    let (bound, running) = mpsc::channel(PODS);
+    hollow.spawn(report_running(client.clone(), running));
+
+    let api: Api<Pod> = Api::default_namespaced(client.clone());
+    let revision = api.list(&ListParams::default().limit(1)).await?;
+    let revision = revision.metadata.resource_version.context("a revision")?;
+    let params = WatchParams::default().timeout(290);
+    let mut events = api.watch(&params, &revision).await?.boxed();
+    let before = control.cpu()?;
+    let start = Instant::now();
+    let mut seen: HashMap<String, Instant> = HashMap::new();
+    let watched = async {
+        while seen.len() < PODS {
+            let event = events.try_next().await?.context("the watch goes on")?;
+            let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else {
+                continue;
+            };
+            let name = pod.metadata.name.unwrap_or_default();
+            if pod.spec.is_some_and(|spec| spec.node_name.is_some()) && !seen.contains_key(&name) {
+                seen.insert(name.clone(), Instant::now());
+                bound.send(name).await?;
+            }
+        }
+        anyhow::Ok(())
+    };
+    let both = async { tokio::try_join!(create(api.clone(), spec), watched) };
+    let (created, ()) = tokio::time::timeout(PATIENCE, both)
+        .await
+        .context("all pods get a node")??;
+    let total = start.elapsed();
+    let cpu = control.cpu()? - before;
+    let each = seen
+        .iter()
+        .filter_map(|(name, bound)| Some(bound.duration_since(*created.get(name)?)))
+        .collect();
+    hollow.shutdown().await;
+    Ok(Found { each, total, cpu })
+}
+
+/// Creates the pods, and gives the time at which each create was asked for.
+async fn create(api: Api<Pod>, spec: fn(usize) -> Value) -> Result<HashMap<String, Instant>> {
+    stream::iter(0..PODS)
+        .map(|number| {
+            let api = api.clone();
+            async move {
+                let name = format!("p{number}");
+                let pod: Pod = serde_json::from_value(json!({
+                    "metadata": { "name": name, "labels": { "app": app(number) } },
+                    "spec": spec(number),
+                }))?;
+                let asked = Instant::now();
+                api.create(&PostParams::default(), &pod).await?;
+                anyhow::Ok((name, asked))
+            }
+        })
+        .buffer_unordered(CLIENTS)
+        .try_collect()
+        .await
+}
+
+async fn make_nodes(client: &Client, names: &[String]) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let make = |(number, name): (usize, &String)| {
+        let (nodes, name) = (nodes.clone(), name.clone());
+        async move {
+            let node: Node = serde_json::from_value(json!({
+                "metadata": { "name": name, "labels": {
+                    "kubernetes.io/hostname": name, "topology.kubernetes.io/zone": format!("z{}", number % 3),
+                } },
+            }))?;
+            nodes.create(&PostParams::default(), &node).await?;
+            let status = json!({ "status": {
+                "capacity": { "cpu": "32", "memory": "256Gi", "pods": "500" },
+                "allocatable": { "cpu": "32", "memory": "256Gi", "pods": "500" },
+                "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
+            } });
+            let patch = Patch::Strategic(status);
+            nodes
+                .patch_status(&name, &PatchParams::default(), &patch)
+                .await?;
+            anyhow::Ok(())
+        }
+    };
+    stream::iter(names.iter().enumerate())
+        .map(make)
+        .buffer_unordered(CLIENTS)
+        .try_collect::<Vec<()>>()
+        .await?;
+    Ok(())
+}
+
+/// Renews the nodes' leases until it is stopped; one that fails is renewed the next time.
+async fn renew(client: Client, names: Arc<Vec<String>>) {
+    let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
+    let mut period = tokio::time::interval(LEASE_PERIOD);
+    loop {
+        period.tick().await;
+        let renew = |name: &String| {
+            let (leases, name) = (leases.clone(), name.clone());
+            async move {
+                let now = k8s_openapi::jiff::Timestamp::now();
+                let lease = json!({
+                    "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                    "spec": {
+                        "holderIdentity": name, "leaseDurationSeconds": 40,
+                        "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
+                    },
+                });
+                let params = PatchParams::apply("hollow").force();
+                if let Err(error) = leases.patch(&name, &params, &Patch::Apply(lease)).await {
+                    eprintln!("lease of {name}: {error}");
+                }
+            }
+        };
+        stream::iter(names.iter())
+            .map(renew)
+            .buffer_unordered(CLIENTS)
+            .collect::<()>()
+            .await;
+    }
+}
+
+/// Says of pods that they run, as their nodes would.
+async fn report_running(client: Client, mut bound: mpsc::Receiver<String>) {
+    let pods: Api<Pod> = Api::default_namespaced(client);
+    let names = stream::poll_fn(move |context| bound.poll_recv(context));
+    names
+        .map(|name| {
+            let pods = pods.clone();
+            async move {
+                let status = json!({ "status": {
+                    "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
+                } });
+                let patch = Patch::Strategic(status);
+                if let Err(error) = pods
+                    .patch_status(&name, &PatchParams::default(), &patch)
+                    .await
+                {
+                    eprintln!("status of {name}: {error}");
+                }
+            }
+        })
+        .buffer_unordered(CLIENTS)
+        .collect::<()>()
+        .await;
+}
