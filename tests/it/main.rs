@@ -3,6 +3,7 @@
 //! Most tests share one node, each in a Kubernetes namespace of its own; tests that kill, fill or end a node start
 //! their own. Started by tests/run.sh, which makes the images and guests.
 
+mod administration;
 mod asking;
 mod bad_input;
 mod behaviours;
@@ -15,6 +16,8 @@ mod images;
 mod join;
 mod kubectl;
 mod lifecycle;
+mod network;
+mod plugin_tool;
 mod plugins;
 mod pods;
 mod restarts;
@@ -197,16 +200,19 @@ fn main() {
         kubectl::trials(&shared),
         pods::trials(&shared),
         plugins::trials(&shared),
+        plugin_tool::trials(),
         wasm::trials(&shared),
         bad_input::trials(&shared),
         images::trials(),
         cgroup_v2::trials(),
+        administration::trials(&shared),
         clients::trials(&shared),
         control_planes::trials(),
         examples::trials(&shared),
         faults::trials(),
         join::trials(),
         lifecycle::trials(),
+        network::trials(),
         restarts::trials(),
         services::trials(&shared),
         tutorial::trials(),

@@ -18,12 +18,17 @@ pub struct Engine {
 impl Engine {
     /// Starts Debian's engine. Its containers outlive it (`--live-restore`), as in a careful installation.
     pub fn start(network: &Network) -> Self {
+        Self::start_in(network.name())
+    }
+
+    /// The same in a network namespace.
+    pub fn start_in(network: &str) -> Self {
         let engine = Self {
             dir: tempfile::Builder::new()
                 .prefix("wherry-dockerd-")
                 .tempdir()
                 .expect("a temporary directory"),
-            network: network.name().to_owned(),
+            network: network.to_owned(),
         };
         engine.up();
         engine

@@ -99,6 +99,31 @@ impl Hosts {
         hosts
     }
 
+    /// Puts a host, on which nothing runs yet, onto a network of its own; what is outside becomes the router between the
+    /// two, which sends on only what comes from where it should.
+    pub fn move_behind_router(&mut self, index: usize) {
+        let (lan, number) = (&self.lan, index + 1);
+        let host = &mut self.hosts[index];
+        let (name, port) = (&host.name, format!("p{number}"));
+        let (address, router) = (format!("10.53.{number}.1"), format!("10.53.{number}.254"));
+        for line in [
+            format!("-n {lan} link set {port} nomaster"),
+            format!("-n {lan} addr add {router}/24 dev {port}"),
+            format!("-n {name} addr flush dev eth0"),
+            format!("-n {name} addr add {address}/24 dev eth0"),
+            format!("-n {name} route add default via {router}"),
+        ] {
+            ip(&line);
+        }
+        let switches = format!(
+            "cd /proc/sys/net/ipv4; echo 1 > ip_forward; for at in lan0 {port}; do echo 1 > conf/$at/rp_filter; done"
+        );
+        let mut shell = within(lan, OsStr::new("sh"));
+        let done = shell.args(["-ec", &switches]).status();
+        assert!(done.is_ok_and(|status| status.success()), "{switches}");
+        host.address = address;
+    }
+
     /// A host, counted from 0.
     pub fn host(&mut self, index: usize) -> &mut Host {
         &mut self.hosts[index]

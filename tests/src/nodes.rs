@@ -120,6 +120,12 @@ impl Nodes {
         self.hosts.host(index).signal(signal);
     }
 
+    /// Starts the `wherry` of a host as it was started before, with more arguments.
+    pub fn start_again_with(&mut self, index: usize, more: &[&str]) {
+        self.args[index].extend(more.iter().map(ToString::to_string));
+        self.start_again(index);
+    }
+
     /// Starts the `wherry` of a host as it was started before.
     pub fn start_again(&mut self, index: usize) {
         let args = self.args[index].clone();

@@ -152,7 +152,8 @@ impl PodNetwork {
         peers: watch::Receiver<Option<Arc<[Peer]>>>,
         unreachable: watch::Sender<Vec<Unreachable>>,
     ) {
-        match self.netlink().await {
+        // A connection of its own: the kernel refuses a second dump on one while there is another.
+        match netlink::connect() {
             Ok(handle) => peers::keep(self, &handle, peers, unreachable).await,
             Err(error) => warn!(%error, "Other nodes' pods are not reached"),
         }

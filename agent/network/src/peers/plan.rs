@@ -82,7 +82,8 @@ pub(crate) fn plan(local: &Local, backend: Backend, peers: &[Peer]) -> Plan {
     let mut taken: Vec<(Cidr, &str)> = Vec::new();
     let mut peers: Vec<&Peer> = peers.iter().collect();
     peers.sort();
-    for peer in peers {
+    // One without any address has not said yet where it is.
+    for peer in peers.iter().filter(|peer| !peer.addresses.is_empty()) {
         let shares_machine = peer
             .addresses
             .iter()

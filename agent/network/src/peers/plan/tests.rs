@@ -161,7 +161,6 @@ fn what_a_node_says_of_itself_takes_nothing_away_from_this_one() {
             "172.31.0.0/24",
             "overlaps with a network of this node",
         ),
-        (&[], "10.88.1.0/24", "no InternalIP"),
         (&["fd99::3"], "10.88.1.0/24", "no InternalIP of the family"),
     ] {
         let plan = plan(&local(), Backend::Auto, &[peer("odd", addresses, &[range])]);
@@ -195,13 +194,15 @@ fn a_node_in_the_same_network_namespace_needs_no_route() {
 }
 
 #[test]
-fn a_node_without_its_address_makes_no_tunnel_and_says_so() {
+fn a_node_without_its_address_makes_no_tunnel_and_says_so_and_waits_for_others_to_have_one() {
     let local = Local {
         node_ip: None,
         ..local()
     };
     let far = peer("far", &["10.99.0.3"], &["10.88.3.0/24"]);
-    let plan = plan(&local, Backend::Auto, &[far]);
+    let unborn = peer("unborn", &[], &["10.88.4.0/24"]);
+    let plan = plan(&local, Backend::Auto, &[far, unborn]);
+    assert_eq!(plan.unreachable.len(), 1);
     assert!(plan.tunnel.is_none() && plan.rules.is_empty());
     assert!(whys(&plan)[0].contains("no interface with its InternalIP"));
 }
