@@ -1,7 +1,7 @@
 //! The program `wherry`. This crate is the only place that names concrete runtimes and stores.
 //!
 //! ```text
-//!  argv[1]   stage1 | wasm-worker | wasm-compile | plugin-worker
+//!  argv[1]   stage1 | wasm-worker | wasm-compile | plugin-worker | volume-server
 //!                                                  supervisors: straight into their library, before anything else
 //!            up | control | agent                    built without running, then run until SIGINT or SIGTERM
 //!            down | image | token | plugin | kubeconfig       done and out
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Some("wasm-worker") => return wherry_wasm_engine::worker::main(rest()),
         Some("wasm-compile") => return wherry_wasm_engine::compile::main(rest()),
         Some("plugin-worker") => return wherry_plugin_worker::main(rest()),
+        Some("volume-server") => return wherry_plugin_fuse::main(rest()),
         _ => {}
     }
     let cli = Cli::parse();

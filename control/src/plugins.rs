@@ -31,6 +31,8 @@ use wherry_images::{Store, StoredImage};
 use wherry_plugin_host::{
     Exec, FailurePolicy, Grants, HostConfig, Limits, PluginError, PluginHost, PluginProber,
     PluginSpec, PluginStats, ProbeOutcome, ProbeRequest, Prober,
+    filesystem::{FilesystemVolumes, REQUEST_TIMEOUT},
+    mounter::MounterVolumes,
     volume::{PluginVolumes, VolumePlugins},
 };
 use wherry_runtime_api::ImageService;
@@ -66,14 +68,16 @@ pub(crate) struct NodePlugins {
 /// A node's plugins. Without an API server there are no Plugin objects.
 pub(crate) fn of_node(
     root: &RootArgs,
+    cgroup_root: &str,
     images: Store,
     kube: Option<Client>,
     node: &str,
     signatures: SignaturePolicy,
 ) -> Result<NodePlugins> {
     let exe = std::env::current_exe().context("this program's own path")?;
-    let host =
-        PluginHost::open(HostConfig::new(&root.root, &root.run(), exe)).context("plugins")?;
+    let mut config = HostConfig::new(&root.root, &root.run(), exe);
+    config.cgroup = Some(format!("{cgroup_root}/plugins"));
+    let host = PluginHost::open(config).context("plugins")?;
     let installer = kube.map(|client| {
         let installer = Installer {
             host: Arc::clone(&host),
@@ -85,8 +89,18 @@ pub(crate) fn of_node(
         };
         AbortOnDropHandle::new(tokio::spawn(installer.run()))
     });
+    let socket = root.run().join("plugins/volume-server.sock");
+    let filesystems = FilesystemVolumes::new(Arc::clone(&host), socket, REQUEST_TIMEOUT);
+    let mounters = MounterVolumes::open(Arc::clone(&host), root.root.join("plugins/mounts"))
+        .context("records of mounts")?;
+    let volumes = Arc::new(PluginVolumes::new(
+        Arc::clone(&host),
+        vec![Arc::new(filesystems), Arc::new(mounters)],
+    ));
+    let restored = Arc::clone(&volumes);
+    tokio::spawn(async move { restored.restore().await });
     Ok(NodePlugins {
-        volumes: Arc::new(PluginVolumes::new(Arc::clone(&host), Vec::new())),
+        volumes,
         prober: Arc::new(NodeProber {
             inner: PluginProber::new(host),
             _installer: installer,

@@ -85,6 +85,7 @@ impl Agency<'_> {
                 })
                 .await,
             ),
+            Ask::Mounts(ask) => Answer::Mounts(self.exec.mount(ask).await),
             // A check is a call that may ask for a check.
             Ask::Check { command } => Answer::Check(Box::pin(self.check(&command, left)).await),
         }

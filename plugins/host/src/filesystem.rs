@@ -41,6 +41,7 @@ use crate::{
     volume::{VolumeFailure, VolumeMounts, VolumeRequest},
 };
 
+pub(crate) use self::mount::{is_mounted, unmount};
 use self::{
     protocol::{Component, FromServer, Hello, News, Served, Status, ToServer},
     server::Server,
@@ -99,6 +100,8 @@ pub struct FilesystemVolumes {
     news: broadcast::Sender<News>,
     request_timeout: Duration,
     following: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// Whether what a server before has is known here.
+    restored: tokio::sync::OnceCell<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,6 +130,7 @@ impl FilesystemVolumes {
             news: broadcast::channel(NEWS_MAX).0,
             request_timeout,
             following: Mutex::default(),
+            restored: tokio::sync::OnceCell::new(),
         })
     }
 
@@ -278,6 +282,41 @@ impl FilesystemVolumes {
         }
     }
 
+    /// Takes what a server has that an agent before had it serve.
+    async fn find_again(self: &Arc<Self>) {
+        let listed = {
+            let _turn = self.turn.lock().await;
+            let Ok(listed) = self.server.list().await else {
+                return;
+            };
+            for (status, descriptors) in &listed {
+                let Ok([device, directory, blocks]) = descriptors
+                    .iter()
+                    .map(OwnedFd::try_clone)
+                    .collect::<io::Result<Vec<_>>>()
+                    .and_then(|all| {
+                        <[OwnedFd; 3]>::try_from(all).map_err(|_| io::ErrorKind::InvalidData.into())
+                    })
+                else {
+                    continue;
+                };
+                let held = Held {
+                    served: status.volume.clone(),
+                    device,
+                    directory,
+                    blocks,
+                };
+                lock(&self.held).insert(status.volume.id.clone(), Arc::new(held));
+            }
+            listed.len()
+        };
+        if listed > 0 {
+            info!(volumes = listed, "Plugin volumes found again");
+            self.follow();
+            self.replace().await;
+        }
+    }
+
     fn is_held(&self, id: &str) -> bool {
         lock(&self.held).contains_key(id)
     }
@@ -290,6 +329,7 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
     }
 
     async fn publish(&self, request: &VolumeRequest, target: &Path) -> Result<(), VolumeFailure> {
+        self.restore().await;
         let failed = |fault: Fault| VolumeFailure::Failed {
             plugin: request.plugin.clone(),
             fault,
@@ -354,6 +394,7 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
     }
 
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure> {
+        self.restore().await;
         let _turn = self.turn.lock().await;
         let id = id(target);
         if lock(&self.held).remove(&id).is_none() {
@@ -368,36 +409,6 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
     }
 
     async fn restore(&self) {
-        let listed = {
-            let _turn = self.turn.lock().await;
-            let Ok(listed) = self.server.list().await else {
-                return;
-            };
-            for (status, descriptors) in &listed {
-                let Ok([device, directory, blocks]) = descriptors
-                    .iter()
-                    .map(OwnedFd::try_clone)
-                    .collect::<io::Result<Vec<_>>>()
-                    .and_then(|all| {
-                        <[OwnedFd; 3]>::try_from(all).map_err(|_| io::ErrorKind::InvalidData.into())
-                    })
-                else {
-                    continue;
-                };
-                let held = Held {
-                    served: status.volume.clone(),
-                    device,
-                    directory,
-                    blocks,
-                };
-                lock(&self.held).insert(status.volume.id.clone(), Arc::new(held));
-            }
-            listed.len()
-        };
-        if listed > 0 {
-            info!(volumes = listed, "Plugin volumes found again");
-            self.follow();
-            self.replace().await;
-        }
+        self.restored.get_or_init(|| self.find_again()).await;
     }
 }

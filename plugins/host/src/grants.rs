@@ -20,6 +20,11 @@ pub struct Grants {
     /// For volumes: it may connect to hosts that the volume's attributes name, but not by that to addresses of the
     /// node itself.
     pub named_hosts: bool,
+    /// For mounters: kinds of file systems that it may have mounted, as `nfs4`.
+    pub mount_types: Vec<String>,
+    /// For mounters: devices that it may have attached, `kind:what` or `kind:beginning*`, as `loop:/srv/images/*`,
+    /// `iscsi:iqn.2026-01.example:*`, `rbd:pool/image`.
+    pub devices: Vec<String>,
 }
 
 impl Grants {

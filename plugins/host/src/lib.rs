@@ -20,10 +20,12 @@
 mod agency;
 mod apart;
 mod builtin;
+mod cgroup;
 mod files;
 pub mod filesystem;
 mod grants;
 mod host;
+pub mod mounter;
 mod named;
 pub mod populate;
 mod prober;
@@ -39,7 +41,7 @@ use async_trait::async_trait;
 pub use grants::Grants;
 pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
 pub use prober::PluginProber;
-pub use protocol::{Limits, Populated, ProbeTarget, SecretError, VolumeError, World};
+pub use protocol::{Limits, MountAsk, Populated, ProbeTarget, SecretError, VolumeError, World};
 pub use stats::PluginStats;
 
 /// One check to be made.
@@ -143,6 +145,11 @@ pub trait Exec: Send + Sync {
     /// A key of a Secret of its namespace.
     async fn secret(&self, _name: &str, _key: &str) -> Result<Vec<u8>, SecretError> {
         Err(SecretError::Unavailable("no Secrets are known here".into()))
+    }
+
+    /// Mounts something for a volume.
+    async fn mount(&self, _ask: MountAsk) -> Result<String, VolumeError> {
+        Err(VolumeError::Denied("only a mounter mounts".into()))
     }
 
     /// Where a volume of its pod is on the node.

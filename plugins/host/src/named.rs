@@ -9,13 +9,16 @@ use crate::protocol::ResolveError;
 
 /// Attributes that hold no URL and name hosts all the same, as `host`, `host:port`, `host:port/path`, several parted by
 /// commas.
-const HOST_KEYS: [&str; 6] = [
+const HOST_KEYS: [&str; 9] = [
     "hosts",
     "host",
     "server",
     "registry",
     "reference",
     "endpoint",
+    "endpoints",
+    "monitors",
+    "targetPortal",
 ];
 
 /// Hosts, each with the port that it was named with.

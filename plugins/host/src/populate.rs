@@ -71,7 +71,7 @@ impl PluginHost {
             .map_err(|error| VolumeFailure::io(staging, error))?;
         let call = request.call(&plugin, current, limits);
         let ended = self
-            .call_about_volume(&plugin, request, call, Some(directory), progress)
+            .call_about_volume(&plugin, request, call, Some(directory), progress, &NoContainer)
             .await?;
         match ended {
             Said::Populated(populated) => {
@@ -122,6 +122,7 @@ impl PluginHost {
         mut call: Call,
         directory: Option<OwnedFd>,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
+        exec: &dyn Exec,
     ) -> Result<Said, VolumeFailure> {
         let input = format!("{} {:?}", request.of(), request.attributes);
         let begun = Instant::now();
@@ -140,7 +141,7 @@ impl PluginHost {
         let agency = Agency {
             grants: &plugin.spec.grants,
             named,
-            exec: &NoContainer,
+            exec,
             progress,
             checks: None,
         };

@@ -270,6 +270,36 @@ pub enum Ask {
         /// How many at most.
         length: u32,
     },
+    /// Mount something, or what it takes.
+    Mounts(MountAsk),
+}
+
+/// What a mounter asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountAsk {
+    /// Mount on the volume's directory.
+    Mount {
+        /// As `nfs4`.
+        kind: String,
+        /// As `10.0.0.1:/export`.
+        source: String,
+        /// Name and value, which may be empty.
+        options: Vec<(String, String)>,
+    },
+    /// Attach a device; answered by its path.
+    Attach {
+        /// As `iscsi`.
+        kind: String,
+        /// Name and value.
+        parameters: Vec<(String, String)>,
+    },
+    /// Make a file system on a device that holds nothing.
+    Format {
+        /// Its path.
+        device: String,
+        /// As `ext4`.
+        kind: String,
+    },
 }
 
 /// Answer to an [`Ask`].
@@ -287,6 +317,8 @@ pub enum Answer {
     Stat(Result<FileMetadata, FileError>),
     /// To [`Ask::Read`].
     Read(Result<Vec<u8>, FileError>),
+    /// To [`Ask::Mounts`]: a device's path, or nothing.
+    Mounts(Result<String, VolumeError>),
 }
 
 /// A command did not run to its end.

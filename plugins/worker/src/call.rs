@@ -109,6 +109,11 @@ pub(crate) async fn run(
                     .await?;
                 Ok(said.map(populate::said).map_err(populate::declared))
             }
+            Pre::Mounter(pre) => {
+                let instance = pre.instantiate_async(&mut store).await?;
+                let said = instance.call_mount(&mut store).await?;
+                Ok(said.map(|()| Said::Done).map_err(populate::declared))
+            }
             // Its instances are kept, by a worker of their own.
             Pre::Filesystem(_) => Ok(Err(Fault::Other("a file system is not called so".into()))),
         }

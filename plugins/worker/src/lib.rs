@@ -21,6 +21,7 @@ mod confine;
 mod filesystem;
 mod http;
 mod limits;
+mod mounter;
 mod plugin;
 mod populate;
 mod serve;

@@ -13,6 +13,7 @@ use crate::{
     bindings::{
         Probe, ProbePre,
         filesystem::{FilesystemVolume, FilesystemVolumePre},
+        mounter::{Mounter, MounterPre},
         populator::{Populator, PopulatorPre},
     },
     state::State,
@@ -30,6 +31,7 @@ pub(crate) enum Pre {
     Probe(ProbePre<State>),
     Populator(PopulatorPre<State>),
     Filesystem(FilesystemVolumePre<State>),
+    Mounter(MounterPre<State>),
 }
 
 /// Links a compiled component as the world that it exports; answers with it what it is.
@@ -65,7 +67,8 @@ pub(crate) fn load(
             )?)
         }
         World::Mounter => {
-            wasmtime::bail!("{} cannot be called on this node", world.name())
+            Mounter::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
+            Pre::Mounter(MounterPre::new(linker.instantiate_pre(&component)?)?)
         }
     };
     let engine = engine.clone();

@@ -53,7 +53,11 @@ fn parts(offset: u64, length: u64) -> impl Iterator<Item = (u64, u32, u32)> {
             return None;
         }
         let next = ((at / DATA_BYTES + 1) * DATA_BYTES).min(end);
-        let part = (at / DATA_BYTES, (at % DATA_BYTES) as u32, (next - at) as u32);
+        let part = (
+            at / DATA_BYTES,
+            (at % DATA_BYTES) as u32,
+            (next - at) as u32,
+        );
         at = next;
         Some(part)
     })
@@ -136,7 +140,7 @@ fn now() -> wherry_plugin::filesystem::Datetime {
 
 impl FileSystem for Memory {
     fn open() -> volume::Result<(Self, Opened)> {
-        request::only(&["size", "mode"])?;
+        request::only(&["size", "sizeLimit", "mode"])?;
         let mode = request::attribute("mode").unwrap_or_else(|| "0777".into());
         let mode = u32::from_str_radix(&mode, 8)
             .ok()
@@ -155,9 +159,8 @@ impl FileSystem for Memory {
             name: String::new(),
             target: String::new(),
         };
-        let tree = Tree::open(root).map_err(|_| {
-            volume::Error::NoSpace("size: not even a directory finds room".into())
-        })?;
+        let tree = Tree::open(root)
+            .map_err(|_| volume::Error::NoSpace("size: not even a directory finds room".into()))?;
         Ok((Self { tree }, Opened::READ_WRITE))
     }
 

@@ -139,7 +139,11 @@ impl Tree {
 
     /// Takes a node out of its directory; it can still be used until it is forgotten.
     pub(crate) fn detach(&mut self, node: Node) -> Result<()> {
-        if self.numbers.get(&node).is_some_and(|children| !children.is_empty()) {
+        if self
+            .numbers
+            .get(&node)
+            .is_some_and(|children| !children.is_empty())
+        {
             return Err(Errno::NotEmpty);
         }
         let (parent, name) = {

@@ -1,0 +1,179 @@
+//! Volumes that a plugin says how to mount. What it asks for is checked against its grants, noted on the node's disk,
+//! done, and undone in reverse order when the volume goes, when the call fails, and after a crash.
+//!
+//! ```text
+//!  guest ─ mount, attach, format ─▶ check.rs (pure) ─▶ record.rs (on disk) ─▶ system.rs (the node)
+//!                                                         └──── undo ───────────┘
+//! ```
+
+mod act;
+mod check;
+mod record;
+mod system;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tracing::{info, warn};
+
+use crate::{
+    Exec, PluginHost, VolumeError, World,
+    filesystem::{is_mounted, unmount},
+    named::NamedHosts,
+    protocol::{MountAsk, StagingLimits},
+    volume::{VolumeFailure, VolumeMounts, VolumeRequest},
+};
+
+pub use self::system::{MountCall, NodeSystem, System};
+use self::{
+    act::Acts,
+    record::{Record, Records},
+};
+
+/// The node's volumes of mounters.
+pub struct MounterVolumes {
+    host: Arc<PluginHost>,
+    records: Records,
+    system: Arc<dyn System>,
+    /// One at a time: programs that attach devices are no friends of one another.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// The acts of one call, for a guest that asks.
+struct Asking<'a>(tokio::sync::Mutex<Acts<'a>>);
+
+#[async_trait]
+impl Exec for Asking<'_> {
+    async fn exec(&self, _: &[String], _: Duration) -> Result<(i32, Vec<u8>), Option<String>> {
+        Err(Some("a volume has no container".into()))
+    }
+
+    async fn mount(&self, ask: MountAsk) -> Result<String, VolumeError> {
+        self.0.lock().await.perform(ask).await
+    }
+}
+
+impl MounterVolumes {
+    /// `records` is a directory of its own, which has to outlive a reboot.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(host: Arc<PluginHost>, records: PathBuf) -> io::Result<Arc<Self>> {
+        Self::open_on(host, records, Arc::new(NodeSystem))
+    }
+
+    /// As [`Self::open`], with what is done on the node done by somebody else.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open_on(
+        host: Arc<PluginHost>,
+        records: PathBuf,
+        system: Arc<dyn System>,
+    ) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            host,
+            records: Records::open(records)?,
+            system,
+            turn: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    async fn undo(&self, record: Record) -> io::Result<()> {
+        act::undo(&*self.system, &self.records, record).await
+    }
+}
+
+#[async_trait]
+impl VolumeMounts for Arc<MounterVolumes> {
+    fn world(&self) -> World {
+        World::Mounter
+    }
+
+    async fn publish(&self, request: &VolumeRequest, target: &Path) -> Result<(), VolumeFailure> {
+        let io = |error: io::Error| VolumeFailure::io(target, error);
+        let plugin = self
+            .host
+            .volume_plugin(&request.plugin, World::Mounter)
+            .await?;
+        let _turn = self.turn.lock().await;
+        if let Some(record) = self.records.read(target).map_err(io)? {
+            if record.is_complete && is_mounted(target).map_err(io)? {
+                return Ok(());
+            }
+            // An agent before was killed in the middle, or the node was.
+            self.undo(record).await.map_err(io)?;
+        }
+        let grants = &plugin.spec.grants;
+        let named = match grants.named_hosts {
+            true => NamedHosts::of(&request.attributes),
+            false => NamedHosts::default(),
+        };
+        let record = Record::new(target, &request.plugin);
+        let acts = Acts::new(&*self.system, &self.records, grants, named, request, record);
+        let asking = Asking(tokio::sync::Mutex::new(acts));
+        let mut asked = request.clone();
+        if let Some(fs_type) = &request.fs_type {
+            let attribute = asked.attributes.entry("fsType".into());
+            attribute.or_insert_with(|| fs_type.clone());
+        }
+        let call = asked.call(&plugin, None, StagingLimits::default());
+        let called = self
+            .host
+            .call_about_volume(&plugin, request, call, None, &|_, _| {}, &asking)
+            .await;
+        let mut record = asking.0.into_inner().finish();
+        let result = match called {
+            Err(failure) => Err(failure),
+            Ok(_) if !record.is_mounted() => Err(VolumeFailure::Refused {
+                plugin: request.plugin.clone(),
+                why: "it mounted nothing".into(),
+            }),
+            Ok(_) => {
+                record.is_complete = true;
+                self.records.write(&record).map_err(io)
+            }
+        };
+        if let Err(failure) = result {
+            if let Err(error) = self.undo(record).await {
+                warn!(target = %target.display(), %error, "Volume not undone");
+            }
+            return Err(failure);
+        }
+        Ok(())
+    }
+
+    async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure> {
+        let io = |error: io::Error| VolumeFailure::io(target, error);
+        let _turn = self.turn.lock().await;
+        match self.records.read(target).map_err(io)? {
+            Some(record) => self.undo(record).await.map_err(io),
+            None => Ok(()),
+        }
+    }
+
+    async fn restore(&self) {
+        let _turn = self.turn.lock().await;
+        for record in self.records.all() {
+            // Complete and mounted is as it should be; all else is of an agent or a node that was killed.
+            if record.is_complete && is_mounted(&record.target).unwrap_or(false) {
+                continue;
+            }
+            let target = record.target.clone();
+            match self.undo(record).await {
+                Ok(()) => info!(target = %target.display(), "Unfinished volume undone"),
+                Err(error) => warn!(target = %target.display(), %error, "Volume not undone"),
+            }
+        }
+    }
+}
+
+/// Takes a mount off; a helper of [`system`].
+fn take_off(target: &Path) -> io::Result<()> {
+    unmount(target)
+}

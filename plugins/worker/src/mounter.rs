@@ -1,0 +1,61 @@
+//! `wherry:plugin/mounts`: acts of the agent's, which checks and does them.
+
+use wherry_plugin_host::protocol::{self, Answer, Ask, MountAsk};
+
+use crate::{
+    asks::another_question,
+    bindings::{
+        mounter::wherry::plugin::mounts::Host, populator::wherry::plugin::trouble::VolumeError,
+    },
+    state::State,
+};
+
+impl State {
+    async fn mounts(&mut self, ask: MountAsk) -> wasmtime::Result<Result<String, VolumeError>> {
+        let Answer::Mounts(answer) = self.ask(Ask::Mounts(ask)).await? else {
+            return another_question();
+        };
+        Ok(answer.map_err(|error| match error {
+            protocol::VolumeError::InvalidAttributes(why) => VolumeError::InvalidAttributes(why),
+            protocol::VolumeError::Unauthorized(why) => VolumeError::Unauthorized(why),
+            protocol::VolumeError::NotFound(why) => VolumeError::NotFound(why),
+            protocol::VolumeError::Denied(why) => VolumeError::Denied(self.deny(why)),
+            protocol::VolumeError::Unavailable(why) => VolumeError::Unavailable(why),
+            protocol::VolumeError::NoSpace(why) => VolumeError::NoSpace(why),
+            protocol::VolumeError::Other(why) => VolumeError::Other(why),
+        }))
+    }
+}
+
+impl Host for State {
+    async fn mount(
+        &mut self,
+        kind: String,
+        source: String,
+        options: Vec<(String, String)>,
+    ) -> wasmtime::Result<Result<(), VolumeError>> {
+        let ask = MountAsk::Mount {
+            kind,
+            source,
+            options,
+        };
+        Ok(self.mounts(ask).await?.map(drop))
+    }
+
+    async fn attach(
+        &mut self,
+        kind: String,
+        parameters: Vec<(String, String)>,
+    ) -> wasmtime::Result<Result<String, VolumeError>> {
+        self.mounts(MountAsk::Attach { kind, parameters }).await
+    }
+
+    async fn format(
+        &mut self,
+        device: String,
+        kind: String,
+    ) -> wasmtime::Result<Result<(), VolumeError>> {
+        let ask = MountAsk::Format { device, kind };
+        Ok(self.mounts(ask).await?.map(drop))
+    }
+}
