@@ -33,6 +33,7 @@ mod publish;
 pub mod server;
 mod services;
 mod source;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -50,6 +51,7 @@ use thiserror::Error;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use wherry_services::Index;
 use wherry_volumes::{VolumeConfig, VolumeManager};
 
 pub use config::{Clock, Config, Tuning};
@@ -144,6 +146,10 @@ impl Agent {
             features: Mutex::default(),
             publisher: Publisher::new(config.kube.clone()),
             directory: Directory::new(Arc::clone(&metrics)),
+            services: Arc::new(match &config.kube {
+                Some(_) => Index::default(),
+                None => Index::of_nothing(),
+            }),
             actual: Actual::default(),
             volumes,
             objects,

@@ -23,6 +23,7 @@ mod pods;
 mod router;
 mod run;
 pub(crate) mod stats;
+mod storage;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,10 @@ use k8s_openapi::api::core::v1::Pod;
 use rustls::server::ResolvesServerCert;
 use wherry_runtime_api::{FsUsage, Runtime};
 
-use crate::eviction::storage::{FileSystem, PodDisk};
+use crate::{
+    eviction::storage::{FileSystem, PodDisk},
+    storage::LocalVolumes,
+};
 
 pub use auth::{KubeReviewer, Reviewer, User, review::Access};
 pub use error::ServerError;
@@ -70,6 +74,11 @@ pub trait Kubelet: Send + Sync + 'static {
 
     /// Usage of the image store, for `stats/summary`.
     async fn image_fs(&self) -> Option<FsUsage>;
+
+    /// Directories that stand for PersistentVolumes; `None` makes none.
+    fn local_volumes(&self) -> Option<LocalVolumes> {
+        None
+    }
 
     /// The file system that pods write to.
     fn node_fs(&self) -> Option<FileSystem> {

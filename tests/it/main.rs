@@ -22,6 +22,7 @@ mod plugins;
 mod pods;
 mod restarts;
 mod services;
+mod storage;
 mod tutorial;
 mod wasm;
 mod workloads;
@@ -215,6 +216,7 @@ fn main() {
         network::trials(),
         restarts::trials(),
         services::trials(&shared),
+        storage::trials(&shared),
         tutorial::trials(),
         workloads::trials(&shared),
     ];

@@ -16,6 +16,7 @@ use crate::{
         threshold::Amount,
     },
     pod::{self, admit::is_active, is_static},
+    storage::LocalVolumes,
     text::go_duration,
 };
 
@@ -45,6 +46,10 @@ impl Kubelet for Context {
 
     async fn image_fs(&self) -> Option<FsUsage> {
         self.images.fs_info().await.ok()
+    }
+
+    fn local_volumes(&self) -> Option<LocalVolumes> {
+        Some(LocalVolumes::new(&self.config.root))
     }
 
     fn node_fs(&self) -> Option<FileSystem> {

@@ -8,7 +8,7 @@ use axum::{
 };
 use wherry_streaming::{StreamServer, Timeouts};
 
-use super::{Config, Kubelet, Reviewer, auth, logs, metrics, pods, run, stats, streams};
+use super::{Config, Kubelet, Reviewer, auth, logs, metrics, pods, run, stats, storage, streams};
 
 /// What handlers share.
 #[derive(Clone)]
@@ -94,6 +94,10 @@ pub fn router(state: State) -> Router {
         .route("/metrics/cadvisor", get(metrics::cadvisor))
         .route("/metrics/probes", get(metrics::probes))
         .route("/configz", get(pods::configz))
+        .route(
+            "/storage/local-path/{name}",
+            post(storage::make).delete(storage::remove),
+        )
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::authorize,

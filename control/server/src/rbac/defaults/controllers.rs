@@ -194,6 +194,8 @@ const CONTROLLERS: &[(&str, Rules)] = &[
                 &["create", "delete", "get", "update"],
             ),
             (&[""], &["nodes", "secrets"], READ),
+            // Nodes make and remove the directories of local volumes when they are asked.
+            (&[""], &["nodes/proxy"], &["create", "delete"]),
             (&[""], &["pods"], ALL),
             (&["wherry.dev"], &["plugins"], READ),
         ],
