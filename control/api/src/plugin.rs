@@ -78,6 +78,11 @@ fn spec(generator: &mut SchemaGenerator) -> Schema {
                 "description": "What a call without an outcome counts as: Fail (a failed probe), Ignore (it does not count, the default), LastResult (what the same check said last).",
                 "type": "string",
             },
+            "config": {
+                "description": "What the operator tells the plugin, by key.",
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+            },
             "grants": generator.subschema_for::<PluginGrants>(),
             "limits": generator.subschema_for::<PluginLimits>(),
             "signature": generator.subschema_for::<PluginSignature>(),
@@ -107,6 +112,20 @@ fn grants(_: &mut SchemaGenerator) -> Schema {
             "volumes": {
                 "description": "Files on a probed pod's volumes may be read.",
                 "type": "boolean",
+            },
+            "namedHosts": {
+                "description": "For volumes: it may connect to hosts that the volume's attributes name, but not by that to the node itself.",
+                "type": "boolean",
+            },
+            "mountTypes": {
+                "description": "For mounters: kinds of file systems that it may have mounted, such as nfs4.",
+                "type": "array",
+                "items": {"type": "string"},
+            },
+            "devices": {
+                "description": "For mounters: devices that it may have attached, as kind:what, where * stands for any text: loop:/srv/images/*.",
+                "type": "array",
+                "items": {"type": "string"},
             },
         }
     })
@@ -221,4 +240,31 @@ fn node(_: &mut SchemaGenerator) -> Schema {
         }
     }
     schema
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::schemars::SchemaGenerator;
+
+    #[test]
+    fn the_reference_explains_every_field() {
+        let reference = include_str!("../../../docs/plugins/reference.md");
+        let mut generator = SchemaGenerator::default();
+        for make in [
+            super::spec,
+            super::grants,
+            super::limits,
+            super::signature,
+            super::node,
+        ] {
+            let schema = make(&mut generator);
+            let properties = schema.get("properties").and_then(|all| all.as_object());
+            for name in properties.expect("an object has properties").keys() {
+                assert!(
+                    reference.contains(&format!("`{name}`")),
+                    "{name} is not in docs/plugins/reference.md"
+                );
+            }
+        }
+    }
 }
