@@ -226,7 +226,7 @@ pub(crate) async fn build(
         let signatures = SignaturePolicy::read(&args.plugin_signature_policy, &root.root)
             .context("--plugin-signature-policy")?;
         let images = node.images.clone();
-        plugins::of_node(root, images, kube.clone(), &name(args)?, signatures)?
+        plugins::of_node(root, &args.cgroup_root, images, kube.clone(), &name(args)?, signatures)?
     };
     let mut config = wherry_agent::Config::new(
         name(args)?,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use libtest_mimic::Trial;
-use wherry_tests::Cluster;
+use wherry_tests::{Cluster, eventually};
 
 use crate::{
     Shared,
@@ -17,6 +17,8 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         a_plugin_that_traps_is_told_of_and_its_failure_policy_decides,
         what_is_not_granted_is_refused_and_said,
         plugins_that_are_none_are_refused_by_reason,
+        a_redis_is_pinged_with_the_password_of_a_secret,
+        probes_are_combined_and_files_have_an_age,
     ]
 }
 
@@ -42,6 +44,64 @@ fn redis(name: &str, command: &[&str]) -> String {
         "metadata: {",
         "metadata: {annotations: {wherry.dev/probe-period-ms: '500'}, ",
     )
+}
+
+fn a_redis_is_pinged_with_the_password_of_a_secret(cluster: &Cluster, ns: &str) {
+    let locked = |name: &str, more: &[&str]| {
+        let command = [&["wasm:redis-ping", "--port=redis"], more].concat();
+        redis(name, &command).replace(
+            "    ports:",
+            "    command: [redis-server, --requirepass, sesame]\n    ports:",
+        )
+    };
+    apply(cluster, ns, &locked("outside", &[]));
+    let event = cluster.wait_event(ns, "outside", "Unhealthy");
+    assert!(event.contains("redis answered -NOAUTH"), "{event}");
+    let secret = "--from-literal=password=sesame";
+    cluster.kubectl(&["-n", ns, "create", "secret", "generic", "db", secret]);
+    apply(cluster, ns, &locked("inside", &["--password-secret=db"]));
+    cluster.wait_ready(ns, "inside");
+}
+
+fn probes_are_combined_and_files_have_an_age(cluster: &Cluster, ns: &str) {
+    let fresh = |name: &str, path: &str| {
+        let file = format!("--path={path}");
+        let command = [
+            "wasm:all-of",
+            "wasm:any-of",
+            "(",
+            "wasm:tcp-socket",
+            "--port=6379",
+            ";",
+            "wasm:redis-ping",
+            "--port=redis",
+            ")",
+            ";",
+            "redis-cli",
+            "ping",
+            ";",
+            "wasm:file-age",
+            "--volume=data",
+            &file,
+            "--max-age=60",
+        ];
+        redis(name, &command).replace(
+            "    ports:",
+            "    volumeMounts: [{name: data, mountPath: /data}]\n    ports:",
+        ) + "  - name: beat\n    image: 'test/busybox:1'\n    imagePullPolicy: Never\n    \
+             command: [sh, -c, 'while :; do touch /data/beat; sleep 1; done']\n    \
+             volumeMounts: [{name: data, mountPath: /data}]\n  volumes: [{name: data, emptyDir: {}}]\n"
+    };
+    apply(cluster, ns, &fresh("beats", "beat"));
+    cluster.wait_ready(ns, "beats");
+    apply(cluster, ns, &fresh("silent", "absent"));
+    let expected =
+        "wasm:file-age --volume=data --path=absent --max-age=60: data/absent is not there";
+    // Before redis listens, something else is said.
+    eventually("the file's absence is told of", || {
+        let event = cluster.wait_event(ns, "silent", "Unhealthy");
+        event.contains(expected).then_some(()).ok_or(event)
+    });
 }
 
 fn of_node(cluster: &Cluster, field: &str) -> String {

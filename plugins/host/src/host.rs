@@ -57,6 +57,8 @@ pub struct HostConfig {
     pub uid: u32,
     /// Group that workers become.
     pub gid: u32,
+    /// The worker's cgroup, relative to each hierarchy (`wherry/plugins`); `None` leaves it in the agent's.
+    pub cgroup: Option<String>,
 }
 
 impl HostConfig {
@@ -69,6 +71,7 @@ impl HostConfig {
             // As for Wasm containers: "nonroot" of distroless images.
             uid: 65_532,
             gid: 65_532,
+            cgroup: None,
         }
     }
 }

@@ -32,6 +32,8 @@ mod prober;
 pub mod protocol;
 mod stats;
 mod supervisor;
+#[doc(hidden)]
+pub mod untrusted;
 pub mod volume;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use wherry_wasm_aot::{child, wire};
 
 use crate::{
+    cgroup,
     host::HostConfig,
     protocol::{Answer, Ask, Bootstrap, Call, Ended, Limits, Linked, ToAgent, ToWorker},
 };
@@ -114,6 +115,9 @@ impl Worker {
     async fn start(config: &HostConfig) -> io::Result<Arc<Self>> {
         let (mut process, socket) = child::spawn(&config.exe, &["plugin-worker"], None)?;
         let pid = process.id();
+        if let (Some(group), Some(pid)) = (&config.cgroup, pid) {
+            cgroup::confine(group, pid);
+        }
         let (sender, mut receiver) = wire::split(socket);
         let bootstrap = Bootstrap {
             uid: config.uid,

@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         failure_policies_decide_what_no_outcome_means,
         a_killed_worker_is_started_again,
         a_dropped_check_ends_in_the_worker,
+        a_worker_is_in_a_cgroup_of_its_own,
         a_worker_has_no_privileges_left,
     ];
     trials.extend(builtins::trials(&shared));
@@ -119,13 +120,18 @@ impl Exec for ExecOnce {
 
 struct Node {
     host: Arc<PluginHost>,
+    config: HostConfig,
     _directory: tempfile::TempDir,
 }
 
 fn guest() -> PathBuf {
+    guest_named("probe_plugin")
+}
+
+fn guest_named(name: &str) -> PathBuf {
     let guests = std::env::var_os("WHERRY_GUESTS").expect("WHERRY_GUESTS: tests/run.sh sets it");
     let release = Path::new(&guests).join("wasm32-wasip2/release");
-    release.join("probe_plugin").with_extension("wasm")
+    release.join(name).with_extension("wasm")
 }
 
 fn spec(name: &str) -> PluginSpec {
@@ -164,7 +170,8 @@ impl Node {
         let exe = std::env::current_exe().unwrap();
         let config = HostConfig::new(directory.path(), &directory.path().join("run"), exe);
         Self {
-            host: PluginHost::open(config).unwrap(),
+            host: PluginHost::open(config.clone()).unwrap(),
+            config,
             _directory: directory,
         }
     }
@@ -531,6 +538,30 @@ async fn a_dropped_check_ends_in_the_worker() {
         }
         assert!(Instant::now() < deadline, "the guest still spins");
     }
+}
+
+async fn a_worker_is_in_a_cgroup_of_its_own() {
+    let mut node = Node::open();
+    let name = format!("wherry-test-plugins-{}", std::process::id());
+    let mut config = node.config.clone();
+    config.cgroup = Some(name.clone());
+    node.host = PluginHost::open(config).unwrap();
+    node.host.install(spec("p"), &guest()).await.unwrap();
+    let pid = node.host.worker_pid().await.unwrap();
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let is_there = |line: &&str| line.ends_with(&format!("/{name}"));
+    let memory = cgroups
+        .lines()
+        .find(|line| line.contains("memory") || line.starts_with("0::"));
+    assert!(memory.is_some_and(|line| is_there(&line)), "{cgroups}");
+    assert_eq!(node.check(&["succeed"]).await.result, ProbeResult::Success);
+    let all = wherry_cgroup::Cgroups::detect().unwrap();
+    assert!(
+        all.group(&name)
+            .processes()
+            .contains(&i32::try_from(pid).unwrap())
+    );
+    all.group(&name).remove().unwrap();
 }
 
 async fn a_worker_has_no_privileges_left() {

@@ -295,8 +295,13 @@ impl Group<'_> {
 
     /// Moves the calling process into the group.
     pub fn join(&self) -> io::Result<()> {
+        self.adopt(0)
+    }
+
+    /// Moves a process into the group.
+    pub fn adopt(&self, pid: u32) -> io::Result<()> {
         for root in self.cgroups.roots() {
-            write(&root.join(&self.path).join("cgroup.procs"), 0)?;
+            write(&root.join(&self.path).join("cgroup.procs"), pid)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Populators: what a guest may write and what becomes of it, and the built-in ones against real servers.
 
+#[path = "populators/servers.rs"]
 mod servers;
 
 use std::{
@@ -203,7 +204,10 @@ async fn what_is_written_becomes_roots() {
         .node
         .check_with("scripted", &[], Duration::from_secs(5))
         .await;
-    assert!(said.message.contains("is a populator, no probe"), "{said:?}");
+    assert!(
+        said.message.contains("is a populator, no probe"),
+        "{said:?}"
+    );
 }
 
 async fn no_path_and_no_link_leads_out_of_the_volume() {
@@ -257,7 +261,10 @@ async fn a_bad_populator_costs_its_call() {
         ("trap", "plugin scripted: trap:"),
         ("spin", "plugin scripted: more than 300 ms of CPU time"),
         ("not-utf8", "plugin scripted: trap:"),
-        ("nonsense", "plugin scripted: invalid attributes: no word of mine"),
+        (
+            "nonsense",
+            "plugin scripted: invalid attributes: no word of mine",
+        ),
         ("refuse", "plugin scripted: unauthorized:"),
     ] {
         let said = volumes.refused(&[("do", word)]).await;
@@ -273,14 +280,11 @@ async fn a_bad_populator_costs_its_call() {
     assert_eq!(made.unwrap().read("d/text"), "x");
     let stats = volumes.node.host.stats("scripted").unwrap();
     assert_eq!((stats.set_apart, stats.not_made), (1, 2));
-    let said = volumes.make(
-        &VolumeRequest {
-            plugin: "absent".into(),
-            ..VolumeRequest::default()
-        },
-        None,
-    );
-    let said = said.await.err().unwrap().to_string();
+    let absent = VolumeRequest {
+        plugin: "absent".into(),
+        ..VolumeRequest::default()
+    };
+    let said = volumes.make(&absent, None).await.err().unwrap().to_string();
     assert!(said.contains("driver name absent not found"), "{said}");
 }
 
@@ -352,7 +356,10 @@ async fn a_repository_is_checked_out_as_it_is_named() {
         all
     };
     let populate = async |more: Vec<(&'static str, String)>| {
-        let borrowed: Vec<_> = more.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let borrowed: Vec<_> = more
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
         volumes.populate(&borrowed).await
     };
     let head = populate(at(&[])).await.unwrap();
@@ -412,13 +419,20 @@ async fn a_repository_that_cannot_be_had_is_said() {
         (&url, "tag", "gone", "no tag gone"),
         (&url, "commit", commit, &format!("no commit {commit}")),
         (&url, "subdirectory", "gone", "no directory gone"),
-        (&url, "brunch", "main", "invalid attributes: brunch is not known here"),
+        (
+            &url,
+            "brunch",
+            "main",
+            "invalid attributes: brunch is not known here",
+        ),
         (&url, "commit", "abc", "is not 40 hexadecimal digits"),
         (&format!("{base}/gone.git"), "branch", "main", "not found:"),
         ("ssh://x/y", "branch", "main", "neither http nor https"),
         ("http://127.0.0.1:1/x", "branch", "main", "unavailable:"),
     ] {
-        let said = volumes.refused(&[("repository", repository), (key, value)]).await;
+        let said = volumes
+            .refused(&[("repository", repository), (key, value)])
+            .await;
         assert!(said.contains(why), "{repository} {key}={value}: {said}");
     }
     let said = volumes.refused(&[("branch", "main")]).await;
@@ -460,17 +474,30 @@ async fn archives_are_unpacked_and_digests_hold() {
         .populate(&[("url", &url), ("digest", &digest), strip])
         .await
         .unwrap();
-    assert_eq!((made.read("a"), made.read("d/b")), ("hello".into(), "deep".into()));
+    assert_eq!(
+        (made.read("a"), made.read("d/b")),
+        ("hello".into(), "deep".into())
+    );
     assert_eq!(made.populated.version, format!("{digest} \"e1\""));
     // A server that knows what is there says so.
     let request = volumes.request(&[("url", &url), ("refreshSeconds", "7"), strip]);
     let version = made.populated.version.clone();
     let same = volumes.make(&request, Some(&version)).await.unwrap();
-    assert_eq!((same.populated.version, same.populated.refresh_seconds), (version, 7));
-    assert_eq!(asked.lock().unwrap().last().unwrap().as_deref(), Some("\"e1\""));
+    assert_eq!(
+        (same.populated.version, same.populated.refresh_seconds),
+        (version, 7)
+    );
+    assert_eq!(
+        asked.lock().unwrap().last().unwrap().as_deref(),
+        Some("\"e1\"")
+    );
     let wrong = format!("sha256:{}", "0".repeat(64));
     for (url, digest, why) in [
-        (url.as_str(), wrong.as_str(), format!("its digest is {digest}, not {wrong}")),
+        (
+            url.as_str(),
+            wrong.as_str(),
+            format!("its digest is {digest}, not {wrong}"),
+        ),
         (&url, "md5:0", "is no sha256".into()),
         (&format!("{base}/gone"), &digest, "not found:".into()),
     ] {
@@ -537,13 +564,28 @@ async fn artifacts_come_from_a_registry_with_a_login() {
     assert_eq!(fs::read_dir(same.directory.path()).unwrap().count(), 0);
     let named = format!("127.0.0.1:{}/things/one@{version}", registry.port());
     request.attributes.insert("reference".into(), named);
-    assert_eq!(volumes.make(&request, None).await.unwrap().read("notes.txt"), "a file");
+    assert_eq!(
+        volumes
+            .make(&request, None)
+            .await
+            .unwrap()
+            .read("notes.txt"),
+        "a file"
+    );
     for (reference, why) in [
-        (format!("127.0.0.1:{}/things/one:2", registry.port()), "not found:"),
+        (
+            format!("127.0.0.1:{}/things/one:2", registry.port()),
+            "not found:",
+        ),
         ("nodots/x".to_owned(), "no registry"),
     ] {
         request.attributes.insert("reference".into(), reference);
-        let said = volumes.make(&request, None).await.err().unwrap().to_string();
+        let said = volumes
+            .make(&request, None)
+            .await
+            .err()
+            .unwrap()
+            .to_string();
         assert!(said.contains(why), "{said}");
     }
 }
@@ -561,7 +603,12 @@ async fn objects_of_a_bucket_become_files() {
         ("bucket", "things"),
         ("prefix", "data/"),
     ]);
-    let said = volumes.make(&request, None).await.err().unwrap().to_string();
+    let said = volumes
+        .make(&request, None)
+        .await
+        .err()
+        .unwrap()
+        .to_string();
     assert!(said.contains("unauthorized:"), "nothing is signed: {said}");
     let with = |id: &str, secret: &str| {
         [("accessKeyID", id), ("secretAccessKey", secret)]
@@ -569,7 +616,12 @@ async fn objects_of_a_bucket_become_files() {
             .into()
     };
     request.credentials = with(&keys.0, "wrong");
-    let said = volumes.make(&request, None).await.err().unwrap().to_string();
+    let said = volumes
+        .make(&request, None)
+        .await
+        .err()
+        .unwrap()
+        .to_string();
     assert!(said.contains("unauthorized:"), "wrongly signed: {said}");
     request.credentials = with(&keys.0, &keys.1);
     let made = volumes.make(&request, None).await.unwrap();
@@ -580,6 +632,14 @@ async fn objects_of_a_bucket_become_files() {
     let same = volumes.make(&request, Some(&version)).await.unwrap();
     assert_eq!(fs::read_dir(same.directory.path()).unwrap().count(), 0);
     request.attributes.insert("bucket".into(), "gone".into());
-    let said = volumes.make(&request, None).await.err().unwrap().to_string();
-    assert!(said.contains("not found:") || said.contains("unauthorized:"), "{said}");
+    let said = volumes
+        .make(&request, None)
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        said.contains("not found:") || said.contains("unauthorized:"),
+        "{said}"
+    );
 }

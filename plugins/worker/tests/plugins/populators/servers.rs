@@ -252,7 +252,10 @@ impl Git {
             .args(arguments)
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("HOME", self.directory.path());
-        String::from_utf8(run(&mut command)).unwrap().trim().to_owned()
+        String::from_utf8(run(&mut command))
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     pub(super) fn add_commit(&self, text: &str) {
@@ -303,9 +306,15 @@ fn cgi(root: &Path, request: &Request) -> Answer {
         .env("REQUEST_METHOD", &request.method)
         .env("PATH_INFO", &request.path)
         .env("QUERY_STRING", &request.query)
-        .env("CONTENT_TYPE", request.header("content-type").unwrap_or_default())
+        .env(
+            "CONTENT_TYPE",
+            request.header("content-type").unwrap_or_default(),
+        )
         .env("CONTENT_LENGTH", request.body.len().to_string())
-        .env("GIT_PROTOCOL", request.header("git-protocol").unwrap_or_default())
+        .env(
+            "GIT_PROTOCOL",
+            request.header("git-protocol").unwrap_or_default(),
+        )
         .env("REMOTE_ADDR", "127.0.0.1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -313,7 +322,12 @@ fn cgi(root: &Path, request: &Request) -> Answer {
         .spawn()
         .unwrap();
     // Requests are small: they fit the pipe.
-    child.stdin.take().unwrap().write_all(&request.body).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(&request.body)
+        .unwrap();
     let output = child.wait_with_output().unwrap().stdout;
     let mut rest = &output[..];
     let mut answer = Answer::status(200);
@@ -443,7 +457,17 @@ impl Registry {
         let digest = sha256(bytes);
         let base = format!("http://127.0.0.1:{}/v2/{repository}", self.port());
         let url = format!("{base}/blobs/uploads/");
-        let head = curl(&["-u", &self.login, "-X", "POST", "-D", "-", "-o", "/dev/null", &url]);
+        let head = curl(&[
+            "-u",
+            &self.login,
+            "-X",
+            "POST",
+            "-D",
+            "-",
+            "-o",
+            "/dev/null",
+            &url,
+        ]);
         let location = head
             .lines()
             .find_map(|line| line.strip_prefix("Location: "))
@@ -454,7 +478,17 @@ impl Registry {
         fs::write(&file, bytes).unwrap();
         let data = format!("@{}", file.display());
         let kind = "content-type: application/octet-stream";
-        curl(&["-u", &self.login, "-X", "PUT", "-H", kind, "--data-binary", &data, &url]);
+        curl(&[
+            "-u",
+            &self.login,
+            "-X",
+            "PUT",
+            "-H",
+            kind,
+            "--data-binary",
+            &data,
+            &url,
+        ]);
         digest
     }
 
@@ -468,7 +502,9 @@ impl Registry {
                     format!(r#","annotations":{{"org.opencontainers.image.title":"{title}"}}"#)
                 });
                 let (digest, size) = (self.blob(repository, bytes), bytes.len());
-                format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":{size}{annotations}}}"#)
+                format!(
+                    r#"{{"mediaType":"{kind}","digest":"{digest}","size":{size}{annotations}}}"#
+                )
             })
             .collect();
         let config = self.blob(repository, b"{}");
@@ -477,9 +513,22 @@ impl Registry {
             r#"{{"schemaVersion":2,"mediaType":"{manifest_type}","config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{config}","size":2}},"layers":[{}]}}"#,
             described.join(",")
         );
-        let url = format!("http://127.0.0.1:{}/v2/{repository}/manifests/{tag}", self.port());
+        let url = format!(
+            "http://127.0.0.1:{}/v2/{repository}/manifests/{tag}",
+            self.port()
+        );
         let kind = format!("content-type: {manifest_type}");
-        curl(&["-u", &self.login, "-X", "PUT", "-H", &kind, "--data-binary", &manifest, &url]);
+        curl(&[
+            "-u",
+            &self.login,
+            "-X",
+            "PUT",
+            "-H",
+            &kind,
+            "--data-binary",
+            &manifest,
+            &url,
+        ]);
     }
 }
 
@@ -494,7 +543,14 @@ impl Moto {
         let port = free_port();
         let mut command = Command::new(python);
         command
-            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])
+            .args([
+                "-m",
+                "moto.server",
+                "-H",
+                "127.0.0.1",
+                "-p",
+                &port.to_string(),
+            ])
             // The bucket, the objects, the user, its policy and its key are made before anybody is asked for one.
             .env("INITIAL_NO_AUTH_ACTION_COUNT", "7");
         let moto = Self {
@@ -529,7 +585,10 @@ impl Moto {
         ask("CreateUser", "");
         let policy = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B%22Effect%22%3A%22Allow%22%2C\
              %22Action%22%3A%22s3%3A%2A%22%2C%22Resource%22%3A%22%2A%22%7D%5D%7D";
-        ask("PutUserPolicy", &format!("&PolicyName=p&PolicyDocument={policy}"));
+        ask(
+            "PutUserPolicy",
+            &format!("&PolicyName=p&PolicyDocument={policy}"),
+        );
         let key = ask("CreateAccessKey", "");
         let field = |name: &str| {
             let (_, rest) = key.split_once(&format!("<{name}>")).unwrap();
