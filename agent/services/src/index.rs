@@ -233,6 +233,21 @@ impl Index {
             .is_some_and(|(key, _)| &*key.namespace == namespace)
     }
 
+    /// Whether Services of a namespace send new connections to an address; `None` if none of them knows it.
+    pub fn leads_to(&self, namespace: &str, address: IpAddr) -> Option<bool> {
+        let state = self.read();
+        let slices = state
+            .slices
+            .iter()
+            .filter(|(key, _)| &*key.namespace == namespace);
+        slices
+            .flat_map(|(_, slices)| slices.values())
+            .flat_map(|slice| &slice.endpoints)
+            .filter(|endpoint| endpoint.address == address)
+            .map(|endpoint| endpoint.is_ready)
+            .reduce(|one, other| one || other)
+    }
+
     /// The first answer that `find` has of any Service, in their order.
     pub fn find<T>(&self, mut find: impl FnMut(&ServiceKey, &View) -> Option<T>) -> Option<T> {
         let state = self.read();

@@ -24,6 +24,7 @@ pub mod watch;
 
 pub use index::{Index, View};
 pub use object::{
-    Endpoint, Kind, Protocol, Service, ServiceKey, ServicePort, Slice, SlicePort, service, slice,
+    Allowed, Endpoint, Kind, Protocol, Service, ServiceKey, ServicePort, Slice, SlicePort, service,
+    slice,
 };
 pub use proxy::{Config, HostPort, run};

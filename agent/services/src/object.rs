@@ -10,6 +10,7 @@ use k8s_openapi::{
     api::{core::v1, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use wherry_network::Cidr;
 
 /// Says which Service an EndpointSlice is of.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -92,6 +93,15 @@ pub enum Kind {
     External(String),
 }
 
+/// Who may connect to the addresses of a load balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// The balancer's addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Where its clients are. None is in another.
+    pub sources: Vec<Cidr>,
+}
+
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -101,6 +111,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Addresses besides its own: `externalIPs` and those of its load balancer.
     pub external_ips: Vec<Ipv4Addr>,
+    /// Who may connect to the addresses of its load balancer (`loadBalancerSourceRanges`); `None` is everybody.
+    pub allowed: Option<Allowed>,
     /// How long a client keeps its endpoint; `None` if it does not.
     pub affinity: Option<Duration>,
     /// `internalTrafficPolicy: Local`.
@@ -162,6 +174,23 @@ fn port(number: i32) -> u16 {
     u16::try_from(number).unwrap_or(0)
 }
 
+/// IPv4 ranges without those that others hold.
+fn outermost(ranges: &[String]) -> Vec<Cidr> {
+    let mut ranges: Vec<Cidr> = ranges
+        .iter()
+        .filter_map(|range| range.trim().parse().ok())
+        .filter(|range: &Cidr| range.network().is_ipv4())
+        .collect();
+    ranges.sort_unstable_by_key(|range| (range.prefix_len(), *range));
+    let mut kept: Vec<Cidr> = Vec::new();
+    for range in ranges {
+        if !kept.iter().any(|wider| wider.overlaps(&range)) {
+            kept.push(range);
+        }
+    }
+    kept
+}
+
 /// Reads a Service; `None` if it has no name.
 pub fn service(object: &v1::Service) -> Option<(ServiceKey, Service)> {
     let key = key(&object.metadata)?;
@@ -204,13 +233,22 @@ pub fn service(object: &v1::Service) -> Option<(ServiceKey, Service)> {
         .flatten()
         // "Proxy" says that packets are to go by way of the balancer.
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_ref());
+        .filter_map(|ingress| ingress.ip.as_ref())
+        .filter_map(|ip| ip.parse::<Ipv4Addr>().ok());
+    let balancer: Vec<Ipv4Addr> = balancer.collect();
+    let ranges = spec.load_balancer_source_ranges.as_ref();
+    let allowed = ranges
+        .filter(|ranges| !ranges.is_empty())
+        .map(|ranges| Allowed {
+            addresses: balancer.clone(),
+            sources: outermost(ranges),
+        });
     let mut external_ips: Vec<Ipv4Addr> = spec
         .external_ips
         .iter()
         .flatten()
-        .chain(balancer)
         .filter_map(|ip| ip.parse().ok())
+        .chain(balancer)
         .collect();
     external_ips.sort_unstable();
     external_ips.dedup();
@@ -219,6 +257,7 @@ pub fn service(object: &v1::Service) -> Option<(ServiceKey, Service)> {
         kind,
         ports: ports.collect(),
         external_ips,
+        allowed,
         affinity: affinity.map(|seconds| Duration::from_secs(seconds.unsigned_abs().into())),
         is_internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         is_external_local: spec.external_traffic_policy.as_deref() == Some("Local"),

@@ -13,7 +13,7 @@ use wherry_network::Cidr;
 
 use crate::{
     index::View,
-    object::{Endpoint, Kind, Protocol, ServicePort},
+    object::{Allowed, Endpoint, Kind, Protocol, ServicePort},
 };
 
 /// Endpoints of one frontend that are used: a random number below this picks one.
@@ -52,6 +52,10 @@ pub(crate) enum Key {
     Remember(Frontend),
     /// A pod of this node that may meet itself behind a frontend.
     Hairpin(Ipv4Addr),
+    /// A frontend that not everybody may connect to.
+    Guard(Frontend),
+    /// Somebody who may.
+    Allow(Frontend, Cidr),
 }
 
 /// What stands after the colon.
@@ -67,7 +71,7 @@ pub(crate) enum Data {
     Drop,
     /// Of [`Key::Remember`], in seconds.
     Seconds(u64),
-    /// Of [`Key::Hairpin`].
+    /// Of those without.
     Present,
 }
 
@@ -94,6 +98,7 @@ pub(crate) fn plan(view: &View, pod_cidr: Cidr) -> Vec<Element> {
     if service.is_foreign {
         return elements;
     }
+    let mut guards = Vec::new();
     for port in &service.ports {
         let (anywhere, here) = (targets(view, port, false), targets(view, port, true));
         let mut add = |at, number, is_local: bool, masquerades| {
@@ -128,11 +133,29 @@ pub(crate) fn plan(view: &View, pod_cidr: Cidr) -> Vec<Element> {
         for ip in &service.external_ips {
             add(At::Ip(*ip), port.port, is_local, !is_local);
         }
+        if let Some(allowed) = &service.allowed {
+            guards.extend(guard(allowed, port));
+        }
         if port.node_port != 0 {
             add(At::Node, port.node_port, is_local, !is_local);
         }
     }
+    elements.extend(guards);
     elements
+}
+
+/// Who may connect to a load balancer's port. Its node port is everybody's, as in kube-proxy.
+fn guard<'a>(allowed: &'a Allowed, port: &'a ServicePort) -> impl Iterator<Item = Element> + 'a {
+    allowed.addresses.iter().flat_map(|ip| {
+        let frontend = Frontend {
+            at: At::Ip(*ip),
+            protocol: port.protocol,
+            port: port.port,
+        };
+        let sources = allowed.sources.iter();
+        let sources = sources.map(move |source| (Key::Allow(frontend, *source), Data::Present));
+        std::iter::once((Key::Guard(frontend), Data::Present)).chain(sources)
+    })
 }
 
 /// The elements of a port of the node that leads to one pod. Whoever sends is seen by the pod as

@@ -88,6 +88,16 @@ fn declarations() -> Vec<(String, String, bool)> {
         "type ipv4_addr . ipv4_addr;".into(),
         true,
     ));
+    all.push((
+        "set guarded".into(),
+        "type ipv4_addr . inet_proto . inet_service;".into(),
+        true,
+    ));
+    all.push((
+        "set allowed".into(),
+        "type ipv4_addr . inet_proto . inet_service . ipv4_addr; flags interval;".into(),
+        true,
+    ));
     all
 }
 
@@ -120,6 +130,8 @@ fn fixed_chains(form: &Form) -> Vec<(&'static str, &'static str, Vec<String>)> {
             "iifname \"{bridge}\" oifname \"{bridge}\" ct status dnat masquerade"
         ));
     }
+    let at = packet(false);
+    let guard = vec![format!("{at} @guarded {at} . ip saddr != @allowed drop")];
     let mut remember = Vec::new();
     for is_node in [false, true] {
         for protocol in ["tcp", "udp"] {
@@ -142,7 +154,7 @@ fn fixed_chains(form: &Form) -> Vec<(&'static str, &'static str, Vec<String>)> {
                 "reject".into(),
             ],
         ),
-        ("services", "", lookup("services")),
+        ("services", "", [guard, lookup("services")].concat()),
         ("refused", "", refused),
         ("remember", "", remember),
         (
@@ -275,7 +287,9 @@ fn frontend_of(key: &Key) -> Option<&Frontend> {
         Key::Serve(frontend)
         | Key::Endpoint(frontend, _)
         | Key::Refuse(frontend)
-        | Key::Remember(frontend) => Some(frontend),
+        | Key::Remember(frontend)
+        | Key::Guard(frontend)
+        | Key::Allow(frontend, _) => Some(frontend),
         Key::Hairpin(_) => None,
     }
 }
@@ -287,6 +301,8 @@ fn map_of(key: &Key) -> String {
         Key::Refuse(_) => "refused",
         Key::Remember(_) => "remembered",
         Key::Hairpin(_) => "hairpin",
+        Key::Guard(_) => "guarded",
+        Key::Allow(..) => "allowed",
     };
     let is_node = frontend_of(key).is_some_and(|frontend| frontend.at == At::Node);
     format!("{}{name}", prefix(is_node))
@@ -302,9 +318,11 @@ fn frontend_text(frontend: &Frontend) -> String {
 
 fn key_text(key: &Key) -> String {
     match key {
-        Key::Serve(frontend) | Key::Refuse(frontend) | Key::Remember(frontend) => {
-            frontend_text(frontend)
-        }
+        Key::Serve(frontend)
+        | Key::Refuse(frontend)
+        | Key::Remember(frontend)
+        | Key::Guard(frontend) => frontend_text(frontend),
+        Key::Allow(frontend, source) => format!("{} . {source}", frontend_text(frontend)),
         Key::Endpoint(frontend, number) => format!("{} . {number}", frontend_text(frontend)),
         Key::Hairpin(ip) => format!("{ip} . {ip}"),
     }

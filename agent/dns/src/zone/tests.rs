@@ -20,6 +20,7 @@ fn service(kind: Kind) -> Service {
             node_port: 0,
         }],
         external_ips: Vec::new(),
+        allowed: None,
         affinity: None,
         is_internal_local: false,
         is_external_local: false,

@@ -31,6 +31,7 @@ fn service() -> Service {
             node_port: 0,
         }],
         external_ips: Vec::new(),
+        allowed: None,
         affinity: None,
         is_internal_local: false,
         is_external_local: false,
@@ -79,6 +80,8 @@ fn planned(view: &View) -> BTreeSet<String> {
                     format!("{} remember {time}", at(frontend))
                 }
                 (Key::Hairpin(ip), _) => format!("hairpin {ip}"),
+                (Key::Guard(frontend), _) => format!("{} guarded", at(frontend)),
+                (Key::Allow(frontend, source), _) => format!("{} from {source}", at(frontend)),
                 other => panic!("{other:?}"),
             }
         })
@@ -168,6 +171,35 @@ fn policies_and_other_addresses_choose_their_own_endpoints() {
     assert_planned(
         &view(service, elsewhere),
         &["10.96.0.5:80 Drop", "192.0.2.1:80 Drop", "node:30080 Drop"],
+    );
+}
+
+#[test]
+fn a_balancers_addresses_are_for_the_sources_it_names() {
+    let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(serde_json::json!({
+        "metadata": { "namespace": "ns", "name": "web" },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.5",
+            "ports": [{ "name": "web", "port": 80, "nodePort": 30080 }],
+            "externalIPs": ["198.51.100.1"],
+            "loadBalancerSourceRanges": ["10.1.0.0/16", " 10.0.0.0/8", "fd00::/8", "192.0.2.0/24"],
+        },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "10.52.0.2" }] } },
+    }))
+    .unwrap();
+    let (_, service) = crate::object::service(&service).unwrap();
+    let lines = planned(&view(service, vec![endpoint("10.89.0.2")]));
+    let of = |what: &str| {
+        let found = lines.iter().filter(|line| line.contains(what));
+        found.map(String::as_str).collect::<Vec<_>>()
+    };
+    assert_eq!(of("guarded"), ["10.52.0.2:80 guarded"]);
+    assert_eq!(
+        of("from"),
+        [
+            "10.52.0.2:80 from 10.0.0.0/8",
+            "10.52.0.2:80 from 192.0.2.0/24"
+        ]
     );
 }
 

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use wherry_network::{Attach, NetworkConfig, PodNetwork};
 
 use super::*;
-use crate::object::{Endpoint, Kind, Service, ServiceKey, ServicePort, Slice, SlicePort};
+use crate::object::{Allowed, Endpoint, Kind, Service, ServiceKey, ServicePort, Slice, SlicePort};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CLUSTER_IP: &str = "10.96.0.5";
@@ -141,6 +141,7 @@ impl Node {
                 port("dns", Protocol::Udp, 53, 0),
             ],
             external_ips: Vec::new(),
+            allowed: None,
             affinity: None,
             is_internal_local: false,
             is_external_local: false,
@@ -345,6 +346,30 @@ fn ports_of_the_node_lead_to_services_and_pods_from_outside() {
             // The pod's way back leads by the node, which it has its default route to.
             assert_eq!(seen, (a.ip.to_string(), "10.51.0.2".into()));
         }
+        // A balancer's address is for those it names; what is within a wider range is said once.
+        let guarded = |sources: &[&str]| {
+            let allowed = Allowed {
+                addresses: vec![[192, 0, 2, 1].into()],
+                sources: sources.iter().map(|range| range.parse().unwrap()).collect(),
+            };
+            node.service(|service| {
+                service.external_ips = vec![[192, 0, 2, 1].into()];
+                service.allowed = Some(allowed);
+            });
+        };
+        guarded(&["10.88.0.0/16", "192.0.2.128/25"]);
+        node.until("192.0.2.1 . tcp . 80 . 10.88.0.0/16", true)
+            .await;
+        assert!(outside.run(|| ask("192.0.2.1", 80)).is_err());
+        assert!(a.netns.run(|| ask("192.0.2.1", 80)).is_ok());
+        assert!(
+            outside.run(|| ask("10.51.0.1", 30080)).is_ok(),
+            "ports of nodes are everybody's"
+        );
+        guarded(&["10.51.0.2/32"]);
+        node.until("192.0.2.1 . tcp . 80 . 10.88.0.0/16", false)
+            .await;
+        assert!(outside.run(|| ask("192.0.2.1", 80)).is_ok());
     });
 }
 
