@@ -56,7 +56,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// Wait before the volume is opened again, after the first failure; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(20);
 /// Longest wait before the volume is opened again.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A volume that was served for this long starts the back-off anew.
 const LIVED: Duration = Duration::from_secs(30);
 /// How exactly time-outs are kept.

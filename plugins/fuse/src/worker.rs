@@ -31,7 +31,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Wait before the second start; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(20);
 /// Longest wait between starts: shorter than anybody waits for a file.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A worker that lived this long starts the back-off anew.
 const LIVED: Duration = Duration::from_secs(30);
 /// Messages that wait to be written to a worker: a handful for each of its volumes.

@@ -7,6 +7,8 @@
 mod builtins;
 #[path = "plugins/filesystems.rs"]
 mod filesystems;
+#[path = "plugins/mounters.rs"]
+mod mounters;
 #[path = "plugins/populators.rs"]
 mod populators;
 
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
     ];
     trials.extend(builtins::trials(&shared));
     trials.extend(filesystems::trials());
+    trials.extend(mounters::trials());
     trials.extend(populators::trials());
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     // Not by `exit`, which would leave its directory behind.

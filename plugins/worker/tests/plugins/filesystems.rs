@@ -229,6 +229,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         what_a_bad_guest_answers_stays_an_error_of_one_call,
         a_reader_of_a_guest_that_never_answers_can_be_killed,
         paths_are_found_again_by_an_instance_with_other_numbers,
+        an_index_over_http_is_a_tree_that_is_read_as_it_is_needed,
         the_server_gives_up_what_it_does_not_need_and_ends_with_the_last_volume,
     ]
 }
@@ -801,5 +802,163 @@ fn the_server_gives_up_what_it_does_not_need_and_ends_with_the_last_volume(node:
     // And starts again with the next.
     let at = node.publish(&agent, &memfs("next", &[])).unwrap();
     fs::write(at.join("x"), "x").unwrap();
+    node.unpublish(&agent, &at);
+}
+
+/// A server of one tree: `/dir/` by an index in HTML, `/` by one in JSON, files by ranges.
+struct Site {
+    address: std::net::SocketAddr,
+    asked: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Site {
+    fn start(big: Vec<u8>) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+        let noted = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let _ = Self::answer(stream.unwrap(), &big, &noted);
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn answer(
+        mut stream: std::net::TcpStream,
+        big: &[u8],
+        asked: &std::sync::Mutex<Vec<String>>,
+    ) -> io::Result<()> {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? > 0 {
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).to_lowercase();
+        let mut words = head.split_whitespace();
+        let (method, path) = (
+            words.next().unwrap_or_default(),
+            words.next().unwrap_or_default(),
+        );
+        let range = head
+            .lines()
+            .find_map(|line| line.strip_prefix("range: bytes="));
+        asked
+            .lock()
+            .unwrap()
+            .push(format!("{method} {path} {}", range.unwrap_or_default()));
+        let json = format!(
+            r#"[{{"name":"dir","type":"directory","mtime":"Sun, 06 Nov 1994 08:49:37 GMT"}},
+                {{"name":"big","type":"file","mtime":"Sun, 06 Nov 1994 08:49:37 GMT","size":{}}},
+                {{"name":"../etc","type":"file","size":1}}]"#,
+            big.len()
+        );
+        let html = r#"<a href="../">..</a> <a href="?C=N">N</a> <a href="a%20b">a b</a> <a href='/x'>x</a>
+            <a href="sub/">sub</a> <a href="gone">gone</a> <a href="%2e%2e">up</a> <a href="c%2fd">no</a>"#;
+        let (content_type, body) = match path {
+            "/" => ("application/json", json.as_bytes()),
+            "/dir/" => ("text/html", html.as_bytes()),
+            "/dir/sub/" => ("text/html", &b""[..]),
+            "/dir/a%20b" => ("text/plain", &b"a and b"[..]),
+            "/big" => ("application/octet-stream", big),
+            _ => {
+                return write!(
+                    stream,
+                    "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+                );
+            }
+        };
+        let mut part = body;
+        let mut status = "200 OK".to_owned();
+        if let Some((from, to)) = range.and_then(|range| range.split_once('-')) {
+            let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+            part = &body[from..=to];
+            let length = body.len();
+            status = format!("206 Partial\r\ncontent-range: bytes {from}-{to}/{length}");
+        }
+        let length = part.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\
+             last-modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: close\r\n\r\n"
+        )?;
+        match method {
+            "head" => Ok(()),
+            _ => stream.write_all(part),
+        }
+    }
+}
+
+fn an_index_over_http_is_a_tree_that_is_read_as_it_is_needed(node: &Node) {
+    let big: Vec<u8> = (0..1_500_000_u32).map(|n| (n / 3) as u8).collect();
+    let site = Site::start(big.clone());
+    let agent = node.agent();
+    let url = format!("http://{}/", site.address);
+    let asked = || std::mem::take(&mut *site.asked.lock().unwrap());
+    let request = |name: &str| request("httpfs", name, &[("url", &url), ("cacheSeconds", "60")]);
+
+    // The node's own addresses are no pod owner's to name.
+    let refused = node.publish(&agent, &request("own")).unwrap_err();
+    assert!(
+        refused.contains("127.0.0.1 is an address of the node itself"),
+        "{refused}"
+    );
+    let wasm = node.directory.path().join("httpfs.wasm");
+    fs::write(&wasm, wherry_plugin_embedded::find("httpfs").unwrap().wasm).unwrap();
+    let mut spec = PluginSpec {
+        digest: "sha256:httpfs".into(),
+        ..spec("httpfs")
+    };
+    spec.grants.hosts = vec!["127.0.0.1".into()];
+    spec.limits.memory_bytes_max = 64 << 20;
+    node.runtime
+        .block_on(agent.host.install(spec, &wasm))
+        .unwrap();
+
+    let at = node.publish(&agent, &request("http")).unwrap();
+    assert_eq!(names(&at), ["big", "dir"]);
+    assert_eq!(names(&at.join("dir")), ["a b", "sub"]);
+    assert_eq!(fs::read_to_string(at.join("dir/a b")).unwrap(), "a and b");
+    assert_eq!(names(&at.join("dir/sub")), Vec::<String>::new());
+    let found = fs::metadata(at.join("big")).unwrap();
+    assert_eq!((found.len(), found.mtime()), (1_500_000, 784_111_777));
+    assert_eq!(
+        errno(fs::write(at.join("big"), "")),
+        Some(libc_errno("EROFS"))
+    );
+    assert!(!fs::exists(at.join("none")).unwrap());
+
+    // A few bytes in the middle are not the whole file.
+    asked();
+    let file = File::open(at.join("big")).unwrap();
+    let mut read = [0; 10];
+    file.read_exact_at(&mut read, 1_000_000).unwrap();
+    assert_eq!(read, big[1_000_000..1_000_010]);
+    let first = asked();
+    assert!(
+        first.iter().all(|line| !line.ends_with("-1499999")),
+        "{first:?}"
+    );
+    // What has been read is not asked for again, not even by a new instance and with the kernel's memory dropped.
+    assert_eq!(fs::read(at.join("big")).unwrap(), big);
+    asked();
+    node.kill_worker(&agent, &at);
+    drop(file);
+    let file = File::open(at.join("big")).unwrap();
+    nix::fcntl::posix_fadvise(
+        &file,
+        0,
+        0,
+        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    )
+    .unwrap();
+    assert_eq!(fs::read(at.join("big")).unwrap(), big);
+    let again = asked();
+    assert!(
+        again.iter().all(|line| !line.starts_with("get /big")),
+        "{again:?}"
+    );
+    drop(file);
     node.unpublish(&agent, &at);
 }
