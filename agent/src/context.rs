@@ -10,6 +10,7 @@ use std::{
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::api::resource::Quantity};
 use wherry_plugin_host::Prober;
 use wherry_runtime_api::{PodUid, Runtime, RuntimeFeatures};
+use wherry_services::Index;
 use wherry_volumes::PodContext;
 
 use crate::{
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) publisher: Publisher,
     /// The node's pods with their statuses.
     pub(crate) directory: Directory,
+    /// The cluster's Services.
+    pub(crate) services: Arc<Index>,
     /// What the runtimes hold.
     pub(crate) actual: Actual,
     /// What the node is short of.

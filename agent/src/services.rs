@@ -3,12 +3,14 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use wherry_network::{Member, PortMapping};
-use wherry_services::{HostPort, Index, Protocol, watch};
+use wherry_services::{HostPort, Protocol, watch};
 
 use crate::{
     context::Context,
@@ -18,30 +20,66 @@ use crate::{
 /// Serves them until shutdown, as far as the config says. What the kernel does goes on after that.
 pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let config = &context.config;
-    let index = match &config.kube {
-        Some(_) => Arc::new(Index::default()),
-        None => Arc::new(Index::of_nothing()),
-    };
+    let index = &context.services;
     let follow = async {
         if let Some(client) = config.kube.clone()
             && (config.services.is_some() || config.dns.is_some())
         {
             let node = config.node_name.clone();
-            watch::run(client, node, Arc::clone(&index), shutdown.clone()).await;
+            watch::run(client, node, Arc::clone(index), shutdown.clone()).await;
         }
     };
     let serve = async {
         if let Some(config) = config.services.clone() {
             let host_ports = context.directory.host_ports();
-            wherry_services::run(config, Arc::clone(&index), host_ports, shutdown.clone()).await;
+            wherry_services::run(config, Arc::clone(index), host_ports, shutdown.clone()).await;
         }
     };
     let name = async {
         if let Some(config) = config.dns.clone() {
-            wherry_dns::run(config, Arc::clone(&index), shutdown.clone()).await;
+            wherry_dns::run(config, Arc::clone(index), shutdown.clone()).await;
         }
     };
     tokio::join!(follow, serve, name);
+}
+
+/// The longest a pod that is to end waits for Services to send their connections elsewhere.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
+
+/// How long other nodes have to hear what this one has heard.
+const SPREAD: Duration = Duration::from_millis(500);
+
+/// Waits until no Service sends new connections to a pod that is to end, so that none meets a server that has stopped
+/// listening. A pod behind no Service waits for nothing, any other for a part of its grace period at the most.
+pub(crate) async fn leave(context: &Context, pod: &Pod, deadline: Instant) {
+    let spec = pod.spec.as_ref();
+    if spec.is_none_or(|spec| spec.host_network == Some(true)) {
+        return;
+    }
+    let sandboxes = context.actual.get(&pod::uid(pod)).sandboxes;
+    let Some(ip) = sandboxes
+        .last()
+        .and_then(|sandbox| sandbox.ips.first().copied())
+    else {
+        return;
+    };
+    let namespace = pod::namespace(pod);
+    let mut changes = context.services.subscribe();
+    let gone = async {
+        let mut was_known = false;
+        while let Some(is_led_to) = context.services.leads_to(namespace, ip) {
+            was_known = true;
+            if !is_led_to || changes.changed().await.is_err() {
+                break;
+            }
+        }
+        if was_known {
+            sleep(SPREAD).await;
+        }
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    // A server that needs its whole grace period to end well is better late for a few connections.
+    let _ = timeout(LEAVE_MAX.min(left / 2), gone).await;
 }
 
 /// The ports of the node that lead to a pod; none before it has an address, and after it has ended.
@@ -93,7 +131,9 @@ struct WantedPort {
 fn wanted_ports(pod: &Pod) -> impl Iterator<Item = WantedPort> {
     let spec = pod.spec.as_ref();
     let spec = spec.filter(|spec| spec.host_network != Some(true));
-    let sidecars = spec.into_iter().flat_map(|spec| spec.init_containers.iter());
+    let sidecars = spec
+        .into_iter()
+        .flat_map(|spec| spec.init_containers.iter());
     let sidecars = sidecars
         .flatten()
         .filter(|container| container.restart_policy.is_some());

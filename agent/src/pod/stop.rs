@@ -14,7 +14,7 @@ use super::{
     prepare::bounded,
     spec, subpath, translate, uid,
 };
-use crate::{context::Context, events::Kind};
+use crate::{context::Context, events::Kind, services};
 
 /// How long past its grace period a runtime may take to kill.
 const KILL_SLACK: Duration = Duration::from_secs(60);
@@ -161,6 +161,7 @@ fn is_alive(status: &ContainerStatus) -> bool {
 pub(crate) async fn stop_all(context: &Context, pod: &Pod, deadline: Instant) {
     let uid = uid(pod);
     let mut retry = Retry::new();
+    services::leave(context, pod, deadline).await;
     loop {
         let actual = context.actual.get(&uid);
         let sidecar_names: Vec<_> = spec(pod)
