@@ -21,7 +21,7 @@ pub struct Leftovers {
     pub cgroups: BTreeSet<PathBuf>,
     /// Interfaces in the node's network besides `lo` and `eth0`.
     pub interfaces: BTreeSet<String>,
-    /// Addresses of those interfaces, each with its interface.
+    /// Addresses of those interfaces, each with its interface, besides those that the kernel makes up.
     pub addresses: BTreeSet<String>,
     /// nftables tables in the node's network.
     pub tables: BTreeSet<String>,
@@ -183,7 +183,7 @@ fn addresses(network: &str) -> BTreeSet<String> {
         let is_there_anyway = name == "lo" || name == "eth0";
         let all: Vec<String> = words
             .skip(1)
-            .filter(|word| !is_there_anyway && word.contains('/'))
+            .filter(|word| !is_there_anyway && word.contains('/') && !word.starts_with("fe80:"))
             .map(|address| format!("{name} {address}"))
             .collect();
         all

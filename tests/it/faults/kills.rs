@@ -9,7 +9,7 @@ use super::{NS, Site, Writer};
 const PROBED: &str = "apiVersion: wherry.dev/v1alpha1
 kind: Plugin
 metadata: {name: ping}
-spec: {image: 'probe-plugin:1'}
+spec: {image: 'probe-plugin:1', grants: {exec: true}}
 ---
 apiVersion: v1
 kind: Pod
@@ -20,7 +20,7 @@ spec:
   containers:
   - name: nginx
     image: nginx:1.22
-    readinessProbe: {exec: {command: ['wasm:ping', tcp, '', '80']}, periodSeconds: 1}
+    readinessProbe: {exec: {command: ['wasm:ping', exec, echo, hello]}, periodSeconds: 1}
 ";
 
 pub(super) fn any_process_of_ours_is_killed_and_what_it_kept_goes_on() {

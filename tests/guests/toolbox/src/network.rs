@@ -147,9 +147,9 @@ fn talk(shell: &mut Shell, host: &str, port: &str) -> io::Result<i32> {
 fn httpd(shell: &mut Shell, address: &str, directory: &str) -> io::Result<i32> {
     let root = shell.path(directory);
     for connection in TcpListener::bind(address)?.incoming() {
-        let mut connection = connection?;
+        let connection = connection?;
         let mut request = String::new();
-        let mut reader = BufReader::new(connection.try_clone()?);
+        let mut reader = BufReader::new(&connection);
         if reader.read_line(&mut request).is_err() {
             continue;
         }
@@ -178,9 +178,10 @@ fn httpd(shell: &mut Shell, address: &str, directory: &str) -> io::Result<i32> {
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
             body.len()
         );
-        let _ = connection
+        let mut writer = &connection;
+        let _ = writer
             .write_all(head.as_bytes())
-            .and_then(|()| connection.write_all(&body));
+            .and_then(|()| writer.write_all(&body));
     }
     Ok(0)
 }
