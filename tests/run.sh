@@ -10,7 +10,7 @@ cd "$here"
 
 need_rust
 need_packages build-essential pkg-config iproute2 nftables iptables containernetworking-plugins busybox-static curl openssl docker-registry apache2-utils \
-  user-mode-linux etcd-server etcd-client
+  user-mode-linux etcd-server etcd-client git
 tests/tools/docker.sh install
 need_kubectl
 only_one tests
@@ -34,6 +34,8 @@ done
 
 WHERRY_PYTHON=$(tests/tools/python-client.sh)
 export WHERRY_PYTHON
+WHERRY_MOTO=$(tests/tools/moto.sh)
+export WHERRY_MOTO
 
 if [ $# = 0 ]; then
   say "format and lints"

@@ -12,6 +12,7 @@ mod clients;
 mod control_planes;
 mod examples;
 mod faults;
+mod filesystems;
 mod images;
 mod join;
 mod kubectl;
@@ -21,9 +22,11 @@ mod plugin_tool;
 mod plugins;
 mod pods;
 mod restarts;
+mod scheduling;
 mod services;
 mod storage;
 mod tutorial;
+mod volumes;
 mod wasm;
 mod workloads;
 
@@ -200,6 +203,7 @@ fn main() {
         behaviours::trials(&shared),
         kubectl::trials(&shared),
         pods::trials(&shared),
+        filesystems::trials(&shared),
         plugins::trials(&shared),
         plugin_tool::trials(),
         wasm::trials(&shared),
@@ -215,8 +219,10 @@ fn main() {
         lifecycle::trials(),
         network::trials(),
         restarts::trials(),
+        scheduling::trials(&shared),
         services::trials(&shared),
         storage::trials(&shared),
+        volumes::trials(&shared),
         tutorial::trials(),
         workloads::trials(&shared),
     ];

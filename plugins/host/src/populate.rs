@@ -71,7 +71,14 @@ impl PluginHost {
             .map_err(|error| VolumeFailure::io(staging, error))?;
         let call = request.call(&plugin, current, limits);
         let ended = self
-            .call_about_volume(&plugin, request, call, Some(directory), progress, &NoContainer)
+            .call_about_volume(
+                &plugin,
+                request,
+                call,
+                Some(directory),
+                progress,
+                &NoContainer,
+            )
             .await?;
         match ended {
             Said::Populated(populated) => {
@@ -126,7 +133,8 @@ impl PluginHost {
     ) -> Result<Said, VolumeFailure> {
         let input = format!("{} {:?}", request.of(), request.attributes);
         let begun = Instant::now();
-        if let Some(wait) = lock(&plugin.seen).apart.wait(&input, begun) {
+        let apart = lock(&plugin.seen).apart.wait(&input, begun);
+        if let Some(wait) = apart {
             lock(&plugin.seen).stats.not_made += 1;
             return Err(VolumeFailure::SetApart {
                 plugin: request.plugin.clone(),
