@@ -279,6 +279,18 @@ pub(crate) struct ServerArgs {
     /// How long certificates are valid that nodes are given; they are renewed at four fifths of it.
     #[arg(long, default_value = "8760h", value_parser = pulls::duration, value_name = "DURATION")]
     pub(crate) cluster_signing_duration: Duration,
+    /// Log requests to this file, as lines of audit.k8s.io/v1 Events; `-` is standard output.
+    #[arg(long, requires = "audit_policy_file", value_name = "FILE")]
+    pub(crate) audit_log_path: Option<PathBuf>,
+    /// What is logged of which requests: an audit.k8s.io/v1 Policy.
+    #[arg(long, requires = "audit_log_path", value_name = "FILE")]
+    pub(crate) audit_policy_file: Option<PathBuf>,
+    /// Megabytes that a file of the audit log has at the most before it is put aside.
+    #[arg(long, default_value_t = 100, value_name = "MEGABYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) audit_log_maxsize: u64,
+    /// Files of the audit log that are kept besides the newest.
+    #[arg(long, default_value_t = 10, value_name = "FILES")]
+    pub(crate) audit_log_maxbackup: usize,
     /// Also write the administrator's kubeconfig here.
     #[arg(long)]
     pub(crate) write_kubeconfig: Option<PathBuf>,

@@ -81,6 +81,7 @@ pub(crate) async fn build(
         names: Vec::new(),
         service_cidr,
         store,
+        audit: audit(args)?,
     })
     .await?;
     server.set_pod_eviction_timeout(args.pod_eviction_timeout);
@@ -98,6 +99,22 @@ pub(crate) async fn build(
         wherry_server::pki::write_file(&path, kubeconfig.as_bytes(), 0o600)?;
     }
     Ok(Control { server, is_shared })
+}
+
+/// What is logged of requests.
+fn audit(args: &ServerArgs) -> Result<Option<wherry_server::AuditConfig>> {
+    let Some(log_path) = args.audit_log_path.clone() else {
+        return Ok(None);
+    };
+    // clap wants both or neither.
+    let policy = args.audit_policy_file.clone().unwrap_or_default();
+    let policy = std::fs::read_to_string(&policy).with_context(|| policy.display().to_string())?;
+    Ok(Some(wherry_server::AuditConfig {
+        log_path,
+        policy,
+        bytes_max: args.audit_log_maxsize.saturating_mul(1024 * 1024),
+        backups_max: args.audit_log_maxbackup,
+    }))
 }
 
 /// Where the cluster's authorities and keys are.

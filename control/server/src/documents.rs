@@ -118,7 +118,7 @@ pub(crate) async fn serve(
         ["metrics"] => Ok(answer::raw(
             StatusCode::OK,
             "text/plain; version=0.0.4",
-            app.metrics.render(),
+            app.metrics.render(app.audit.dropped()),
         )),
         ["api"] => match accept.shape {
             Shape::Discovery(version) => Ok(aggregated(true, version, headers)),

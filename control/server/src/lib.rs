@@ -21,6 +21,7 @@
 
 mod admission;
 mod answer;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
@@ -68,6 +69,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wherry_store::Store;
 
+pub use audit::{AuditConfig, AuditError, PolicyError};
 pub use authz::Attributes;
 pub use bootstrap::BootstrapError;
 pub use cidr::Cidr;
@@ -93,6 +95,8 @@ pub struct Config {
     pub service_cidr: Cidr,
     /// Where objects are kept.
     pub store: Arc<dyn Store>,
+    /// What is logged of requests; `None`: nothing.
+    pub audit: Option<AuditConfig>,
 }
 
 /// A server could not be made or could not go on.
@@ -112,6 +116,9 @@ pub enum ServerError {
     /// The first objects.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// The audit log.
+    #[error("audit log: {0}")]
+    Audit(#[from] AuditError),
     /// The key that signs tokens.
     #[error("service account key: {0}")]
     TokenKey(String),
@@ -128,6 +135,7 @@ pub(crate) struct App {
     pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) node_metrics: node_metrics::NodeMetrics,
+    pub(crate) audit: audit::Audit,
     pub(crate) rbac: rbac::Rbac,
     pub(crate) quota_turns: admission::quota::Turns,
     pub(crate) document_hashes: documents::DocumentHashes,
@@ -148,6 +156,7 @@ pub struct Server {
     tls: Arc<ServerConfig>,
     endpoint: bootstrap::Endpoint,
     address: SocketAddr,
+    audit_writer: Option<audit::Writer>,
 }
 
 impl std::fmt::Debug for Server {
@@ -190,6 +199,13 @@ impl Server {
             .first()
             .copied()
             .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let (audit, audit_writer) = match config.audit {
+            Some(config) => {
+                let (audit, writer) = audit::Audit::open(config)?;
+                (audit, Some(writer))
+            }
+            None => Default::default(),
+        };
         let shutdown = CancellationToken::new();
         let app = Arc::new(App {
             feeds: feed::Feeds::new(config.store.clone(), shutdown.clone()),
@@ -202,6 +218,7 @@ impl Server {
             kubelet_tls: serve::kubelet_tls(&pki)?,
             metrics: metrics::Metrics::default(),
             node_metrics: node_metrics::NodeMetrics::default(),
+            audit,
             rbac: rbac::Rbac::default(),
             quota_turns: admission::quota::Turns::default(),
             document_hashes: documents::DocumentHashes::default(),
@@ -222,6 +239,7 @@ impl Server {
                 port: address.port(),
             },
             address,
+            audit_writer,
         })
     }
 
@@ -234,7 +252,9 @@ impl Server {
     /// (`--pod-eviction-timeout`; five minutes at first).
     pub fn set_pod_eviction_timeout(&self, timeout: Duration) {
         let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
-        self.app.toleration_seconds.store(seconds, Ordering::Relaxed);
+        self.app
+            .toleration_seconds
+            .store(seconds, Ordering::Relaxed);
     }
 
     /// Its certificates and keys.
@@ -284,10 +304,17 @@ impl Server {
     ///
     /// # Errors
     /// The first objects cannot be made.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServerError> {
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), ServerError> {
         let tasks = TaskTracker::new();
         let own = self.app.shutdown.clone();
         let _stop_with_us = own.clone().drop_guard();
+        // Ends after everybody else, so that the last requests are in it.
+        let last = CancellationToken::new();
+        let written = TaskTracker::new();
+        if let Some(writer) = self.audit_writer.take() {
+            written.spawn(writer.run(last.clone()));
+        }
+        let _last = last.clone().drop_guard();
         self.bootstrap().await?;
         tasks.spawn(expire::run(self.app.store.clone(), own.clone()));
         tasks.spawn(rbac::keep(self.app.clone(), own.clone()));
@@ -310,6 +337,9 @@ impl Server {
         own.cancel();
         tasks.close();
         tasks.wait().await;
+        last.cancel();
+        written.close();
+        written.wait().await;
         Ok(())
     }
 }

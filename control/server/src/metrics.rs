@@ -82,8 +82,8 @@ impl Metrics {
         entry.seconds += took.as_secs_f64();
     }
 
-    /// In the Prometheus text format.
-    pub(crate) fn render(&self) -> String {
+    /// In the Prometheus text format; `audit_dropped` counts events that are not in the audit log.
+    pub(crate) fn render(&self, audit_dropped: u64) -> String {
         let mut out = String::new();
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         let mut family =
@@ -129,6 +129,15 @@ impl Metrics {
                         entry.seconds
                     );
                 }
+            },
+        );
+        let name = "apiserver_audit_error_total";
+        family(
+            name,
+            "Audit events that were not written.",
+            "counter",
+            &mut |out| {
+                let _ = writeln!(out, "{name}{{plugin=\"log\"}} {audit_dropped}");
             },
         );
         let levels = [

@@ -20,6 +20,7 @@ use wherry_api::{Resource, Status, Verb, selector::FieldSelector};
 use crate::{
     App, UserInfo,
     answer::{self, Answer},
+    audit::{Stage, Trail},
     authn,
     authz::Attributes,
     call::{self, BODY_BYTES_MAX, Call},
@@ -65,21 +66,27 @@ async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     }
     let inflight = (!is_long).then(|| app.metrics.inflight.raise());
 
-    let served = AssertUnwindSafe(serve(
-        &app,
+    let mut trail = app.audit.begin(&request, target.as_ref(), verb);
+    let mut stage = Stage::ResponseComplete;
+    let incoming = Incoming {
         request,
         query,
-        &path,
-        target.as_ref(),
+        path: &path,
+        target: target.as_ref(),
         verb,
         accept,
-    ))
-    .catch_unwind()
-    .await;
+    };
+    let served = AssertUnwindSafe(serve(&app, incoming, &mut trail))
+        .catch_unwind()
+        .await;
     let response = match served {
         Ok(Ok(response)) => response,
-        Ok(Err(status)) => answer::status(failure_accept, &status),
+        Ok(Err(status)) => {
+            trail.failed(&status);
+            answer::status(failure_accept, &status)
+        }
         Err(_) => {
+            stage = Stage::Panic;
             tracing::error!(path, "A handler panicked");
             answer::status(
                 failure_accept,
@@ -88,6 +95,7 @@ async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         }
     };
     drop(inflight);
+    let response = follow_up(trail, response, stage, is_long).await;
     let code = response.status().as_u16();
     tracing::debug!(
         verb,
@@ -113,19 +121,57 @@ async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     compress::compress(response, compression)
 }
 
+/// Logs what was answered; of an answer that goes on, its beginning and its end.
+async fn follow_up(mut trail: Trail, response: Response, stage: Stage, is_long: bool) -> Response {
+    let code = response.status().as_u16();
+    if is_long && code < 400 {
+        let ends = trail.started(code);
+        return response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _ = &ends;
+                frame
+            }))
+        });
+    }
+    if !trail.wants_response() {
+        trail.ended(code, stage);
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    // Bodies of the server's own making do not fail.
+    let body = body
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes);
+    let body = body.unwrap_or_default();
+    trail.answered_with(&body);
+    trail.ended(code, stage);
+    Response::from_parts(parts, Body::from(body))
+}
+
 fn find(target: &ResourcePath) -> Option<&'static Resource> {
     wherry_api::find(&target.group, &target.version, &target.resource)
 }
 
-async fn serve(
-    app: &Arc<App>,
+/// A request, and what has been made out of it.
+struct Incoming<'a> {
     request: Request,
     query: Query,
-    path: &str,
-    target: Option<&ResourcePath>,
+    path: &'a str,
+    target: Option<&'a ResourcePath>,
     verb: &'static str,
     accept: Result<Accept, Status>,
-) -> Answer {
+}
+
+async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Answer {
+    let Incoming {
+        request,
+        query,
+        path,
+        target,
+        verb,
+        accept,
+    } = incoming;
     if documents::is_open(path) {
         let accept = accept.unwrap_or_default();
         return documents::serve(app, path, &query, accept, request.headers()).await;
@@ -133,7 +179,9 @@ async fn serve(
     let user = authn::authenticate(app, request.headers(), request.extensions())
         .await?
         .ok_or_else(Status::unauthorized)?;
+    trail.asked_by(&user);
     let user = authn::impersonate(app, user, request.headers()).await?;
+    trail.impersonates(&user);
     let Some(target) = target else {
         let accept = match accept {
             Err(_) if documents::is_negotiated(path) => Accept::default(),
@@ -168,7 +216,9 @@ async fn serve(
         field_selector: query.get("fieldSelector").to_owned(),
         path: String::new(),
     };
-    if let Err(reason) = app.authorize(&user, &attributes).await {
+    let decision = app.authorize(&user, &attributes).await;
+    trail.decided(&decision);
+    if let Err(reason) = decision {
         return Err(forbidden(target, &user, verb).with_reason(&reason));
     }
     if let Some(review) = reviews::find(&target.group, &target.version, &target.resource) {
@@ -176,7 +226,9 @@ async fn serve(
             return Err(Status::path_method_not_allowed());
         }
         let (parts, body) = request.into_parts();
-        let (object, _) = call::read_value(&parts.headers, &read_body(body).await?)?;
+        let body = read_body(body).await?;
+        trail.sent(&parts.headers, &body);
+        let (object, _) = call::read_value(&parts.headers, &body)?;
         return reviews::serve(app, &user, accept?, &target.namespace, review, object).await;
     }
     if let Some(row) = computed::find(&target.group, &target.version, &target.resource) {
@@ -228,6 +280,7 @@ async fn serve(
     let answered = tokio::time::timeout(REQUEST_TIMEOUT, async {
         let (parts, body) = request.into_parts();
         let body = read_body(body).await?;
+        trail.sent(&parts.headers, &body);
         if is_binding {
             return match parts.method {
                 Method::POST => subresources::bind_by_body(&mut call, &parts.headers, &body).await,

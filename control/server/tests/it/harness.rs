@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt;
-use wherry_server::{Config, Pki, SERVICE_CIDR_DEFAULT, Server, UserInfo};
+use wherry_server::{AuditConfig, Config, Pki, SERVICE_CIDR_DEFAULT, Server, UserInfo};
 use wherry_store::{MemoryStore, Store};
 
 /// The one timeout of everything that is waited for.
@@ -91,6 +91,11 @@ impl TestServer {
 
     /// Serving what is in a store.
     pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
+        Self::with(store, None).await
+    }
+
+    /// Serving what is in a store, and logging who asks.
+    pub(crate) async fn with(store: Arc<dyn Store>, audit: Option<AuditConfig>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let server = Server::build(Config {
             pki_dir: dir.path().join("pki"),
@@ -99,6 +104,7 @@ impl TestServer {
             names: Vec::new(),
             service_cidr: SERVICE_CIDR_DEFAULT.parse().expect("a range"),
             store: store.clone(),
+            audit,
         })
         .await
         .expect("a server");

@@ -184,7 +184,7 @@ async fn a_quota_wants_pods_to_say_what_they_take() {
 async fn a_claim_gets_the_default_class_and_grows_where_the_class_lets_it() {
     let server = TestServer::start().await;
     let classes = "/apis/storage.k8s.io/v1/storageclasses";
-    for (name, is_default, grows) in [("plain", "false", false), ("usual", "true", true)] {
+    for (name, is_default, grows) in [("plain", "false", false), ("a-usual", "true", true)] {
         let class = json!({
             "metadata": {"name": name, "annotations": {"storageclass.kubernetes.io/is-default-class": is_default}},
             "provisioner": "p", "allowVolumeExpansion": grows,
@@ -193,7 +193,7 @@ async fn a_claim_gets_the_default_class_and_grows_where_the_class_lets_it() {
     }
     let path = format!("{NS}/persistentvolumeclaims");
     for (name, class, expected) in [
-        ("a", Value::Null, json!("usual")),
+        ("a", Value::Null, json!("a-usual")),
         ("b", json!(""), json!("")),
         ("c", json!("plain"), json!("plain")),
     ] {

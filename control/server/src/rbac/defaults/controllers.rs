@@ -253,7 +253,8 @@ const CONTROLLERS: &[(&str, Rules)] = &[
         "resourcequota-controller",
         &[
             (&["*"], &["*"], &["list", "watch"]),
-            (&[""], &["resourcequotas/status"], CHANGE),
+            (&[""], &["resourcequotas"], READ),
+            (&[""], &["resourcequotas/status"], GET_CHANGE),
         ],
     ),
     (
