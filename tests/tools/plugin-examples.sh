@@ -11,7 +11,7 @@ home=$WHERRY_CACHE/plugin-examples
 componentize=componentize-py==0.25.0
 only_one plugin-examples
 mkdir -p "$home"
-stamp=$(cat "$0" "$top"/plugins/wit/*.wit "$examples"/c/* "$examples"/python/*.py "$examples"/bindings-c/src/* | sha256sum)
+stamp=$(cat "$0" "$top"/plugins/wit/*.wit "$examples"/c/* "$examples"/python/* "$examples"/bindings-c/src/* | sha256sum)
 finish() { printf '%s\n' "$home"; exit 0; }
 [ "$(cat "$home/stamp" 2>/dev/null)" != "$stamp" ] || finish
 
@@ -39,7 +39,10 @@ fi
 # In a copy, as what it makes of the source lies beside it.
 rm -rf "$home/python"
 cp -r "$examples/python" "$home/python"
-(cd "$home/python" && "$venv/bin/componentize-py" -d "$top/plugins/wit" -w probe componentize app -o "$home/probe-python.wasm" >&2)
+mkdir -p "$home/python/wit/deps"
+mv "$home/python/world.wit" "$home/python/wit/"
+cp -r "$top/plugins/wit" "$home/python/wit/deps/plugin"
+(cd "$home/python" && "$venv/bin/componentize-py" -d wit -w probe componentize app -o "$home/probe-python.wasm" >&2)
 
 printf '%s\n' "$stamp" >"$home/stamp"
 finish

@@ -63,10 +63,8 @@ fn artifact(messages: &str) -> Option<PathBuf> {
     let files = messages.filter(|message| message["reason"] == "compiler-artifact");
     let files =
         files.flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default());
-    let files = files.filter_map(|file| Some(PathBuf::from(file.as_str()?)));
-    files
-        .filter(|file| file.extension().is_some_and(|end| end == "wasm"))
-        .last()
+    let mut files = files.filter_map(|file| Some(PathBuf::from(file.as_str()?)));
+    files.rfind(|file| file.extension().is_some_and(|end| end == "wasm"))
 }
 
 /// Variables for the compiler to find a standard library that tests/tools/guest-toolchain.sh has made.

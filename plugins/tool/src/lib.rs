@@ -11,6 +11,7 @@ mod build;
 mod component;
 mod diff;
 mod inspect;
+mod live;
 mod new;
 mod registry;
 mod run;
@@ -28,6 +29,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 pub use component::World;
+use live::Target;
 pub use registry::RegistryArgs;
 use registry::Repository;
 use run::Plugin;
@@ -74,6 +76,27 @@ pub enum PluginCommand {
     },
     /// Ask a plugin what scripts ask, answer it as they say, and compare what it says.
     Test(ScriptArgs),
+    /// Make a check of a running pod's container for real, from this node, and print it as a script.
+    Record {
+        /// The component.
+        #[arg(long, value_name = "FILE")]
+        plugin: PathBuf,
+        /// The pod, which kubectl knows.
+        #[arg(long)]
+        pod: String,
+        /// Its namespace.
+        #[arg(long, short, default_value = "default")]
+        namespace: String,
+        /// The container; the pod's first one if not given.
+        #[arg(long, short)]
+        container: Option<String>,
+        /// Memory of the instance, MiB.
+        #[arg(long, default_value_t = 16)]
+        memory: u64,
+        /// The plugin's arguments.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Measure the first case of a script: calls a second, and what a fresh instance takes.
     Bench(ScriptArgs),
     /// Show what a component is, imports and exports, and which grants it will ask for.
@@ -163,6 +186,25 @@ pub async fn run(command: PluginCommand) -> Result<()> {
             Ok(())
         }
         PluginCommand::Test(args) => blocking(move || test(&args)).await,
+        PluginCommand::Record {
+            plugin,
+            pod,
+            namespace,
+            container,
+            memory,
+            arguments,
+        } => {
+            let runtime = tokio::runtime::Handle::current();
+            blocking(move || {
+                let target = Target::find(&namespace, &pod, container.as_deref())?;
+                let loaded =
+                    Plugin::load(&read(&plugin)?).with_context(|| plugin.display().to_string())?;
+                let script = run::record(&loaded, target, runtime, memory << 20, &arguments)?;
+                print!("{}", serde_saphyr::to_string(&script)?);
+                Ok(())
+            })
+            .await
+        }
         PluginCommand::Bench(args) => blocking(move || bench(&args)).await,
         PluginCommand::Inspect {
             component,

@@ -21,6 +21,9 @@ pub(crate) const CONFIG_MEDIA_TYPE: &str = "application/vnd.wasm.config.v0+json"
 /// Of its only layer.
 pub(crate) const WASM_MEDIA_TYPE: &str = "application/wasm";
 
+/// Of a layer: the file that it is, without which `oras pull` leaves it out.
+const TITLE: &str = "org.opencontainers.image.title";
+
 /// How a registry is reached.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RegistryArgs {
@@ -189,10 +192,12 @@ impl Repository {
         }
         let description = Description::read(&wasm)?;
         let config = config(&description, &digest_of(&wasm), created);
+        let name = self.reference.repository().rsplit('/').next();
+        let title = format!("{}.wasm", name.unwrap_or_default());
         self.push_document(
             &self.reference,
             (CONFIG_MEDIA_TYPE, serde_json::to_vec(&config)?),
-            (WASM_MEDIA_TYPE, wasm, Value::Null),
+            (WASM_MEDIA_TYPE, wasm, json!({TITLE: title})),
             json!({"annotations": {"org.opencontainers.image.created": created}}),
         )
         .await

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
+use tokio::runtime::Handle;
 use wasmtime::{
     AsContextMut, Engine, Store,
     component::{Component, Func, Instance, InstancePre, Type, Val},
@@ -16,6 +17,7 @@ use wasmtime::{
 use crate::{
     component::{Description, World},
     diff,
+    live::{Live, Target},
     script::{Case, Expected, Script, Step},
     scripted::{self, Host, Mismatch},
     value::{self, from_wasmtime},
@@ -176,6 +178,40 @@ pub(crate) fn within<T>(plugin: &Plugin, work: impl FnOnce() -> T) -> T {
         drop(done);
         result
     })
+}
+
+/// Makes one check for real; answers the script that says the same.
+pub(crate) fn record(
+    plugin: &Plugin,
+    target: Target,
+    runtime: Handle,
+    memory_bytes: u64,
+    given: &[String],
+) -> Result<Script> {
+    if plugin.world != World::Probe {
+        bail!("a {} cannot be recorded: only probes can", plugin.world);
+    }
+    let mut script = Script {
+        given: target.given.clone(),
+        memory_bytes: Some(memory_bytes),
+        ..Script::default()
+    };
+    let mut case = Case {
+        name: format!("as on {}/{}", target.namespace, target.pod),
+        ..Case::default()
+    };
+    case.only.arguments = given.iter().map(|argument| json!(argument)).collect();
+    let mut store = plugin.store(&script, &case);
+    store.data_mut().go_live(Live::new(target, runtime));
+    let instance = plugin.instantiate(&mut store)?;
+    let function = plugin.function(&mut store, &instance, &case.only)?;
+    let arguments = arguments(&mut store, &function, &case.only.arguments)?;
+    case.only.expect = within(plugin, || call(&mut store, &function, &arguments))?;
+    let calls = store.data_mut().recorded();
+    case.only.calls = calls.iter().map(Expected::to_entry).collect();
+    script.memory_bytes = None;
+    script.cases.push(case);
+    Ok(script)
 }
 
 /// What is wrong with a case, and the memory it took.

@@ -17,6 +17,7 @@ use wasmtime::{
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use crate::{
+    live::Live,
     script::Expected,
     value::{self, Handle},
 };
@@ -29,6 +30,7 @@ pub(crate) struct Host {
     given: Map<String, Value>,
     calls: VecDeque<Expected>,
     made: usize,
+    live: Option<Live>,
     next_handle: u32,
     staged: BTreeMap<u32, String>,
     /// Lines of the log.
@@ -98,6 +100,7 @@ impl Host {
             given,
             calls: VecDeque::new(),
             made: 0,
+            live: None,
             next_handle: 1 << 16,
             staged: BTreeMap::new(),
             log: Vec::new(),
@@ -113,6 +116,16 @@ impl Host {
     /// Most bytes of memory so far.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.memory.bytes
+    }
+
+    /// Does for real, from now on, what would have to be in `calls`.
+    pub(crate) fn go_live(&mut self, live: Live) {
+        self.live = Some(live);
+    }
+
+    /// What was done since.
+    pub(crate) fn recorded(&mut self) -> Vec<Expected> {
+        self.live.take().map(|live| live.calls).unwrap_or_default()
     }
 
     /// What the next call of the plugin may ask.
@@ -140,6 +153,9 @@ impl Host {
         if !is_next && let Some(answer) = self.simulate(function, arguments, ty) {
             self.made -= 1;
             return Ok(answer);
+        }
+        if let Some(live) = &mut self.live {
+            return live.perform(function, arguments).map(Answer::Value);
         }
         let expected = self.calls.pop_front();
         let is_it = expected.as_ref().is_some_and(|expected| {
