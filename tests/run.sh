@@ -50,6 +50,8 @@ export WHERRY_BIN=$CARGO_TARGET_DIR/debug/wherry
 if [ $# = 0 ]; then
   say "all tests"
   cargo test --workspace --no-fail-fast
+  say "formats that the built-in plugins read"
+  (cd plugins/builtin && CARGO_TARGET_DIR="$WHERRY_CACHE/builtin" cargo test --quiet -p fetch -p unpack -p git -p oci-artifact -p s3)
 else
   say "end-to-end tests with names that contain $1"
   cargo test --workspace --test it -- "$1"

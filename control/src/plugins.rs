@@ -24,7 +24,11 @@ use kube::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use wherry_images::{Store, StoredImage};
@@ -43,6 +47,9 @@ use crate::{cli::RootArgs, plugin_signatures::SignaturePolicy};
 const PERIOD: Duration = Duration::from_secs(5);
 /// A registry that says nothing for longer is tried again later.
 const PULL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Plugins that are fetched and compiled at once; compiling is a process each.
+const ATTEMPTS_MAX: usize = 4;
 
 /// Makes the node's probes, and follows its Plugin objects for as long as it lives.
 struct NodeProber {
@@ -65,6 +72,9 @@ pub(crate) struct NodePlugins {
     pub(crate) volumes: Arc<dyn VolumePlugins>,
 }
 
+/// Where the volume server listens, below the root's run directory.
+pub(crate) const VOLUME_SERVER_SOCKET: &str = "plugins/volume-server.sock";
+
 /// A node's plugins. Without an API server there are no Plugin objects.
 pub(crate) fn of_node(
     root: &RootArgs,
@@ -80,16 +90,20 @@ pub(crate) fn of_node(
     let host = PluginHost::open(config).context("plugins")?;
     let installer = kube.map(|client| {
         let installer = Installer {
-            host: Arc::clone(&host),
-            images,
+            attempt: Arc::new(Attempt {
+                host: Arc::clone(&host),
+                images,
+                signatures,
+                turns: Semaphore::new(ATTEMPTS_MAX),
+            }),
             plugins: Api::all_with(client, &resource()),
             node: node.to_owned(),
-            signatures,
             known: BTreeMap::new(),
+            under_way: JoinSet::new(),
         };
         AbortOnDropHandle::new(tokio::spawn(installer.run()))
     });
-    let socket = root.run().join("plugins/volume-server.sock");
+    let socket = root.run().join(VOLUME_SERVER_SOCKET);
     let filesystems = FilesystemVolumes::new(Arc::clone(&host), socket, REQUEST_TIMEOUT);
     let mounters = MounterVolumes::open(Arc::clone(&host), root.root.join("plugins/mounts"))
         .context("records of mounts")?;
@@ -119,6 +133,7 @@ fn resource() -> ApiResource {
 struct Spec {
     image: String,
     digest: String,
+    class: String,
     failure_policy: FailurePolicy,
     grants: Grants,
     limits: SpecLimits,
@@ -142,8 +157,12 @@ struct SpecLimits {
 }
 
 impl SpecLimits {
-    fn limits(&self) -> Limits {
-        let default = Limits::default();
+    /// `class` decides what is not said.
+    fn limits(&self, class: &str) -> Limits {
+        let default = match class {
+            "" | "Probe" => Limits::default(),
+            _ => Limits::of_volumes(),
+        };
         let millis =
             |n: Option<u32>, default| n.map_or(default, |n| Duration::from_millis(u64::from(n)));
         let memory = self.memory.as_ref().and_then(|memory| {
@@ -164,6 +183,8 @@ impl SpecLimits {
 enum State {
     /// Nothing has been tried since the spec was written.
     New,
+    /// It is being fetched, looked at, compiled.
+    Trying,
     Installed {
         digest: String,
         imports: Vec<String>,
@@ -175,17 +196,27 @@ enum State {
 struct Known {
     spec: Spec,
     state: State,
+    /// When it is tried again.
+    not_before: Instant,
     /// As the object has it.
     told: Value,
 }
 
-struct Installer {
+/// What it takes to install a plugin.
+struct Attempt {
     host: Arc<PluginHost>,
     images: Store,
+    signatures: SignaturePolicy,
+    turns: Semaphore,
+}
+
+struct Installer {
+    attempt: Arc<Attempt>,
     plugins: Api<DynamicObject>,
     node: String,
-    signatures: SignaturePolicy,
     known: BTreeMap<String, Known>,
+    /// One for a name: a registry that hangs, or a large component, holds up nobody else.
+    under_way: JoinSet<(String, Spec, State)>,
 }
 
 impl Installer {
@@ -204,11 +235,15 @@ impl Installer {
                     // Tried again with back-off; the API server's absence is said by others.
                     Some(Err(_)) => continue,
                 },
+                Some(done) = self.under_way.join_next() => match done {
+                    Ok((name, spec, state)) => self.take_result(&name, &spec, state).await,
+                    Err(error) => warn!(%error, "Installing a plugin ended"),
+                },
                 _ = ticks.tick() => {}
             }
             let names: Vec<_> = self.known.keys().cloned().collect();
             for name in names {
-                self.install(&name).await;
+                self.install(&name);
                 self.tell(&name).await;
             }
         }
@@ -266,38 +301,112 @@ impl Installer {
         match self.known.get_mut(&name) {
             Some(known) if known.spec == spec => known.told = told,
             _ => {
-                self.known.insert(name, Known { spec, state, told });
+                let known = Known {
+                    spec,
+                    state,
+                    not_before: Instant::now(),
+                    told,
+                };
+                let before = self.known.insert(name.clone(), known);
+                // What is under way for the spec before comes to its end first.
+                if before.is_some_and(|before| before.state == State::Trying)
+                    && let Some(known) = self.known.get_mut(&name)
+                {
+                    known.state = State::Trying;
+                }
             }
         }
     }
 
     async fn forget(&mut self, name: &str) {
         self.known.remove(name);
-        self.host.remove(name).await;
+        self.attempt.host.remove(name).await;
         info!(plugin = name, "Plugin removed");
     }
 
-    async fn install(&mut self, name: &str) {
-        let Some(known) = self.known.get(name) else {
+    fn install(&mut self, name: &str) {
+        let Some(known) = self.known.get_mut(name) else {
             return;
         };
         match &known.state {
-            State::Installed { .. } | State::Failed { is_final: true, .. } => return,
+            State::Installed { .. } | State::Trying | State::Failed { is_final: true, .. } => {
+                return;
+            }
             State::New | State::Failed { .. } => {}
         }
-        let state = self.try_install(name, &known.spec.clone()).await;
-        if let State::Failed { why, is_final } = &state {
-            // What a change of the spec made impossible must not go on as it was.
-            if *is_final {
-                self.host.remove(name).await;
-            }
-            warn!(plugin = name, error = why, "Plugin cannot be installed");
+        if Instant::now() < known.not_before {
+            return;
         }
-        if let Some(known) = self.known.get_mut(name) {
-            known.state = state;
-        }
+        // What it said before stays on the object meanwhile.
+        known.state = State::Trying;
+        let (attempt, name, spec) = (
+            Arc::clone(&self.attempt),
+            name.to_owned(),
+            known.spec.clone(),
+        );
+        self.under_way.spawn(async move {
+            // The semaphore is never closed.
+            let _turn = attempt.turns.acquire().await;
+            let state = attempt.try_install(&name, &spec).await;
+            (name, spec, state)
+        });
     }
 
+    async fn take_result(&mut self, name: &str, spec: &Spec, state: State) {
+        let Some(known) = self.known.get_mut(name) else {
+            // Deleted meanwhile.
+            self.attempt.host.remove(name).await;
+            return;
+        };
+        if known.spec != *spec {
+            known.state = State::New;
+            return;
+        }
+        if let State::Failed { why, is_final } = &state {
+            warn!(plugin = name, error = why, "Plugin cannot be installed");
+            // What a change of the spec made impossible must not go on as it was.
+            if *is_final {
+                self.attempt.host.remove(name).await;
+            }
+        }
+        known.state = state;
+        known.not_before = Instant::now() + PERIOD;
+    }
+
+    /// Writes what has changed.
+    async fn tell(&mut self, name: &str) {
+        let stats = self.attempt.host.stats(name);
+        let restarts = self.attempt.host.worker_restarts();
+        let Some(known) = self.known.get_mut(name) else {
+            return;
+        };
+        if known.state == State::Trying {
+            return;
+        }
+        let status = status(&known.state, stats.unwrap_or_default(), restarts);
+        if status == known.told {
+            return;
+        }
+        // Fields that are gone have to be named, or a merge leaves them.
+        let mut change = status.clone();
+        for field in known.told.as_object().into_iter().flatten() {
+            if change.get(field.0).is_none() {
+                change[field.0] = Value::Null;
+            }
+        }
+        let patch = json!({"status": {"nodes": {&self.node: change}}});
+        let patched = self
+            .plugins
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await;
+        match patched {
+            Ok(_) => known.told = status,
+            Err(error) => warn!(plugin = name, %error, "Status of plugin not written"),
+        }
+    }
+}
+
+impl Attempt {
     async fn try_install(&self, name: &str, spec: &Spec) -> State {
         let later = |why: String| State::Failed {
             why,
@@ -332,7 +441,7 @@ impl Installer {
             name: name.to_owned(),
             digest: digest.clone(),
             grants: spec.grants.clone(),
-            limits: spec.limits.limits(),
+            limits: spec.limits.limits(&spec.class),
             failure_policy: spec.failure_policy,
             config: spec.config.clone(),
         };
@@ -373,35 +482,6 @@ impl Installer {
             .map_err(|error| error.to_string())?;
         image.ok_or_else(|| format!("image {} is gone again", spec.image))
     }
-
-    /// Writes what has changed.
-    async fn tell(&mut self, name: &str) {
-        let stats = self.host.stats(name);
-        let restarts = self.host.worker_restarts();
-        let Some(known) = self.known.get_mut(name) else {
-            return;
-        };
-        let status = status(&known.state, stats.unwrap_or_default(), restarts);
-        if status == known.told {
-            return;
-        }
-        // Fields that are gone have to be named, or a merge leaves them.
-        let mut change = status.clone();
-        for field in known.told.as_object().into_iter().flatten() {
-            if change.get(field.0).is_none() {
-                change[field.0] = Value::Null;
-            }
-        }
-        let patch = json!({"status": {"nodes": {&self.node: change}}});
-        let patched = self
-            .plugins
-            .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await;
-        match patched {
-            Ok(_) => known.told = status,
-            Err(error) => warn!(plugin = name, %error, "Status of plugin not written"),
-        }
-    }
 }
 
 /// Whether a digest that the operator wrote down names what was found.
@@ -439,7 +519,7 @@ fn status(state: &State, stats: PluginStats, worker_restarts: u64) -> Value {
         "workerRestarts": worker_restarts,
     });
     match state {
-        State::New => {}
+        State::New | State::Trying => {}
         State::Installed { digest, imports } => {
             status["digest"] = digest.as_str().into();
             status["imports"] = imports.as_slice().into();
@@ -462,7 +542,8 @@ mod tests {
     #[test]
     fn a_spec_without_limits_has_the_defaults_and_grants_nothing() {
         let spec: Spec = serde_json::from_value(json!({"image": "x/y:1"})).expect("a spec");
-        assert_eq!(spec.limits.limits(), Limits::default());
+        assert_eq!(spec.limits.limits("Probe"), Limits::default());
+        assert_eq!(spec.limits.limits("Populator"), Limits::of_volumes());
         assert_eq!(spec.grants, Grants::default());
         assert_eq!(spec.failure_policy, FailurePolicy::Ignore);
         let spec: Spec = serde_json::from_value(json!({
@@ -472,7 +553,7 @@ mod tests {
             "limits": {"memory": "1Mi", "cpuTimeMilliseconds": 7, "wallTimeMilliseconds": 8, "instances": 9},
         }))
         .expect("a spec");
-        let limits = spec.limits.limits();
+        let limits = spec.limits.limits(&spec.class);
         assert_eq!(limits.memory_bytes_max, 1 << 20);
         assert_eq!(limits.cpu_time_max, Duration::from_millis(7));
         assert_eq!(limits.wall_time_max, Duration::from_millis(8));

@@ -71,7 +71,7 @@ fn spec(generator: &mut SchemaGenerator) -> Schema {
                 "type": "string",
             },
             "class": {
-                "description": "What the plugin is for: Probe, Populator, Mounter or Filesystem.",
+                "description": "What the plugin is for: Probe, Populator, Mounter or Filesystem. It decides the limits that are not said: a call about a volume may use 128Mi, a minute of CPU time and ten minutes altogether.",
                 "type": "string",
             },
             "failurePolicy": {

@@ -177,6 +177,18 @@ pub struct Limits {
     pub instances_max: u32,
 }
 
+impl Limits {
+    /// What a call about a volume may use where nobody says otherwise: it moves more than a probe does.
+    pub fn of_volumes() -> Self {
+        Self {
+            memory_bytes_max: 128 << 20,
+            cpu_time_max: Duration::from_secs(60),
+            wall_time_max: Duration::from_secs(600),
+            instances_max: 8,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
