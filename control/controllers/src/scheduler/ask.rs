@@ -183,7 +183,8 @@ impl<'a> Ask<'a> {
                     .is_some_and(|entry| node.label(&entry.term.topology_key).is_some())
             })
         };
-        if !self.affinity.iter().all(finds) && !(self.is_first && has_keys()) {
+        let is_near = self.affinity.iter().all(finds) || self.is_first && has_keys();
+        if !is_near {
             return Verdict::Refuses(vec!["node(s) didn't match pod affinity rules".into()]);
         }
         if self.anti_affinity.iter().any(finds) {
