@@ -22,7 +22,10 @@ use wherry_runtime_api::Runtime;
 use wherry_volumes::{ObjectSource, TokenParams, VolumeConfig, VolumeManager};
 use wherry_wasm::WasmRuntime;
 
-use crate::{agent::docker_config, cli::RootArgs, lock, network, record::Record};
+use crate::{
+    agent::docker_config, cli::RootArgs, lock, network, plugins::VOLUME_SERVER_SOCKET,
+    record::Record,
+};
 
 /// How long a running node has to stop when asked, and how long things may take to vanish.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,7 +46,9 @@ pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
     let lock = lock::take(&root.run()).await?;
 
     let ended = end_pods(root, &record).await?;
+    end_mounts(root).await?;
     let volumes = remove_volumes(root).await?;
+    end_volume_server(&root.run()).await?;
     network::down(root, &record).await.context("pod network")?;
     let cgroups = remove_cgroups(&record.cgroup_root).await?;
 
@@ -197,6 +202,40 @@ impl ObjectSource for NoObjects {
     async fn service_account_token(&self, _: &TokenParams) -> Result<TokenRequestStatus, String> {
         Err("the node is going down".to_owned())
     }
+}
+
+/// Undoes what mounters have done; the volumes' directories stay.
+async fn end_mounts(root: &RootArgs) -> Result<()> {
+    let records = root.root.join("plugins/mounts");
+    if !records.is_dir() {
+        return Ok(());
+    }
+    let undone = wherry_plugin_host::mounter::undo_all(&records).await;
+    undone.context("mounts of plugins")
+}
+
+/// Ends the server of volumes that plugins serve. It would end by itself, a little later.
+async fn end_volume_server(run: &Path) -> Result<()> {
+    let Ok(stream) = std::os::unix::net::UnixStream::connect(run.join(VOLUME_SERVER_SOCKET)) else {
+        return Ok(());
+    };
+    let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
+        .context("the volume server")?;
+    let pid = nix::unistd::Pid::from_raw(peer.pid());
+    drop(stream);
+    until("the volume server", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Ended, and not yet reaped by whoever that is up to.
+        if stat.contains(") Z") {
+            return Ok(true);
+        }
+        match signal::kill(pid, signal::SIGKILL) {
+            Err(Errno::ESRCH) => Ok(true),
+            Ok(()) => Ok(false),
+            Err(error) => Err(error).context("the volume server"),
+        }
+    })
+    .await
 }
 
 async fn remove_volumes(root: &RootArgs) -> Result<usize> {

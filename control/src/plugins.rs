@@ -100,6 +100,7 @@ pub(crate) fn of_node(
             node: node.to_owned(),
             known: BTreeMap::new(),
             under_way: JoinSet::new(),
+            trying: HashSet::new(),
         };
         AbortOnDropHandle::new(tokio::spawn(installer.run()))
     });
@@ -183,8 +184,6 @@ impl SpecLimits {
 enum State {
     /// Nothing has been tried since the spec was written.
     New,
-    /// It is being fetched, looked at, compiled.
-    Trying,
     Installed {
         digest: String,
         imports: Vec<String>,
@@ -217,6 +216,7 @@ struct Installer {
     known: BTreeMap<String, Known>,
     /// One for a name: a registry that hangs, or a large component, holds up nobody else.
     under_way: JoinSet<(String, Spec, State)>,
+    trying: HashSet<String>,
 }
 
 impl Installer {
@@ -307,13 +307,7 @@ impl Installer {
                     not_before: Instant::now(),
                     told,
                 };
-                let before = self.known.insert(name.clone(), known);
-                // What is under way for the spec before comes to its end first.
-                if before.is_some_and(|before| before.state == State::Trying)
-                    && let Some(known) = self.known.get_mut(&name)
-                {
-                    known.state = State::Trying;
-                }
+                self.known.insert(name, known);
             }
         }
     }
@@ -329,16 +323,13 @@ impl Installer {
             return;
         };
         match &known.state {
-            State::Installed { .. } | State::Trying | State::Failed { is_final: true, .. } => {
-                return;
-            }
+            State::Installed { .. } | State::Failed { is_final: true, .. } => return,
             State::New | State::Failed { .. } => {}
         }
-        if Instant::now() < known.not_before {
+        // What is under way for the spec before comes to its end first.
+        if Instant::now() < known.not_before || !self.trying.insert(name.to_owned()) {
             return;
         }
-        // What it said before stays on the object meanwhile.
-        known.state = State::Trying;
         let (attempt, name, spec) = (
             Arc::clone(&self.attempt),
             name.to_owned(),
@@ -353,13 +344,13 @@ impl Installer {
     }
 
     async fn take_result(&mut self, name: &str, spec: &Spec, state: State) {
+        self.trying.remove(name);
         let Some(known) = self.known.get_mut(name) else {
             // Deleted meanwhile.
             self.attempt.host.remove(name).await;
             return;
         };
         if known.spec != *spec {
-            known.state = State::New;
             return;
         }
         if let State::Failed { why, is_final } = &state {
@@ -380,7 +371,8 @@ impl Installer {
         let Some(known) = self.known.get_mut(name) else {
             return;
         };
-        if known.state == State::Trying {
+        // What it said before stays on the object until there is news.
+        if known.state == State::New {
             return;
         }
         let status = status(&known.state, stats.unwrap_or_default(), restarts);
@@ -519,7 +511,7 @@ fn status(state: &State, stats: PluginStats, worker_restarts: u64) -> Value {
         "workerRestarts": worker_restarts,
     });
     match state {
-        State::New | State::Trying => {}
+        State::New => {}
         State::Installed { digest, imports } => {
             status["digest"] = digest.as_str().into();
             status["imports"] = imports.as_slice().into();

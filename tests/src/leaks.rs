@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +14,8 @@ use crate::{Engine, netns::within};
 /// Things found, by kind. Two counts can be compared for what one has more than the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Processes that name the root on their command line, in their environment's place or by their cgroup.
+    /// Processes that name the root on their command line, are in the node's cgroups, or are Wherry's and in its
+    /// network.
     pub processes: BTreeSet<String>,
     /// Mount points below the root, or mounted from it.
     pub mounts: BTreeSet<String>,
@@ -43,7 +45,7 @@ impl Leftovers {
     ) -> Self {
         let root = root.to_string_lossy().into_owned();
         Self {
-            processes: processes(&root, cgroup_root),
+            processes: processes(&root, cgroup_root, network),
             mounts: mounts(&root, engine),
             cgroups: cgroups(cgroup_root),
             interfaces: interfaces(network),
@@ -72,6 +74,7 @@ impl Leftovers {
             " control ",
             "wasm-worker",
             "plugin-worker",
+            "volume-server",
         ];
         let is_own = |line: &String| own.iter().any(|word| line.contains(word));
         let is_pods = |path: &PathBuf| path.to_string_lossy().contains("/pod");
@@ -95,7 +98,12 @@ impl Leftovers {
     }
 }
 
-fn processes(root: &str, cgroup_root: &str) -> BTreeSet<String> {
+fn processes(root: &str, cgroup_root: &str, network: &str) -> BTreeSet<String> {
+    let namespace = fs::metadata(format!("/run/netns/{network}")).map(|found| found.ino());
+    let is_in_network = |process: &Path| {
+        let found = fs::metadata(process.join("ns/net")).map(|found| found.ino());
+        matches!((found, &namespace), (Ok(found), Ok(namespace)) if found == *namespace)
+    };
     let Ok(proc) = fs::read_dir("/proc") else {
         return BTreeSet::new();
     };
@@ -109,7 +117,9 @@ fn processes(root: &str, cgroup_root: &str) -> BTreeSet<String> {
             let command = fs::read(entry.path().join("cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            let ours = command.contains(root) || cgroup.contains(&format!("/{cgroup_root}/"));
+            let ours = command.contains(root)
+                || cgroup.contains(&format!("/{cgroup_root}/"))
+                || command.contains("wherry") && is_in_network(&entry.path());
             ours.then(|| format!("{pid} {}", command.trim()))
         })
         .collect()

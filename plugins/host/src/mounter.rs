@@ -173,6 +173,21 @@ impl VolumeMounts for Arc<MounterVolumes> {
     }
 }
 
+/// Undoes all that is recorded in a directory of records, whose agent has ended for good.
+///
+/// # Errors
+/// The first that cannot be undone, after the others have been.
+pub async fn undo_all(records: &Path) -> io::Result<()> {
+    let records = Records::open(records.to_owned())?;
+    let mut failed = None;
+    for record in records.all() {
+        if let Err(error) = act::undo(&NodeSystem, &records, record).await {
+            failed.get_or_insert(error);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
 /// Takes a mount off; a helper of [`system`].
 fn take_off(target: &Path) -> io::Result<()> {
     unmount(target)
