@@ -9,13 +9,18 @@ mod control;
 mod host;
 mod node;
 mod others;
+mod plugins;
 mod pods;
 mod scheduler;
 
 use anyhow::{Result, bail};
 
 /// What can be measured by itself, in the order in which it is.
-const PARTS: [(&str, fn() -> Result<()>); 2] = [("node", node::run), ("scheduler", scheduler::run)];
+const PARTS: [(&str, fn() -> Result<()>); 3] = [
+    ("node", node::run),
+    ("scheduler", scheduler::run),
+    ("plugins", plugins::run),
+];
 
 fn main() -> Result<()> {
     // Before the first TLS connection, and once.
