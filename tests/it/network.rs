@@ -1,6 +1,6 @@
 //! Pods of several nodes: each reaches each under its own address, whatever the runtimes and the way between.
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal::SIGTERM;
@@ -133,6 +133,23 @@ fn all_meet(
     }
 }
 
+/// A server of a host, ended when dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(mut command: Command) -> Self {
+        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().expect("it starts"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn on_host(nodes: &Nodes, index: usize, script: &str) -> Command {
     let mut command = nodes.at(index).command("sh");
     command.args(["-c", script]);
@@ -225,14 +242,13 @@ fn pods_of_all_runtimes_meet_by_routes_and_use_services_and_names_of_the_cluster
         .replace("0.0.0.0:8080", "10.52.0.3:8080")
         .replace("\\\\n", "\\n");
     let script = script.replace("exec httpd", "exec busybox httpd");
-    let mut server = on_host(&nodes, 2, &script).spawn().expect("busybox starts");
+    let server = Server::start(on_host(&nodes, 2, &script));
     for (pod, container, own) in &clients {
         until("a pod to a node", &format!("from {own}:"), || {
             ask(&nodes, pod, container, "10.52.0.3")
         });
     }
-    let _ = server.kill();
-    let _ = server.wait();
+    drop(server);
 
     // A Service of pods on one node, from pods and from the nodes themselves, by name and by the nodes' addresses.
     nodes.k(

@@ -143,7 +143,7 @@ fn ruleset(config: &NetworkConfig, inside: Option<&BTreeSet<Cidr>>) -> String {
         );
         rule(
             "postrouting",
-            format!("{ip} saddr {cidr} oifname != \"{bridge}\" masquerade"),
+            format!("{ip} saddr {cidr} oifname != {{ \"lo\", \"{bridge}\" }} masquerade"),
         );
     }
     rule("forward", format!("iifname \"{bridge}\" accept"));
@@ -252,9 +252,9 @@ mod tests {
             "add element inet wherry_wherry_1 inside { 10.88.0.0/16, 10.0.0.0/8, 10.89.0.0/24 }",
             "add element inet wherry_wherry_1 inside6 { fd00::/64 }",
             "add rule inet wherry_wherry_1 postrouting ip saddr 10.88.0.0/16 ip daddr @inside return",
-            "add rule inet wherry_wherry_1 postrouting ip saddr 10.88.0.0/16 oifname != \"wherry-1\" masquerade",
+            "add rule inet wherry_wherry_1 postrouting ip saddr 10.88.0.0/16 oifname != { \"lo\", \"wherry-1\" } masquerade",
             "add rule inet wherry_wherry_1 postrouting ip6 saddr fd00::/64 ip6 daddr @inside6 return",
-            "add rule inet wherry_wherry_1 postrouting ip6 saddr fd00::/64 oifname != \"wherry-1\" masquerade",
+            "add rule inet wherry_wherry_1 postrouting ip6 saddr fd00::/64 oifname != { \"lo\", \"wherry-1\" } masquerade",
         ] {
             assert!(lines.contains(&want), "{want} is not in\n{ruleset}");
         }

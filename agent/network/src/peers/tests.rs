@@ -221,6 +221,17 @@ fn all_meet(a: &Node, b: &Node) {
             "node to {at}"
         );
     }
+    let (own, at_own) = a.netns.run(|| listen(a.address));
+    assert_eq!(
+        a.pod.run(|| connect(&own, at_own)),
+        a.pod_ip,
+        "pod to its node"
+    );
+    assert_eq!(
+        seen_from_confined(a, &own, at_own),
+        a.confined_ip,
+        "confined to its node"
+    );
     // More than fits into a packet, whoever has to find out how much does.
     for from_confined in [false, true] {
         let mut stream: TcpStream = if from_confined {
