@@ -23,8 +23,9 @@ use wherry_wasm::WasmRuntime;
 use crate::{
     cli::{AgentArgs, DefaultRuntime, ImageArgs, NodeArgs, RootArgs},
     cluster::{self, ClusterInfo},
+    connect,
     join::{self, Keeper, Names, ServingCertificate},
-    lock, network,
+    kubeconfig, lock, network,
     plugin_signatures::SignaturePolicy,
     plugins, pod_range,
     record::Record,
@@ -39,14 +40,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let mut keeper = None;
     let client = match &args.kubeconfig {
         None => None,
-        Some(path) => {
-            let context = || path.display().to_string();
-            let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(context)?;
-            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
-                .await
-                .with_context(context)?;
-            Some(Client::try_from(config)?)
-        }
+        Some(path) => Some(connect::client(kubeconfig::read(path).await?)?),
     };
     let tls = match (
         &args.tls_cert_file,
@@ -226,7 +220,14 @@ pub(crate) async fn build(
         let signatures = SignaturePolicy::read(&args.plugin_signature_policy, &root.root)
             .context("--plugin-signature-policy")?;
         let images = node.images.clone();
-        plugins::of_node(root, &args.cgroup_root, images, kube.clone(), &name(args)?, signatures)?
+        plugins::of_node(
+            root,
+            &args.cgroup_root,
+            images,
+            kube.clone(),
+            &name(args)?,
+            signatures,
+        )?
     };
     let mut config = wherry_agent::Config::new(
         name(args)?,

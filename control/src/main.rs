@@ -10,10 +10,12 @@
 mod agent;
 mod cli;
 mod cluster;
+mod connect;
 mod control;
 mod down;
 mod image;
 mod join;
+mod kubeconfig;
 mod lock;
 mod network;
 mod plugin_signatures;

@@ -24,7 +24,7 @@ use super::{
     kept::{self, Credentials, Validity},
     request::{self, Wanted},
 };
-use crate::cli::RootArgs;
+use crate::{cli::RootArgs, connect};
 
 /// The longest sleep at once: a machine may have been suspended.
 const NAP_MAX: Duration = Duration::from_secs(60 * 60);
@@ -72,10 +72,10 @@ impl Current {
     }
 }
 
-async fn connect(credentials: &Credentials) -> Result<Client> {
+async fn client_of(credentials: &Credentials) -> Result<Client> {
     let kubeconfig = Kubeconfig::from_yaml(&credentials.kubeconfig())?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(connect::client(config)?)
 }
 
 /// Keeps a joined node's two certificates fresh.
@@ -102,7 +102,7 @@ impl Keeper {
             shown.show(&identity)?;
             serving = Some(Validity::of(&identity.cert_pem)?);
         }
-        let client = connect(&credentials)
+        let client = client_of(&credentials)
             .await
             .context("the node's credentials")?;
         Ok(Self {
@@ -155,7 +155,7 @@ impl Keeper {
                 credentials.identity = ask(&current, &wanted).await;
                 let changed = async {
                     kept::write(&dir, &credentials)?;
-                    current.change(connect(&credentials).await?);
+                    current.change(client_of(&credentials).await?);
                     credentials.validity()
                 };
                 due = match changed.await {
