@@ -119,6 +119,20 @@ pub(crate) struct ControlArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum ControlCommand {
+    /// Run controllers and scheduler alone, for any API server; of several the one that holds the Lease works.
+    /// Node addresses and certificates are left to that server's own controllers.
+    Controllers {
+        /// How to reach the API server, and as whom.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: PathBuf,
+    },
+    #[command(flatten)]
+    Store(StoreCommand),
+}
+
+/// What is done with the store while no control plane works on it.
+#[derive(Subcommand)]
+pub(crate) enum StoreCommand {
     /// The cluster's state as a file.
     Snapshot {
         #[command(subcommand)]

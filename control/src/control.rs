@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -13,9 +13,9 @@ use wherry_server::{Server, UserInfo};
 
 use crate::{
     agent,
-    cli::{ControlArgs, RootArgs, ServerArgs},
+    cli::{ControlArgs, ControlCommand, RootArgs, ServerArgs},
     cluster::{self, ClusterInfo},
-    lock, shutdown,
+    connect, kubeconfig, lock, shutdown,
     store::{self, Opened},
 };
 
@@ -26,8 +26,14 @@ const LEASE: &str = "wherry-control";
 
 /// Runs the control plane until told to stop, or looks after its store.
 pub(crate) async fn run(args: ControlArgs) -> Result<()> {
-    if let Some(command) = &args.command {
-        return store::look_after(&args.root, &args.server.store, command).await;
+    match &args.command {
+        Some(ControlCommand::Controllers { kubeconfig }) => {
+            return controllers(kubeconfig, &args.server).await;
+        }
+        Some(ControlCommand::Store(command)) => {
+            return store::look_after(&args.root, &args.server.store, command).await;
+        }
+        None => {}
     }
     let _lock = lock::take(&args.root.run()).await?;
     let shutdown = shutdown::on_signal()?;
@@ -49,6 +55,31 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
         args.root.root.join("control").join(KUBECONFIG).display()
     );
     serve(control, &args.server, shutdown).await
+}
+
+/// Runs the controllers for an API server elsewhere until told to stop.
+async fn controllers(path: &Path, args: &ServerArgs) -> Result<()> {
+    let shutdown = shutdown::on_signal()?;
+    let connection = kubeconfig::read(path).await?;
+    let authorities = connection.root_cert.iter().flatten();
+    let root_ca_pem: String = authorities
+        .map(|der| wherry_server::pki::certificate_pem(der))
+        .collect();
+    let client = connect::client(connection)?;
+    let config = wherry_controllers::Config {
+        root_ca_pem,
+        node_monitor_grace_period: args.node_monitor_grace_period,
+        ..Default::default()
+    };
+    let candidate = Candidate {
+        client: client.clone(),
+        lease: LEASE.to_owned(),
+        identity: identity(),
+    };
+    println!("ready: {}", path.display());
+    let work = |stop| wherry_controllers::run(client.clone(), config.clone(), stop);
+    candidate.run(shutdown, work).await;
+    Ok(())
 }
 
 /// A control plane that listens and does not serve yet.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use wherry_store::{EmbeddedStore, EtcdConfig, EtcdStore, Store, snapshot};
 
-use crate::cli::{ControlCommand, RootArgs, SnapshotCommand, StoreArgs};
+use crate::cli::{RootArgs, SnapshotCommand, StoreArgs, StoreCommand};
 
 const EMBEDDED: &str = "embedded";
 
@@ -42,10 +42,10 @@ pub(crate) async fn open(root: &RootArgs, args: &StoreArgs) -> Result<Opened> {
 pub(crate) async fn look_after(
     root: &RootArgs,
     args: &StoreArgs,
-    command: &ControlCommand,
+    command: &StoreCommand,
 ) -> Result<()> {
     match command {
-        ControlCommand::Snapshot {
+        StoreCommand::Snapshot {
             command: SnapshotCommand::Save { file },
         } => {
             let store = open(root, args).await?.store;
@@ -57,14 +57,14 @@ pub(crate) async fn look_after(
                 saved.revision
             );
         }
-        ControlCommand::Snapshot {
+        StoreCommand::Snapshot {
             command: SnapshotCommand::Restore { file },
         } => {
             let store = open(root, args).await?.store;
             let restored = snapshot::restore(&*store, file).await?;
             println!("{}: {} keys restored", file.display(), restored.keys);
         }
-        ControlCommand::Migrate { from, to } => {
+        StoreCommand::Migrate { from, to } => {
             let named = |store: &String| StoreArgs {
                 store: store.clone(),
                 ..args.clone()

@@ -11,12 +11,12 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
-    config::Kubeconfig,
 };
 
 use crate::{
     cli::{RootArgs, TokenArgs, TokenCommand},
     join::Pin,
+    kubeconfig,
 };
 
 const NAMESPACE: &str = "kube-system";
@@ -47,16 +47,9 @@ struct Cluster {
 
 impl Cluster {
     async fn open(path: PathBuf) -> Result<Self> {
-        let context = || {
-            format!(
-                "{}: run this where the control plane is, or give --kubeconfig",
-                path.display()
-            )
-        };
-        let kubeconfig = Kubeconfig::read_from(&path).with_context(context)?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+        let config = kubeconfig::read(&path)
             .await
-            .with_context(context)?;
+            .context("run this where the control plane is, or give --kubeconfig")?;
         let url = config.cluster_url.to_string();
         let authority = config
             .root_cert
