@@ -211,6 +211,7 @@ impl Agent {
         ));
         tasks.spawn(Arc::clone(&context.objects).run(shutdown.clone()));
         tasks.spawn(image::gc::run(Arc::clone(&context), shutdown.clone()));
+        tasks.spawn(volume::news::run(Arc::clone(&context), shutdown.clone()));
         if let Some(client) = config.kube.clone() {
             tasks.spawn(node::run(
                 Arc::clone(&context),

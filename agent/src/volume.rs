@@ -2,6 +2,7 @@
 //! date is in [`follow`].
 
 pub(crate) mod follow;
+pub(crate) mod news;
 mod renew;
 
 use std::{collections::BTreeMap, path::PathBuf};

@@ -80,6 +80,8 @@ impl Blocks {
             blocks: BTreeMap::new(),
             free: Vec::new(),
         };
+        // Holes are zeros to its very end, and take nothing.
+        this.file.set_len(this.page_at(pages_max))?;
         this.read_index()?;
         let journal = word(JOURNAL_LENGTH_AT as usize);
         if journal > 0 {
@@ -225,29 +227,7 @@ impl Blocks {
         if changes.len() > RECORDS_MAX || data.len() > CHANGED_BYTES_MAX || !self.fits(changes) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let mut journal = Vec::with_capacity(changes.len() * RECORD_BYTES + data.len());
-        let mut rest = data;
-        for change in changes {
-            let (kind, block, offset, length) = match *change {
-                BlockChange::Write {
-                    block,
-                    offset,
-                    length,
-                } => (1_u64, block, offset, length),
-                BlockChange::Truncate { block, length } => (2, block, 0, length),
-            };
-            journal.extend_from_slice(&kind.to_le_bytes());
-            journal.extend_from_slice(&block.to_le_bytes());
-            journal.extend_from_slice(&offset.to_le_bytes());
-            journal.extend_from_slice(&length.to_le_bytes());
-            if kind == 1 {
-                let (bytes, behind) = rest
-                    .split_at_checked(length as usize)
-                    .ok_or_else(|| invalid("data is missing"))?;
-                journal.extend_from_slice(bytes);
-                rest = behind;
-            }
-        }
+        let journal = journal(changes, data)?;
         self.file.write_all_at(&journal, self.journal_at())?;
         self.mark_journal(journal.len() as u64)?;
         for (change, bytes) in records(&journal).ok_or_else(|| invalid("journal"))? {
@@ -376,6 +356,34 @@ fn runs(offset: u32, length: u32) -> impl Iterator<Item = Run> {
         at = next;
         Some(run)
     })
+}
+
+/// Changes with what they write, as one text.
+fn journal(changes: &[BlockChange], data: &[u8]) -> io::Result<Vec<u8>> {
+    let mut journal = Vec::with_capacity(changes.len() * RECORD_BYTES + data.len());
+    let mut rest = data;
+    for change in changes {
+        let (kind, block, offset, length) = match *change {
+            BlockChange::Write {
+                block,
+                offset,
+                length,
+            } => (1_u64, block, offset, length),
+            BlockChange::Truncate { block, length } => (2, block, 0, length),
+        };
+        journal.extend_from_slice(&kind.to_le_bytes());
+        journal.extend_from_slice(&block.to_le_bytes());
+        journal.extend_from_slice(&offset.to_le_bytes());
+        journal.extend_from_slice(&length.to_le_bytes());
+        if kind == 1 {
+            let (bytes, behind) = rest
+                .split_at_checked(length as usize)
+                .ok_or_else(|| invalid("data is missing"))?;
+            journal.extend_from_slice(bytes);
+            rest = behind;
+        }
+    }
+    Ok(journal)
 }
 
 /// The changes of a journal with what they write.

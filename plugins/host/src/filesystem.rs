@@ -134,11 +134,6 @@ impl FilesystemVolumes {
         })
     }
 
-    /// What people should know about volumes: `id` is the path that it is mounted on.
-    pub fn news(&self) -> broadcast::Receiver<News> {
-        self.news.subscribe()
-    }
-
     /// How the volumes are that the server serves.
     pub async fn volumes(&self) -> Vec<Status> {
         let listed = self.server.list().await.unwrap_or_default();
@@ -326,6 +321,10 @@ impl FilesystemVolumes {
 impl VolumeMounts for Arc<FilesystemVolumes> {
     fn world(&self) -> World {
         World::Filesystem
+    }
+
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        Some(self.news.subscribe())
     }
 
     async fn publish(&self, request: &VolumeRequest, target: &Path) -> Result<(), VolumeFailure> {

@@ -15,9 +15,11 @@ use std::{
 
 use async_trait::async_trait;
 use thiserror::Error;
+use tokio::sync::broadcast;
 
 use crate::{
     PluginHost,
+    filesystem::protocol::News,
     protocol::{Fault, Populated, VolumeError, World},
 };
 
@@ -151,6 +153,11 @@ pub trait VolumeMounts: Send + Sync + 'static {
 
     /// Takes up again what an agent before has made. Called once, when plugins can be called.
     async fn restore(&self);
+
+    /// What people should know of volumes that are served.
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        None
+    }
 }
 
 /// Volumes that plugins give. The agent's volume manager asks for them here; tests bring their own.
@@ -182,6 +189,11 @@ pub trait VolumePlugins: Send + Sync + 'static {
     /// # Errors
     /// Something is in the way.
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure>;
+
+    /// See [`VolumeMounts::news`].
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        None
+    }
 }
 
 /// Those of the node's [`PluginHost`].
@@ -208,6 +220,10 @@ impl PluginVolumes {
 impl VolumePlugins for PluginVolumes {
     fn world(&self, plugin: &str) -> Option<World> {
         self.host.world(plugin)
+    }
+
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        self.mounts.iter().find_map(|mounts| mounts.news())
     }
 
     async fn populate(
