@@ -59,8 +59,20 @@ fn a_redis_is_pinged_with_the_password_of_a_secret(cluster: &Cluster, ns: &str) 
     assert!(event.contains("redis answered -NOAUTH"), "{event}");
     let secret = "--from-literal=password=sesame";
     cluster.kubectl(&["-n", ns, "create", "secret", "generic", "db", secret]);
-    apply(cluster, ns, &locked("inside", &["--password-secret=db"]));
-    cluster.wait_ready(ns, "inside");
+    let inside = locked("inside", &["--password-secret=db"]);
+    apply(cluster, ns, &inside);
+    let event = cluster.wait_event(ns, "inside", "Unhealthy");
+    assert!(
+        event.contains("the pod does not refer to secret db"),
+        "{event}"
+    );
+    let shown = "  volumes: [{name: password, secret: {secretName: db}}]\n";
+    apply(
+        cluster,
+        ns,
+        &(inside.replace("name: inside", "name: let-in") + shown),
+    );
+    cluster.wait_ready(ns, "let-in");
 }
 
 fn probes_are_combined_and_files_have_an_age(cluster: &Cluster, ns: &str) {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use std::time::Duration;
 use wherry_plugin_host::{Exec, SecretError};
 
@@ -35,6 +35,11 @@ impl Exec for Reach {
     }
 
     async fn secret(&self, name: &str, key: &str) -> Result<Vec<u8>, SecretError> {
+        if !refers_to_secret(&self.pod, name) {
+            let why =
+                format!("the pod does not refer to secret {name}: name it in one of its volumes");
+            return Err(SecretError::Denied(why));
+        }
         let secret = self.objects.secret(pod::namespace(&self.pod), name).await;
         let secret = secret.map_err(|error| SecretError::Unavailable(error.to_string()))?;
         let value = secret.and_then(|secret| Some(secret.data.as_ref()?.get(key)?.0.clone()));
@@ -56,6 +61,39 @@ impl Exec for Reach {
     }
 }
 
+/// Whether a pod shows a Secret itself: as much as its node may read.
+fn refers_to_secret(pod: &Pod, name: &str) -> bool {
+    let Some(spec) = &pod.spec else {
+        return false;
+    };
+    let by_volume = |volume: &Volume| {
+        let sources = volume.projected.iter().flat_map(|all| &all.sources);
+        let projected = sources
+            .flatten()
+            .filter_map(|source| source.secret.as_ref());
+        let whole = volume
+            .secret
+            .as_ref()
+            .and_then(|one| one.secret_name.as_ref());
+        whole
+            .into_iter()
+            .chain(projected.map(|one| &one.name))
+            .any(|there| there == name)
+    };
+    let by_container = |container: &Container| {
+        let sources = container.env_from.iter().flatten();
+        let whole = sources.filter_map(|source| Some(&source.secret_ref.as_ref()?.name));
+        let variables = container.env.iter().flatten();
+        let single = variables.filter_map(|variable| {
+            Some(&variable.value_from.as_ref()?.secret_key_ref.as_ref()?.name)
+        });
+        whole.chain(single).any(|there| there == name)
+    };
+    let init = spec.init_containers.iter().flatten();
+    spec.volumes.iter().flatten().any(by_volume)
+        || spec.containers.iter().chain(init).any(by_container)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -73,6 +111,7 @@ mod tests {
             {"name": "data", "emptyDir": {}},
             {"name": "late", "emptyDir": {}},
             {"name": "logs", "hostPath": {"path": "/var/log"}},
+            {"name": "certificates", "secret": {"secretName": "tls"}},
         ]}});
         let reach = Reach {
             exec: ContainerExec {
@@ -93,5 +132,28 @@ mod tests {
             matches!(secret, Err(SecretError::Unavailable(_))),
             "{secret:?}"
         );
+        let secret = reach.secret("another", "tls.key").await;
+        assert!(matches!(secret, Err(SecretError::Denied(_))), "{secret:?}");
+    }
+
+    #[test]
+    fn a_pod_refers_to_secrets_by_volumes_and_variables() {
+        let pod = json!({"spec": {
+            "volumes": [
+                {"name": "a", "secret": {"secretName": "whole"}},
+                {"name": "b", "projected": {"sources": [{"secret": {"name": "part"}}]}},
+            ],
+            "initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "all"}}]}],
+            "containers": [{"name": "c", "env": [
+                {"name": "X", "valueFrom": {"secretKeyRef": {"name": "one", "key": "k"}}},
+            ]}],
+        }});
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        for name in ["whole", "part", "all", "one"] {
+            assert!(refers_to_secret(&pod, name), "{name}");
+        }
+        for name in ["a", "X", "k", ""] {
+            assert!(!refers_to_secret(&pod, name), "{name}");
+        }
     }
 }
