@@ -25,6 +25,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         what_changes_at_the_other_end_is_swapped_in,
         volumes_that_cannot_be_had_say_why_in_an_event,
         a_volume_that_nobody_may_write_is_read_only,
+        a_class_of_a_plugin_gives_volumes_to_claims,
     ];
     trials.push(Trial::test(
         "volumes::what_a_populator_wrote_outlives_the_agent",
@@ -351,6 +352,36 @@ fn a_volume_that_nobody_may_write_is_read_only(cluster: &Cluster, ns: &str) {
         cluster.kubectl_fails(&args);
     }
     shows(cluster, ns, "still", "/v/text", "one");
+}
+
+fn a_class_of_a_plugin_gives_volumes_to_claims(cluster: &Cluster, ns: &str) {
+    let outside = Outside::start(&cluster.network);
+    let repository = outside.repository();
+    let class = format!(
+        "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: {ns}-git}}\nprovisioner: git.wherry.dev\n\
+         parameters: {{repository: '{repository}', subdirectory: d}}\n"
+    );
+    let claim = format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: code}}\nspec:\n  storageClassName: {ns}-git\n  \
+         accessModes: [ReadOnlyMany]\n  resources: {{requests: {{storage: 1Gi}}}}\n"
+    );
+    cluster.apply(&class);
+    cluster.apply_in(ns, &claim);
+    let volume = "persistentVolumeClaim: {claimName: code}";
+    apply(cluster, ns, &both("claims", volume));
+    cluster.wait_ready(ns, "claims");
+    shows(cluster, ns, "claims", "/v/deep", "one");
+    let name = cluster.field(ns, "pvc/code", ".spec.volumeName");
+    let driver = cluster.field("", &format!("pv/{name}"), ".spec.csi.driver");
+    assert_eq!(driver, "git.wherry.dev");
+    cluster.kubectl(&["delete", "pod", "-n", ns, "claims"]);
+    cluster.kubectl(&["delete", "pvc", "-n", ns, "code"]);
+    eventually("the volume is gone with its claim", || {
+        let args = ["get", "pv", &name, "--ignore-not-found", "-o", "name"];
+        let found = cluster.kubectl(&args);
+        found.is_empty().then_some(()).ok_or(found)
+    });
+    cluster.kubectl(&["delete", "storageclass", &format!("{ns}-git")]);
 }
 
 fn what_a_populator_wrote_outlives_the_agent() {

@@ -21,6 +21,9 @@ use crate::SetUpError;
 const DOMAIN: &str = ".wherry.dev";
 /// The attribute that bounds what a populator may write, a quantity of bytes.
 const SIZE_LIMIT: &str = "sizeLimit";
+/// The attribute with a PersistentVolume's `volumeHandle`, named as those that Kubernetes itself adds: plugins that know
+/// their attributes let it pass.
+const VOLUME_HANDLE: &str = "csi.storage.k8s.io/volumeHandle";
 /// Fields of in-tree volumes, and the plugins that stand for them.
 const IN_TREE: [(&str, &str); 6] = [
     ("gitRepo", "git"),
@@ -142,7 +145,7 @@ pub(crate) fn of_persistent(
 fn persistent(spec: &PersistentVolumeSpec) -> Option<Result<PluginVolume, SetUpError>> {
     if let Some(source) = &spec.csi {
         let mut attributes = source.volume_attributes.clone().unwrap_or_default();
-        attributes.insert("volumeHandle".into(), source.volume_handle.clone());
+        attributes.insert(VOLUME_HANDLE.into(), source.volume_handle.clone());
         let secret = source.node_publish_secret_ref.as_ref();
         let made = PluginVolume::named(&source.driver).map(|named| PluginVolume {
             attributes,
@@ -384,7 +387,7 @@ mod tests {
             "volumeHandle": "h", "nodePublishSecretRef": {"name": "s", "namespace": "n"}}}),
         );
         let csi = csi.unwrap();
-        assert_eq!(csi.attributes, attributes(&[("volumeHandle", "h")]));
+        assert_eq!(csi.attributes, attributes(&[(VOLUME_HANDLE, "h")]));
         assert_eq!(csi.secret, Some((Some("n".into()), "s".into())));
         assert_eq!(csi.mount_options, ["noatime"]);
         let nfs = read(json!({"nfs": {"server": "s", "path": "/"}})).unwrap();

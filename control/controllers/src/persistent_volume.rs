@@ -9,7 +9,8 @@
 //!
 //! The volumes of `local-path.wherry.dev` are directories below the root of the node that the first pod of a claim is
 //! scheduled to. The node makes and removes them when it is asked through the API server's node proxy, so that it needs
-//! no rights on claims and volumes. Left to others: choosing the node ([`crate::scheduler`]), mounting, and the
+//! no rights on claims and volumes. A provisioner that is a plugin's (`memfs.wherry.dev`) gives volumes that exist where
+//! they are mounted: here they are only written down. Left to others: choosing the node ([`crate::scheduler`]), mounting, and the
 //! volumes of other provisioners.
 
 mod effects;
@@ -282,6 +283,10 @@ impl Controller {
                 let labels = view.map(|node| node.labels.clone()).unwrap_or_default();
                 self.effects.make(&claim, &node, &labels, &class).await
             }
+            ClaimStep::Give { class, plugin } => {
+                self.effects.give(&claim, &class, &plugin).await?;
+                Ok(None)
+            }
             ClaimStep::ForgetNode => {
                 self.effects.forget_node(&claim).await?;
                 Ok(None)
@@ -320,6 +325,7 @@ impl Controller {
         let is_released = match step {
             VolumeStep::Keep
             | VolumeStep::Remove { .. }
+            | VolumeStep::Forget
             | VolumeStep::Leave
             | VolumeStep::Fail(_) => {
                 // What is seen here may be old, and what follows cannot be undone.
@@ -347,6 +353,7 @@ impl Controller {
             }
             VolumeStep::Unbind => self.effects.unbind(&volume).await?,
             VolumeStep::Keep | VolumeStep::Leave => {}
+            VolumeStep::Forget => self.effects.forget(&volume).await?,
             VolumeStep::Remove { node } => return self.effects.remove(&volume, &node).await,
             VolumeStep::Fail(say) => {
                 if volume.phase != "Failed" {

@@ -253,16 +253,56 @@ impl Effects {
                 return Ok(Some(NODE_RETRY));
             }
         };
+        let hostname = labels.get(HOSTNAME).map_or(node, String::as_str);
+        let annotations = json!({ PROVISIONED_BY: LOCAL_PATH, NODE: node });
+        self.write_down(claim, class, annotations, |_| {
+            json!({
+                "local": { "path": directory.path },
+                "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
+                    { "key": HOSTNAME, "operator": "In", "values": [hostname] },
+                ] }] } },
+            })
+        })
+        .await?;
+        Ok(None)
+    }
+
+    /// Makes a volume that a plugin gives: which, and with what, the class says.
+    pub(super) async fn give(
+        &self,
+        claim: &ClaimView,
+        class: &str,
+        plugin: &str,
+    ) -> kube::Result<()> {
+        let annotations = json!({ PROVISIONED_BY: plugin });
+        self.write_down(claim, class, annotations, |class| {
+            json!({ "csi": {
+                "driver": plugin,
+                "volumeHandle": format!("pvc-{}", claim.uid),
+                "volumeAttributes": class.parameters,
+            } })
+        })
+        .await
+    }
+
+    /// Makes the object of a claim's volume, whose source is what `source` makes of the class.
+    async fn write_down(
+        &self,
+        claim: &ClaimView,
+        class: &str,
+        annotations: Value,
+        source: impl FnOnce(&StorageClass) -> Value,
+    ) -> kube::Result<()> {
+        let name = format!("pvc-{}", claim.uid);
         let classes: Api<StorageClass> = Api::all(self.client.clone());
         let found = classes.get(class).await?;
-        let hostname = labels.get(HOSTNAME).map_or(node, String::as_str);
         let claims = self.claims(&claim.key.namespace);
         let asked = claims.get(&claim.key.name).await?;
         let requests = asked.spec.and_then(|spec| spec.resources?.requests);
-        let volume = json!({
+        let mut volume = json!({
             "metadata": {
                 "name": name,
-                "annotations": { PROVISIONED_BY: LOCAL_PATH, NODE: node },
+                "annotations": annotations,
                 "finalizers": [VOLUME_FINALIZER],
             },
             "spec": {
@@ -276,20 +316,21 @@ impl Effects {
                     "apiVersion": "v1", "kind": "PersistentVolumeClaim",
                     "namespace": claim.key.namespace, "name": claim.key.name, "uid": claim.uid,
                 },
-                "local": { "path": directory.path },
-                "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
-                    { "key": HOSTNAME, "operator": "In", "values": [hostname] },
-                ] }] } },
             },
         });
+        if let (Value::Object(source), Some(spec)) =
+            (source(&found), volume["spec"].as_object_mut())
+        {
+            spec.extend(source);
+        }
         let volume: PersistentVolume =
             serde_json::from_value(volume).map_err(kube::Error::SerdeError)?;
         match self.volumes().create(&PostParams::default(), &volume).await {
             // It was made before, and that has not been seen yet.
-            Err(kube::Error::Api(status)) if status.code == 409 => return Ok(None),
+            Err(kube::Error::Api(status)) if status.code == 409 => return Ok(()),
             made => drop(made?),
         }
-        info!(volume = name, claim = %claim.key, node, "Volume made");
+        info!(volume = name, claim = %claim.key, "Volume made");
         self.say_of_claim(
             claim,
             Say {
@@ -298,7 +339,7 @@ impl Effects {
                 message: format!("Successfully provisioned volume {name}"),
             },
         );
-        Ok(None)
+        Ok(())
     }
 
     /// Has a node remove a volume's directory, and then the volume.
@@ -324,14 +365,20 @@ impl Effects {
             fail(retry::text(&error));
             return Ok(Some(NODE_RETRY));
         }
+        self.forget(volume).await?;
+        Ok(None)
+    }
+
+    /// Removes a volume of which there is nothing but the object.
+    pub(super) async fn forget(&self, volume: &VolumeView) -> kube::Result<()> {
         let params = DeleteParams::default().preconditions(Preconditions {
             uid: Some(volume.uid.clone()),
             resource_version: None,
         });
         let deleted = self.volumes().delete(&volume.name, &params).await;
         gone_is_well(deleted.map(drop))?;
-        info!(volume = volume.name, node, "Volume removed");
-        Ok(None)
+        info!(volume = volume.name, "Volume removed");
+        Ok(())
     }
 
     /// A directory holds as much as its file system; the volume says what is asked for.

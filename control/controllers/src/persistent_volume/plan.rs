@@ -14,6 +14,14 @@ use std::sync::Arc;
 /// The provisioner that is built in: directories of the node that the first pod is scheduled to.
 pub(super) const LOCAL_PATH: &str = "local-path.wherry.dev";
 
+/// Whether a provisioner is a plugin for volumes: what it gives is made by the node that mounts it, so that there is
+/// nothing to be made before, and nothing to be taken away after.
+pub(super) fn is_plugin(provisioner: &str) -> bool {
+    let name = provisioner.strip_suffix(".wherry.dev");
+    provisioner != LOCAL_PATH
+        && name.is_some_and(|name| !name.is_empty() && !name.contains(['.', '/']))
+}
+
 /// Something to say of a claim or a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Say {
@@ -54,6 +62,8 @@ pub(super) enum ClaimStep {
     Ask(String),
     /// Its volume is made on this node.
     Make { node: String, class: String },
+    /// Its volume is a plugin's, and only has to be written down.
+    Give { class: String, plugin: String },
     /// The node that was chosen for it is not there any more.
     ForgetNode,
     /// Its volume has to say that it holds more.
@@ -158,8 +168,27 @@ pub(super) fn claim_step(claim: &ClaimView, world: &World) -> ClaimStep {
                 class: class.to_owned(),
             },
         },
+        plugin if is_plugin(plugin) => match unfit_for_plugin(claim) {
+            Some(why) => ClaimStep::Wait(Some(warn(
+                "ProvisioningFailed",
+                format!("failed to provision volume with StorageClass {class:?}: {why}"),
+            ))),
+            None => ClaimStep::Give {
+                class: class.to_owned(),
+                plugin: plugin.to_owned(),
+            },
+        },
         provisioner => ClaimStep::Ask(provisioner.to_owned()),
     }
+}
+
+/// Why no plugin's volume can be what a claim asks for.
+fn unfit_for_plugin(claim: &ClaimView) -> Option<&'static str> {
+    if claim.is_block {
+        return Some("a plugin gives directories, no block devices");
+    }
+    let message = "claim.Spec.Selector is not supported for dynamic provisioning";
+    claim.selector.is_some().then_some(message)
 }
 
 /// Why a directory of a node cannot be what a claim asks for.
@@ -270,6 +299,8 @@ pub(super) enum VolumeStep {
     Keep,
     /// Its claim has gone, and this node's directory and the volume go as well.
     Remove { node: String },
+    /// Its claim has gone, and there is nothing of it but the object.
+    Forget,
     /// Its claim has gone, and who made it takes it away.
     Leave,
     /// Its claim has gone, and what is asked for then cannot be done.
@@ -306,6 +337,7 @@ fn released_step(volume: &VolumeView) -> VolumeStep {
         ("Delete", Some(LOCAL_PATH)) => VolumeStep::Remove {
             node: volume.annotations.get(NODE).cloned().unwrap_or_default(),
         },
+        ("Delete", Some(plugin)) if is_plugin(plugin) => VolumeStep::Forget,
         ("Delete", Some(_)) => VolumeStep::Leave,
         ("Delete", None) => VolumeStep::Fail(warn(
             "VolumeFailedDelete",

@@ -4,10 +4,11 @@
 //! beneath it, through no link. The agent looks at all of it again before anybody else sees it.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Write},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct Staging {
     entries: u64,
     open: usize,
     told: Option<Instant>,
+    /// The directory that was written to last, and its path.
+    last: Option<(PathBuf, OwnedFd)>,
 }
 
 fn other(path: &str, error: Errno) -> StagingError {
@@ -74,6 +77,7 @@ impl Staging {
             entries: 0,
             open: 0,
             told: None,
+            last: None,
         }
     }
 
@@ -116,7 +120,7 @@ impl Staging {
         if self.open_directory(path).is_ok() {
             return Ok(());
         }
-        let mut at = std::path::PathBuf::new();
+        let mut at = PathBuf::new();
         for part in path {
             let parent = self
                 .open_directory(&at)
@@ -134,17 +138,25 @@ impl Staging {
             .map_err(|error| other(&path.to_string_lossy(), error))
     }
 
-    /// The directory above a path, made if it is missing, and the last part.
-    fn parent(&mut self, path: &str) -> Result<(OwnedFd, String), StagingError> {
+    /// The directory above a path, made if it is missing, and the last part. Counts what is about to be made there.
+    fn enter<'a>(&mut self, path: &'a str) -> Result<(&OwnedFd, &'a OsStr), StagingError> {
         let path = path::check(path).map_err(invalid)?;
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(StagingError::InvalidPath("the directory itself".into()));
         };
-        self.make_directories(above)?;
-        let parent = self
-            .open_directory(above)
-            .map_err(|error| other(&above.to_string_lossy(), error))?;
-        Ok((parent, name.to_string_lossy().into_owned()))
+        self.add_entry()?;
+        // Files come by directories, and nothing is ever renamed.
+        let last = match self.last.take() {
+            Some((path, directory)) if path == above => (path, directory),
+            _ => {
+                self.make_directories(above)?;
+                let directory = self
+                    .open_directory(above)
+                    .map_err(|error| other(&above.to_string_lossy(), error))?;
+                (above.to_owned(), directory)
+            }
+        };
+        Ok((&self.last.insert(last).1, name))
     }
 
     fn make_directory(&mut self, path: &str) -> Result<(), StagingError> {
@@ -155,9 +167,8 @@ impl Staging {
     fn make_link(&mut self, path: &str, to: &str) -> Result<(), StagingError> {
         let checked = path::check(path).map_err(invalid)?;
         path::check_link(checked, Path::new(to)).map_err(invalid)?;
-        let (parent, name) = self.parent(path)?;
-        self.add_entry()?;
-        symlinkat(to, &parent, name.as_str()).map_err(|error| other(path, error))
+        let (parent, name) = self.enter(path)?;
+        symlinkat(to, parent, name).map_err(|error| other(path, error))
     }
 
     fn create(&mut self, path: &str, is_executable: bool) -> Result<fs::File, StagingError> {
@@ -165,20 +176,19 @@ impl Staging {
             let why = format!("{OPEN_MAX} files are open");
             return Err(StagingError::Other(why));
         }
-        let (parent, name) = self.parent(path)?;
         let mode = match is_executable {
             true => 0o755,
             false => 0o644,
         };
+        let (parent, name) = self.enter(path)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
         let file = nix::fcntl::openat(
-            &parent,
-            name.as_str(),
+            parent,
+            name,
             flags | OFlag::O_CLOEXEC,
             Mode::from_bits_truncate(mode),
         )
         .map_err(|error| other(path, error))?;
-        self.add_entry()?;
         self.open += 1;
         Ok(file.into())
     }

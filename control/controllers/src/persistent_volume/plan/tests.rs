@@ -57,6 +57,7 @@ fn world(volumes: Vec<VolumeView>) -> World {
             class("local", LOCAL_PATH, true, false),
             class("now", LOCAL_PATH, false, false),
             class("other", "x.dev/y", false, false),
+            class("plugin", "memfs.wherry.dev", false, false),
             class("hand", NO_PROVISIONER, true, false),
         ],
         nodes: HashSet::from(["n".to_owned()]),
@@ -227,6 +228,13 @@ fn a_claim_that_waits_says_for_what() {
         claim_step(&of(json!("other")), &seen),
         ClaimStep::Ask("x.dev/y".into())
     );
+    assert_eq!(
+        claim_step(&of(json!("plugin")), &seen),
+        ClaimStep::Give {
+            class: "plugin".into(),
+            plugin: "memfs.wherry.dev".into()
+        }
+    );
     let any = claim(json!({ "spec": { "storageClassName": null } }));
     assert_eq!(reason(&claim_step(&any, &seen)), "FailedBinding");
     seen.classes.push(class("main", "x.dev/y", true, true));
@@ -374,6 +382,12 @@ fn a_volume_follows_its_claim_and_its_reclaim_policy() {
             None,
             VolumeStep::Leave,
         ),
+        (
+            "a plugin's",
+            with("Delete", json!({ PROVISIONED_BY: "memfs.wherry.dev" })),
+            None,
+            VolumeStep::Forget,
+        ),
     ] {
         assert_eq!(volume_step(&volume, claim), want, "{what}");
     }
@@ -389,4 +403,18 @@ fn a_volume_follows_its_claim_and_its_reclaim_policy() {
     // Another claim took the name.
     let other = claim(json!({ "metadata": { "uid": "new" } }));
     assert_eq!(volume_step(&plain(), Some(&other)), VolumeStep::Keep);
+}
+
+#[test]
+fn a_plugins_volume_is_written_down_and_forgotten() {
+    for (provisioner, expected) in [
+        ("memfs.wherry.dev", true),
+        (LOCAL_PATH, false),
+        (".wherry.dev", false),
+        ("x.y.wherry.dev", false),
+        ("x/y.wherry.dev", false),
+        ("x.dev/y", false),
+    ] {
+        assert_eq!(is_plugin(provisioner), expected, "{provisioner}");
+    }
 }
