@@ -231,6 +231,11 @@ fn a_volume_in_memory_lives_through_the_ends_of_its_servers() {
         }
         goes_on(&cluster, "lines are written after the worker's end");
     }
+    let event = cluster.wait_event("default", "lives", "VolumeReopened");
+    assert!(
+        event.contains("volume data: the plugin's worker ended"),
+        "{event}"
+    );
     cluster.kill_and_restart();
     goes_on(&cluster, "lines are written after the agent's end");
     assert_eq!(servers(&root).0, server);

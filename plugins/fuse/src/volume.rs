@@ -25,13 +25,13 @@ use tokio::{
 use wherry_plugin_host::{
     VolumeError,
     filesystem::{
-        self,
+        self, LOGGED,
         protocol::{
             Attributes, BlockChange, CallEnded, CallFault, Errno, FromGuest, GuestAnswer, GuestAsk,
             Opened, Operation, Reply, Served, ToGuest,
         },
     },
-    protocol::Fault,
+    protocol::{Fault, LogLevel},
 };
 
 use crate::{
@@ -624,6 +624,11 @@ impl Volume {
     }
 
     fn ended(&mut self, call: u64, ended: CallEnded, data: &[u8]) {
+        for (level, line) in &ended.log {
+            if !matches!(level, LogLevel::Debug) {
+                self.say(LOGGED, line.clone());
+            }
+        }
         if let Some(denied) = &ended.denied {
             self.say("PluginDenied", denied.clone());
         }

@@ -51,6 +51,8 @@ use self::{
 pub const BLOCKS_BYTES_MAX: u64 = 256 << 20;
 /// From a request's arrival until it is answered with EIO, whatever becomes of workers meanwhile.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The reason of news that are lines of a plugin's log, which nobody but the operator reads.
+pub const LOGGED: &str = "PluginLog";
 /// News that wait for whoever listens.
 const NEWS_MAX: usize = 64;
 /// Wait before a server that ended is replaced again.
@@ -185,6 +187,9 @@ impl FilesystemVolumes {
     }
 
     fn hear(&self, news: News) {
+        if news.reason == LOGGED {
+            return info!(volume = %news.id, "{}", news.message);
+        }
         warn!(volume = %news.id, reason = %news.reason, "Plugin volume: {}", news.message);
         // Nobody need listen.
         let _ = self.news.send(news);

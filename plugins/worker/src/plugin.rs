@@ -30,7 +30,7 @@ pub(crate) struct Plugin {
 pub(crate) enum Pre {
     Probe(ProbePre<State>),
     Populator(PopulatorPre<State>),
-    Filesystem(FilesystemVolumePre<State>),
+    Filesystem(Box<FilesystemVolumePre<State>>),
     Mounter(MounterPre<State>),
 }
 
@@ -62,9 +62,8 @@ pub(crate) fn load(
         }
         World::Filesystem => {
             FilesystemVolume::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-            Pre::Filesystem(FilesystemVolumePre::new(
-                linker.instantiate_pre(&component)?,
-            )?)
+            let pre = linker.instantiate_pre(&component)?;
+            Pre::Filesystem(Box::new(FilesystemVolumePre::new(pre)?))
         }
         World::Mounter => {
             Mounter::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;

@@ -185,6 +185,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// What is asked for, what the device holds, what is done, and what undoes it.
+type Case = (VolumeRequest, Vec<u8>, Vec<String>, Vec<String>);
+
 fn mounters_have_done_what_is_recorded_here_and_have_it_undone(setup: &Setup) {
     let target = setup.target("recorded");
     let at = target.display();
@@ -194,7 +197,7 @@ fn mounters_have_done_what_is_recorded_here_and_have_it_undone(setup: &Setup) {
         is_read_only: true,
         ..request
     };
-    let cases: Vec<(VolumeRequest, Vec<u8>, Vec<String>, Vec<String>)> = vec![
+    let cases: Vec<Case> = vec![
         (
             request("nfs", &[("server", "nas.example"), ("path", "/export/a")], &[]),
             Vec::new(),
