@@ -293,6 +293,9 @@ pub(crate) struct ServerArgs {
     /// How long certificates are valid that nodes are given; they are renewed at four fifths of it.
     #[arg(long, default_value = "8760h", value_parser = pulls::duration, value_name = "DURATION")]
     pub(crate) cluster_signing_duration: Duration,
+    /// Run controllers and scheduler; `false` leaves them to others, such as `wherry control controllers`.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) run_controllers: bool,
     /// Log requests to this file, as lines of audit.k8s.io/v1 Events; `-` is standard output.
     #[arg(long, requires = "audit_policy_file", value_name = "FILE")]
     pub(crate) audit_log_path: Option<PathBuf>,

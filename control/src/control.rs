@@ -170,6 +170,9 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let Control { server, is_shared } = control;
+    if !args.run_controllers {
+        return Ok(server.run(shutdown).await?);
+    }
     let as_user = server.clients();
     let clients = clients(move |user| Client::new(as_user(user), "default"));
     let client = client(&server, UserInfo::component(MANAGER));

@@ -23,6 +23,7 @@ mod plugins;
 mod pods;
 mod restarts;
 mod scheduling;
+mod security;
 mod services;
 mod storage;
 mod tutorial;
@@ -220,6 +221,7 @@ fn main() {
         network::trials(),
         restarts::trials(),
         scheduling::trials(&shared),
+        security::trials(&shared),
         services::trials(&shared),
         storage::trials(&shared),
         volumes::trials(&shared),

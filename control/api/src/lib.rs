@@ -17,6 +17,7 @@ pub mod meta;
 pub mod openapi;
 pub mod patch;
 mod plugin;
+pub mod pod_security;
 pub mod quantity;
 pub mod quota;
 pub mod resource;

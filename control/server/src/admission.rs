@@ -5,6 +5,7 @@ mod limit_ranger;
 mod mirror;
 mod namespace;
 mod node_restriction;
+mod pod_security;
 pub(crate) mod priority;
 pub(crate) mod quota;
 mod runtime_class;
@@ -39,6 +40,7 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
         runtime_class::admit(call, object).await?;
         priority::admit(call, object).await?;
     }
+    pod_security::check(call, namespace, object).await?;
     Ok(())
 }
 
@@ -56,6 +58,9 @@ pub(crate) async fn update(
     }
     if csr::is_for(call) {
         csr::update(call, subresource, new, old).await?;
+    }
+    if matches!(subresource, "" | "ephemeralcontainers") && new.get("spec") != old.get("spec") {
+        pod_security::check(call, call.namespace(), new).await?;
     }
     let is_same = |field: &str| new.get(field) == old.get(field);
     if is_same("rules") && is_same("subjects") && is_same("aggregationRule") {

@@ -1,6 +1,6 @@
 //! A request to a resource, with who asks and how they want the answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -37,7 +37,24 @@ pub(crate) struct Call {
     /// What the client calls itself.
     pub(crate) user_agent: String,
     /// Sent back in `Warning` headers.
-    pub(crate) warnings: Vec<String>,
+    pub(crate) warnings: Warnings,
+}
+
+/// What a client is to be told beside its answer, each once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    pub(crate) fn push(&self, warning: String) {
+        let mut warnings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// What becomes of fields that do not exist.
@@ -163,7 +180,10 @@ impl Call {
     fn apply_field_validation(&mut self, decoded: &decode::Decoded) -> Result<(), Status> {
         match self.field_validation()? {
             FieldValidation::Ignore => {}
-            FieldValidation::Warn => self.warnings.extend(decoded.warnings()),
+            FieldValidation::Warn => decoded
+                .warnings()
+                .into_iter()
+                .for_each(|warning| self.warnings.push(warning)),
             FieldValidation::Strict => {
                 if let Some(error) = decoded.strict_error(self.resource) {
                     return Err(Status::bad_request(error));

@@ -23,7 +23,7 @@ use crate::{
     audit::{Stage, Trail},
     authn,
     authz::Attributes,
-    call::{self, BODY_BYTES_MAX, Call},
+    call::{self, BODY_BYTES_MAX, Call, Warnings},
     compress, computed, documents,
     request::{self, Accept, Query, ResourcePath},
     reviews, subresources, verbs,
@@ -267,7 +267,7 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_owned(),
-        warnings: Vec::new(),
+        warnings: Warnings::default(),
     };
     check_scope(&call)?;
     if subresources::is_streamed(&target.subresource) {
@@ -292,8 +292,10 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
     .await;
     let mut response = answered
         .map_err(|_| Status::timeout("request did not complete within the allotted timeout"))??;
-    for warning in call.warnings.iter().map(|text| warning_header(text)) {
-        response.headers_mut().append(header::WARNING, warning);
+    for warning in call.warnings.take() {
+        response
+            .headers_mut()
+            .append(header::WARNING, warning_header(&warning));
     }
     Ok(response)
 }

@@ -152,7 +152,7 @@ async fn patch_object(
     // Warnings are collected once, however often the patch has to be applied again.
     let mut checker = call.clone();
     let mut is_first = true;
-    let result = modify(call, subresource, |old| {
+    modify(call, subresource, |old| {
         let mut new = patch::apply(kind, resource, old, patch).map_err(patch_status)?;
         checker.check_patched(&mut new, std::mem::take(&mut is_first))?;
         if meta::name(&new) != name {
@@ -170,7 +170,5 @@ async fn patch_object(
         }
         Ok(new)
     })
-    .await;
-    call.warnings = checker.warnings;
-    result
+    .await
 }
