@@ -321,7 +321,10 @@ mod tests {
         };
         assert_eq!(verify(std::slice::from_ref(&good), &keys, &digest), Ok(()));
         let foreign = sign(&theirs, &payload("r/x", &digest));
-        assert_eq!(verify(&[foreign.clone()], &keys, &digest), untrusted(1));
+        assert_eq!(
+            verify(std::slice::from_ref(&foreign), &keys, &digest),
+            untrusted(1)
+        );
         assert_eq!(verify(&[foreign, good.clone()], &keys, &digest), Ok(()));
         let about_other = sign(&ours, &payload("r/x", &other));
         assert_eq!(verify(&[about_other], &keys, &digest), untrusted(1));
