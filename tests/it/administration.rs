@@ -644,7 +644,7 @@ fn nodes_are_cordoned_drained_and_tainted() {
         "run",
         "alone",
         "--image=busybox:1",
-        "--overrides={\"spec\":{\"nodeName\":\"n1\"}}",
+        "--overrides={\"spec\":{\"nodeName\":\"n1\",\"terminationGracePeriodSeconds\":0}}",
         "--",
         "sleep",
         "100000",

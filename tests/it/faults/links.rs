@@ -8,7 +8,8 @@ use super::{NS, Site, Writer};
 use crate::asking::wait_answers;
 
 pub(super) fn a_node_that_is_cut_off_is_replaced_and_cleaned_when_it_returns() {
-    let grace = ["--node-monitor-grace-period", "8s"];
+    // Nodes renew their leases every ten seconds.
+    let grace = ["--node-monitor-grace-period", "25s"];
     let site = Site::on(Nodes::start_with(3, &grace, &[]));
     let lost = 2;
     let on_lost = |app: &str| -> Vec<String> {
