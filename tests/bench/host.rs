@@ -172,6 +172,24 @@ pub(crate) fn row(what: &str, samples: &[Duration]) {
     );
 }
 
+/// The same, in microseconds where milliseconds would say nothing.
+pub(crate) fn fine_row(what: &str, samples: &[Duration]) {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6;
+    if sorted.is_empty() || at(50) > 10_000.0 {
+        return row(what, samples);
+    }
+    println!(
+        "| {what} | {:.0} µs | {:.0}–{:.0} µs | {:.0} µs | {} |",
+        at(50),
+        at(10),
+        at(90),
+        at(99),
+        sorted.len()
+    );
+}
+
 /// The machine, in a line.
 pub(crate) fn describe() -> Result<String> {
     let cpus = std::thread::available_parallelism()?;

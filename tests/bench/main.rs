@@ -7,6 +7,7 @@
 
 mod control;
 mod host;
+mod network;
 mod node;
 mod others;
 mod plugins;
@@ -16,8 +17,9 @@ mod scheduler;
 use anyhow::{Result, bail};
 
 /// What can be measured by itself, in the order in which it is.
-const PARTS: [(&str, fn() -> Result<()>); 3] = [
+const PARTS: [(&str, fn() -> Result<()>); 4] = [
     ("node", node::run),
+    ("network", network::run),
     ("scheduler", scheduler::run),
     ("plugins", plugins::run),
 ];

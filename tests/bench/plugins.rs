@@ -24,7 +24,7 @@ use wherry_plugin_host::{
 };
 use wherry_tests::{Cluster, guest};
 
-use crate::host;
+use crate::host::fine_row as row;
 
 /// Calls of each kind.
 const CALLS: usize = 1000;
@@ -53,24 +53,6 @@ pub(crate) fn run() -> Result<()> {
     runtime.block_on(calls())?;
     drop(runtime);
     node()
-}
-
-/// A row in microseconds where milliseconds would say nothing.
-fn row(what: &str, samples: &[Duration]) {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6;
-    if sorted.is_empty() || at(50) > 10_000.0 {
-        return host::row(what, samples);
-    }
-    println!(
-        "| {what} | {:.0} µs | {:.0}–{:.0} µs | {:.0} µs | {} |",
-        at(50),
-        at(10),
-        at(90),
-        at(99),
-        sorted.len()
-    );
 }
 
 /// Answers every request on loopback; gives the port.
