@@ -40,7 +40,7 @@ export WHERRY_MOTO
 if [ $# = 0 ]; then
   say "format and lints"
   cargo fmt --all --check
-  (cd plugins/builtin && cargo fmt --all --check)
+  (cd plugins/builtin && cargo fmt --check)
   cargo clippy --quiet --workspace --all-targets -- -D warnings
 fi
 say "building"
