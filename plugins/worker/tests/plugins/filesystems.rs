@@ -23,7 +23,7 @@ use wherry_plugin_host::{
     volume::{VolumeMounts, VolumeRequest},
 };
 
-use super::spec;
+use super::{guest_named, spec};
 
 /// A request that is answered by nobody.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
@@ -184,11 +184,6 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-fn guest() -> PathBuf {
-    let guests = std::env::var_os("WHERRY_GUESTS").expect("WHERRY_GUESTS: tests/run.sh sets it");
-    Path::new(&guests).join("wasm32-wasip2/release/bad_filesystem.wasm")
-}
-
 fn bad(node: &Node) -> Agent {
     let agent = node.agent();
     let spec = PluginSpec {
@@ -201,7 +196,7 @@ fn bad(node: &Node) -> Agent {
         ..spec("bad")
     };
     node.runtime
-        .block_on(agent.host.install(spec, &guest()))
+        .block_on(agent.host.install(spec, &guest_named("bad_filesystem")))
         .unwrap();
     agent
 }
