@@ -563,6 +563,8 @@ impl Moto {
     pub(super) fn put(&self, bucket: &str, key: &str, text: &str) {
         let key = key.replace(' ', "%20").replace('ü', "%C3%BC");
         let url = self.url(&format!("{bucket}/{key}"));
-        curl(&["-X", "PUT", "--data-binary", text, &url]);
+        // A form would be read as fields.
+        let kind = "content-type: text/plain";
+        curl(&["-X", "PUT", "-H", kind, "--data-binary", text, &url]);
     }
 }
