@@ -239,7 +239,10 @@ pub(crate) fn update(form: &Form, changes: &Changes, chains: &mut BTreeSet<Strin
     let table = &form.table;
     let mut script = String::new();
     let mut removed: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (key, _) in &changes.removed {
+    // A pod may have been sent to itself a moment ago and not be masqueraded yet: without its element that connection
+    // would hang. Elements that stay do no harm, and there is one for a pod's address at the most.
+    let gone = changes.removed.iter();
+    for (key, _) in gone.filter(|(key, _)| !matches!(key, Key::Hairpin(_))) {
         removed.entry(map_of(key)).or_default().push(key_text(key));
     }
     let mut added: BTreeMap<String, Vec<String>> = BTreeMap::new();
