@@ -34,7 +34,7 @@ fn a_quota_holds_and_what_goes_makes_room(cluster: &Cluster, ns: &str) {
             "--hard=pods=2,count/configmaps=10",
         ],
     );
-    cluster.wait_field(ns, "quota/few", "{.status.hard.pods}", "2");
+    cluster.wait_field(ns, "quota/few", ".status.hard.pods", "2");
     cluster.k(
         ns,
         &[
@@ -48,7 +48,7 @@ fn a_quota_holds_and_what_goes_makes_room(cluster: &Cluster, ns: &str) {
             "1000",
         ],
     );
-    cluster.wait_field(ns, "quota/few", "{.status.used.pods}", "2");
+    cluster.wait_field(ns, "quota/few", ".status.used.pods", "2");
     eventually("the third pod is refused", || {
         let events = cluster.k(ns, &["get", "events", "-o", "jsonpath={.items[*].message}"]);
         let wanted = "exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2";
@@ -233,7 +233,7 @@ fn controllers_run_for_any_api_server() {
         .stderr(Stdio::null())
         .spawn();
     let _controllers = Ended(controllers.expect("wherry starts"));
-    cluster.wait_field("default", "deployment/web", "{.status.replicas}", "2");
+    cluster.wait_field("default", "deployment/web", ".status.replicas", "2");
     eventually("its pods have a node", || {
         let nodes = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"]);
         if nodes == "node node" {
@@ -245,7 +245,7 @@ fn controllers_run_for_any_api_server() {
     let holder = cluster.field(
         "kube-system",
         "lease/wherry-control",
-        "{.spec.holderIdentity}",
+        ".spec.holderIdentity",
     );
     assert!(!holder.is_empty(), "the Lease is held");
 }
