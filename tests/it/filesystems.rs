@@ -240,11 +240,11 @@ fn a_volume_in_memory_lives_through_the_ends_of_its_servers() {
     goes_on(&cluster, "lines are written after the agent's end");
     assert_eq!(servers(&root).0, server);
 
+    let (_, old) = servers(&root);
     cluster.apply(
         "apiVersion: wherry.dev/v1alpha1\nkind: Plugin\nmetadata: {name: memfs}\n\
          spec:\n  image: 'test/memfs:1'\n  limits: {memory: 80Mi, cpuTimeMilliseconds: 3000}\n",
     );
-    let (_, old) = servers(&root);
     eventually("another worker serves the volume", || {
         let (_, now) = servers(&root);
         let is_new = !now.is_empty() && now.iter().all(|worker| !old.contains(worker));
