@@ -71,7 +71,7 @@ fn pod_and_volume(pods_dir: &Path, target: &Path) -> Option<(PodUid, String)> {
         _ => None,
     });
     let uid = names.next()?;
-    Some((uid.into(), names.last()?.to_owned()))
+    Some((uid.into(), names.next_back()?.to_owned()))
 }
 
 #[cfg(test)]
