@@ -79,6 +79,14 @@ pub(crate) struct NodeKeeper {
     runtime_version: String,
 }
 
+/// Whether conditions have the statuses that are reported.
+fn says_the_same(reported: &[NodeCondition], there: &[NodeCondition]) -> bool {
+    reported.iter().all(|condition| {
+        let found = there.iter().find(|found| found.type_ == condition.type_);
+        found.is_some_and(|found| found.status == condition.status)
+    })
+}
+
 /// Registers the node, then reports and renews until shutdown.
 pub(crate) async fn run(context: Arc<Context>, client: Client, shutdown: CancellationToken) {
     let mut versions = Vec::new();
@@ -267,38 +275,37 @@ impl NodeKeeper {
         let mut ticks = interval(tuning.node_status_period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last: Option<(Value, Instant)> = None;
-        let mut before: Option<Vec<NodeCondition>> = None;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            if before.is_none() {
-                let node = timeout(
-                    CALL_TIMEOUT,
-                    self.nodes().get_opt(&self.context.config.node_name),
-                )
-                .await;
-                match node {
-                    Ok(Ok(Some(node))) => {
-                        before = Some(node.status.and_then(|s| s.conditions).unwrap_or_default())
+            // What is there may not be what was last written: who has not heard of the node for a while says so in its
+            // conditions.
+            let node = timeout(
+                CALL_TIMEOUT,
+                self.nodes().get_opt(&self.context.config.node_name),
+            )
+            .await;
+            let before = match node {
+                Ok(Ok(Some(node))) => node.status.and_then(|s| s.conditions).unwrap_or_default(),
+                // Somebody deleted it: a living node comes back.
+                Ok(Ok(None)) => {
+                    last = None;
+                    if let Err(error) = self.register_once().await {
+                        warn!(%error, "Node not registered again yet");
                     }
-                    // Somebody deleted it: a living node comes back.
-                    Ok(Ok(None)) => {
-                        if let Err(error) = self.register_once().await {
-                            warn!(%error, "Node not registered again yet");
-                        }
-                        continue;
-                    }
-                    Ok(Err(_)) | Err(_) => continue,
+                    continue;
                 }
-            }
-            let status = self.status(before.as_deref().unwrap_or_default()).await;
+                Ok(Err(_)) | Err(_) => continue,
+            };
+            let status = self.status(&before).await;
             let essence = essence(&status);
             let is_news = last.as_ref().is_none_or(|(last, at)| {
                 *last != essence || at.elapsed() >= tuning.node_report_period
             });
-            if !is_news {
+            let after = status.conditions.clone().unwrap_or_default();
+            if !is_news && says_the_same(&after, &before) {
                 continue;
             }
             let patch = json!({ "status": status });
@@ -309,17 +316,10 @@ impl NodeKeeper {
             let sent = nodes.patch_status(name, &params, &patch);
             match timeout(CALL_TIMEOUT, sent).await {
                 Ok(Ok(_)) => {
-                    let after = status.conditions.unwrap_or_default();
-                    self.tell(before.as_deref().unwrap_or_default(), &after);
-                    before = Some(after);
+                    self.tell(&before, &after);
                     last = Some((essence, Instant::now()));
                 }
-                Ok(Err(error)) => {
-                    debug!(%error, "Node status not written");
-                    // It may be another object now.
-                    before = None;
-                    last = None;
-                }
+                Ok(Err(error)) => debug!(%error, "Node status not written"),
                 Err(_) => debug!("Node status not written: no answer"),
             }
         }
