@@ -133,7 +133,7 @@ impl Policy {
                 return wrong(format!("omitStages: Unsupported value: {stage:?}"));
             }
             if !rule.non_resource_urls.is_empty()
-                && !(rule.resources.is_empty() && rule.namespaces.is_empty())
+                && (!rule.resources.is_empty() || !rule.namespaces.is_empty())
             {
                 return wrong("nonResourceURLs: rules cannot apply to both regular resources and non-resource URLs".into());
             }

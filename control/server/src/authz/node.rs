@@ -98,6 +98,8 @@ pub(super) async fn check(app: &App, node: &str, asked: &Attributes) -> Result<(
     }
     let (name, verb) = (asked.name.as_str(), asked.verb.as_str());
     let is_own = name == node;
+    // The name of a new one is in its body: admission looks there.
+    let is_new = verb == "create" && name.is_empty();
     match (
         asked.group.as_str(),
         asked.resource.as_str(),
@@ -117,8 +119,7 @@ pub(super) async fn check(app: &App, node: &str, asked: &Attributes) -> Result<(
                     "can only access leases in the {LEASES:?} system namespace"
                 ));
             }
-            // The name of a new one is in its body: admission looks there.
-            if !is_own && !(verb == "create" && name.is_empty()) {
+            if !is_own && !is_new {
                 return Err(
                     "can only access node lease with the same name as the requesting node".into(),
                 );
@@ -126,7 +127,7 @@ pub(super) async fn check(app: &App, node: &str, asked: &Attributes) -> Result<(
             Ok(())
         }
         ("storage.k8s.io", "csinodes", _) => {
-            if !is_own && !(verb == "create" && name.is_empty()) {
+            if !is_own && !is_new {
                 return Err(
                     "can only access CSINode with the same name as the requesting node".into(),
                 );
@@ -134,7 +135,7 @@ pub(super) async fn check(app: &App, node: &str, asked: &Attributes) -> Result<(
             Ok(())
         }
         ("", "nodes", sub) if !READ.contains(&verb) => {
-            if !is_own && !(verb == "create" && name.is_empty()) {
+            if !is_own && !is_new {
                 let what = if sub.is_empty() {
                     "node"
                 } else {
