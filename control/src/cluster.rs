@@ -7,7 +7,7 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::Path,
     time::Duration,
 };
 
@@ -212,7 +212,7 @@ pub(crate) async fn settle(
     }
 }
 
-fn keep(path: &PathBuf, info: &ClusterInfo) -> io::Result<()> {
+fn keep(path: &Path, info: &ClusterInfo) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
