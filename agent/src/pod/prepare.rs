@@ -267,7 +267,13 @@ async fn attach(
     };
     let ips = match to {
         None => Ok(context.host_ips().to_vec()),
-        Some(to) => context.config.network.attach(&services::member(pod), to).await,
+        Some(to) => {
+            context
+                .config
+                .network
+                .attach(&services::member(pod), to)
+                .await
+        }
     };
     match ips {
         Ok(ips) => {

@@ -19,8 +19,7 @@ use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use wherry_runtime_api::{
-    ContainerConfig, ContainerId, ContainerSecurity, LinuxResources, LogRotation, NamespaceOptions,
-    PodSandboxConfig, PodUid, SeccompProfile,
+    ContainerConfig, ContainerId, PodSandboxConfig, PodUid,
     fake::{FakeClock, FakeRuntime},
 };
 

@@ -327,10 +327,7 @@ pub(super) fn a_full_disk_under_the_store_refuses_writes_and_loses_none() {
         }
     }
     let refused = refused.expect("a full disk takes no more");
-    assert!(
-        refused.contains("no space left"),
-        "{refused}"
-    );
+    assert!(refused.contains("no space left"), "{refused}");
     // What is there can be read, and what runs runs.
     assert_are_there(&site.nodes, &written);
     site.assert_names_resolve();

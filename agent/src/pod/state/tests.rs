@@ -4,10 +4,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use wherry_runtime_api::{
-    LinuxResources, NamespaceOptions, PodSandboxConfig, PodSandboxState, SandboxNetwork,
-    SeccompProfile,
-};
+use wherry_runtime_api::{PodSandboxConfig, PodSandboxState, SandboxNetwork};
 
 use super::*;
 

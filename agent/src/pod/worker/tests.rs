@@ -632,7 +632,10 @@ async fn failures_before_a_restart_of_the_agent_count_after_it() {
         let journal = node.oci.journal();
         let until = journal.iter().position(|line| line == "stop a/0");
         let before = &journal[..until.unwrap_or(journal.len())];
-        before.iter().filter(|line| *line == "exec a/0 alive").count()
+        before
+            .iter()
+            .filter(|line| *line == "exec a/0 alive")
+            .count()
     };
     let agent = node.start().await;
     agent.set(&pod).await;
