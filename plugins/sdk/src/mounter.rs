@@ -15,6 +15,25 @@
 
 pub use crate::bindings::wherry::plugin::mounts::{attach, format, mount};
 
+use crate::volume::{self, request};
+
+/// Mounts a disk as the attributes `fsType` (ext4 if nothing is said) and `readOnly` say. One that may be written and has
+/// nothing on it gets a file system.
+///
+/// # Errors
+/// What the host says of formatting and mounting it.
+pub fn mount_disk(device: &str) -> volume::Result<()> {
+    let kind = request::attribute("fsType").unwrap_or_else(|| "ext4".into());
+    let is_read_only = request::attribute("readOnly").as_deref() == Some("true")
+        || request::access() == request::AccessMode::ReadOnly;
+    let mut options = Vec::new();
+    match is_read_only {
+        true => options.push(("ro".to_owned(), String::new())),
+        false => format(device, &kind)?,
+    }
+    mount(&kind, device, &options)
+}
+
 #[doc(hidden)]
 #[allow(
     missing_docs,

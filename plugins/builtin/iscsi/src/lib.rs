@@ -1,10 +1,10 @@
 //! Volumes on iSCSI disks.
 //!
 //! Attributes: `targetPortal`, `iqn`, `lun`, `iscsiInterface`, `fsType`, `chapAuthSession`, `readOnly`, as the in-tree volume
-//! has them. User and password are the Secret's `node.session.auth.username` and `node.session.auth.password`.
+//! has them; further `portals` and `chapAuthDiscovery` are refused. User and password are the Secret's `node.session.auth.username` and `node.session.auth.password`.
 
 use wherry_plugin::{
-    mounter::{attach, format, mount},
+    mounter::{attach, mount_disk},
     volume::{self, request},
 };
 
@@ -29,6 +29,18 @@ fn iscsi() -> volume::Result<()> {
         "chapAuthDiscovery",
         "readOnly",
     ])?;
+    for (key, is_asked) in [
+        ("portals", request::attribute("portals").is_some()),
+        (
+            "chapAuthDiscovery",
+            request::attribute("chapAuthDiscovery").as_deref() == Some("true"),
+        ),
+    ] {
+        if is_asked {
+            let message = format!("{key}: only targetPortal is used, and no discovery");
+            return Err(volume::Error::InvalidAttributes(message));
+        }
+    }
     let mut parameters = vec![
         ("portal".to_owned(), request::required("targetPortal")?),
         ("target".to_owned(), request::required("iqn")?),
@@ -44,19 +56,5 @@ fn iscsi() -> volume::Result<()> {
         parameters.push(("username".into(), text("node.session.auth.username")?));
         parameters.push(("password".into(), text("node.session.auth.password")?));
     }
-    let device = attach("iscsi", &parameters)?;
-    on(&device)
-}
-
-/// Mounts the disk, which gets a file system if it has nothing on it and may be written.
-fn on(device: &str) -> volume::Result<()> {
-    let kind = request::attribute("fsType").unwrap_or_else(|| "ext4".into());
-    let is_read_only = request::attribute("readOnly").as_deref() == Some("true")
-        || request::access() == request::AccessMode::ReadOnly;
-    let mut options = Vec::new();
-    match is_read_only {
-        true => options.push(("ro".to_owned(), String::new())),
-        false => format(device, &kind)?,
-    }
-    mount(&kind, device, &options)
+    mount_disk(&attach("iscsi", &parameters)?)
 }

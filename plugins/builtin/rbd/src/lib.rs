@@ -4,7 +4,7 @@
 //! them. The user's key is the Secret's `key`.
 
 use wherry_plugin::{
-    mounter::{attach, format, mount},
+    mounter::{attach, mount_disk},
     volume::{self, request},
 };
 
@@ -14,6 +14,11 @@ fn rbd() -> volume::Result<()> {
     request::only(&[
         "monitors", "image", "pool", "user", "keyring", "fsType", "readOnly",
     ])?;
+    // The API server fills in Ceph's default. Nothing on the node is read for a volume.
+    if request::attribute("keyring").is_some_and(|keyring| keyring != "/etc/ceph/keyring") {
+        let message = "keyring: the key has to be in the Secret".to_owned();
+        return Err(volume::Error::InvalidAttributes(message));
+    }
     let mut parameters = vec![
         ("monitors".to_owned(), request::required("monitors")?),
         ("image".to_owned(), request::required("image")?),
@@ -28,14 +33,5 @@ fn rbd() -> volume::Result<()> {
             .map_err(|_| volume::Error::InvalidAttributes("the Secret's key is no text".into()))?;
         parameters.push(("key".into(), key.trim().to_owned()));
     }
-    let device = attach("rbd", &parameters)?;
-    let kind = request::attribute("fsType").unwrap_or_else(|| "ext4".into());
-    let is_read_only = request::attribute("readOnly").as_deref() == Some("true")
-        || request::access() == request::AccessMode::ReadOnly;
-    let mut options = Vec::new();
-    match is_read_only {
-        true => options.push(("ro".to_owned(), String::new())),
-        false => format(&device, &kind)?,
-    }
-    mount(&kind, &device, &options)
+    mount_disk(&attach("rbd", &parameters)?)
 }
