@@ -16,8 +16,11 @@ mod scheduler;
 
 use anyhow::{Result, bail};
 
+/// A name, and what measures it and prints the figures.
+type Part = (&'static str, fn() -> Result<()>);
+
 /// What can be measured by itself, in the order in which it is.
-const PARTS: [(&str, fn() -> Result<()>); 4] = [
+const PARTS: [Part; 4] = [
     ("node", node::run),
     ("network", network::run),
     ("scheduler", scheduler::run),

@@ -32,7 +32,10 @@ const LEASE_PERIOD: Duration = Duration::from_secs(10);
 /// How long all pods may take together.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-const RUNS: [(&str, usize, fn(usize) -> Value); 3] = [
+/// What it is called, how many nodes there are, and what the pod of a number is.
+type Run = (&'static str, usize, fn(usize) -> Value);
+
+const RUNS: [Run; 3] = [
     ("plain pods, 100 nodes", 100, plain),
     ("plain pods, 1,000 nodes", 1_000, plain),
     (

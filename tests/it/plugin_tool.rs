@@ -286,7 +286,6 @@ fn what_is_no_plugin_is_told_of(author: &Author<'_>) {
     let message = author.message("empty");
     assert!(message.contains("exports nothing, but"), "{message}");
 
-    let network = author.cluster.network.name().to_owned();
     let server = in_network(author.cluster.network.name(), || {
         vanish(&TcpListener::bind(("127.0.0.1", VANISHING)).expect("the port is free"));
     });

@@ -65,7 +65,8 @@ fn is_shown(shown: &str, line: &str) -> bool {
 /// A registry in the node's network, ended with the test.
 pub(crate) struct PlainRegistry {
     process: Child,
-    directory: tempfile::TempDir,
+    /// Removed at the end.
+    _directory: tempfile::TempDir,
 }
 
 impl PlainRegistry {
@@ -91,12 +92,10 @@ impl PlainRegistry {
         eventually("the registry answers", || {
             cluster.curl(&format!("http://127.0.0.1:{port}/v2/"))
         });
-        Self { process, directory }
-    }
-
-    /// Where it keeps what was pushed.
-    pub(crate) fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+        Self {
+            process,
+            _directory: directory,
+        }
     }
 }
 

@@ -5,9 +5,7 @@ use std::collections::HashMap;
 
 use wherry_plugin::{
     clock,
-    filesystem::{
-        Attributes, Entry, Errno, FileSystem, Node, Opened, ROOT, Result, blocks, slice,
-    },
+    filesystem::{Attributes, Entry, Errno, FileSystem, Node, Opened, ROOT, Result, blocks, slice},
     volume::{self, request},
 };
 
@@ -63,7 +61,10 @@ impl FileSystem for Bad {
             _ => {}
         }
         // How many instances there have been, so that none numbers as another one does.
-        let instances = blocks::read(1, 0, 8).try_into().map_or(0, u64::from_le_bytes) + 1;
+        let instances = blocks::read(1, 0, 8)
+            .try_into()
+            .map_or(0, u64::from_le_bytes)
+            + 1;
         let _ = blocks::write(1, 0, &instances.to_le_bytes());
         let bad = Self {
             numbers: HashMap::new(),
