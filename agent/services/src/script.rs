@@ -22,6 +22,9 @@ const MASQUERADE: &str = "0x4000";
 /// Clients remembered at a time, over all Services with session affinity; the oldest make room.
 const CLIENTS_MAX: u32 = 65_535;
 
+/// How long a pod that a Service no longer leads to is still answered when it meets itself.
+const HAIRPIN_REST: &str = "10s";
+
 /// What the table is made for.
 #[derive(Clone, Debug)]
 pub(crate) struct Form {
@@ -85,7 +88,7 @@ fn declarations() -> Vec<(String, String, bool)> {
     }
     all.push((
         "set hairpin".into(),
-        "type ipv4_addr . ipv4_addr;".into(),
+        "type ipv4_addr . ipv4_addr; flags timeout;".into(),
         true,
     ));
     all.push((
@@ -239,11 +242,19 @@ pub(crate) fn update(form: &Form, changes: &Changes, chains: &mut BTreeSet<Strin
     let table = &form.table;
     let mut script = String::new();
     let mut removed: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    // A pod may have been sent to itself a moment ago and not be masqueraded yet: without its element that connection
-    // would hang. Elements that stay do no harm, and there is one for a pod's address at the most.
-    let gone = changes.removed.iter();
-    for (key, _) in gone.filter(|(key, _)| !matches!(key, Key::Hairpin(_))) {
-        removed.entry(map_of(key)).or_default().push(key_text(key));
+    for (key, _) in &changes.removed {
+        // A pod may have been sent to itself a moment ago and not be masqueraded yet: without its element that connection
+        // would hang, so the element goes a little later, by itself.
+        if let Key::Hairpin(_) = key {
+            let _ = write!(
+                script,
+                "{}add element inet {table} hairpin {{ {} timeout {HAIRPIN_REST} }}\n",
+                drop_hairpin(table, key),
+                key_text(key)
+            );
+        } else {
+            removed.entry(map_of(key)).or_default().push(key_text(key));
+        }
     }
     let mut added: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (key, data) in &changes.added {
@@ -255,6 +266,9 @@ pub(crate) fn update(form: &Form, changes: &Changes, chains: &mut BTreeSet<Strin
             for rule in rules {
                 let _ = writeln!(script, "add rule inet {table} {name} {rule}");
             }
+        }
+        if let Key::Hairpin(_) = key {
+            script.push_str(&drop_hairpin(table, key));
         }
         let mut text = key_text(key);
         if let Some(data) = data_text(key, *data) {
@@ -273,6 +287,14 @@ pub(crate) fn update(form: &Form, changes: &Changes, chains: &mut BTreeSet<Strin
         }
     }
     script
+}
+
+/// Takes a hairpin's element away, whether it is there, about to go by itself, or gone.
+fn drop_hairpin(table: &str, key: &Key) -> String {
+    let key = key_text(key);
+    format!(
+        "add element inet {table} hairpin {{ {key} timeout {HAIRPIN_REST} }}\ndelete element inet {table} hairpin {{ {key} }}\n"
+    )
 }
 
 /// Forgets which endpoint a client of a frontend has.
