@@ -119,10 +119,18 @@ fn processes(root: &str, cgroup_root: &str, network: &str) -> BTreeSet<String> {
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let ours = command.contains(root)
                 || cgroup.contains(&format!("/{cgroup_root}/"))
-                || command.contains("wherry") && is_in_network(&entry.path());
+                // An engine of the test's own has the word in its arguments alone.
+                || is_wherry(&command) && is_in_network(&entry.path());
             ours.then(|| format!("{pid} {}", command.trim()))
         })
         .collect()
+}
+
+fn is_wherry(command: &str) -> bool {
+    let program = command.split(' ').next().unwrap_or_default();
+    Path::new(program)
+        .file_name()
+        .is_some_and(|name| name == "wherry")
 }
 
 fn containers(engine: &Engine) -> BTreeSet<String> {
