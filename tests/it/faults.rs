@@ -260,3 +260,11 @@ fn assert_are_there(nodes: &Nodes, written: &[String]) {
         .collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
 }
+
+/// The lines of what [`Site::containers`] tells that are of the containers behind `webapp`.
+fn of_webapp(containers: &str) -> Vec<String> {
+    let lines = containers
+        .lines()
+        .filter(|line| !line.starts_with("component-"));
+    lines.map(str::to_owned).collect()
+}

@@ -43,6 +43,19 @@ impl Loaded {
     pub fn answered(&self) -> u64 {
         self.answers.values().sum()
     }
+
+    /// # Panics
+    /// If a request failed; `what` says beside what.
+    #[track_caller]
+    pub fn assert_no_failure(&self, what: &str) {
+        let nothing: [&str; 0] = [];
+        assert_eq!(
+            self.failures,
+            nothing,
+            "{what}, beside {} answers",
+            self.answered()
+        );
+    }
 }
 
 /// Runs a closure on a thread of its own in a network namespace (`ip netns`), where the sockets it makes belong.

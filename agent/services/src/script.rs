@@ -246,9 +246,9 @@ pub(crate) fn update(form: &Form, changes: &Changes, chains: &mut BTreeSet<Strin
         // A pod may have been sent to itself a moment ago and not be masqueraded yet: without its element that connection
         // would hang, so the element goes a little later, by itself.
         if let Key::Hairpin(_) = key {
-            let _ = write!(
+            let _ = writeln!(
                 script,
-                "{}add element inet {table} hairpin {{ {} timeout {HAIRPIN_REST} }}\n",
+                "{}add element inet {table} hairpin {{ {} timeout {HAIRPIN_REST} }}",
                 drop_hairpin(table, key),
                 key_text(key)
             );

@@ -64,11 +64,7 @@ pub(super) fn an_image_changes_under_load_without_a_failed_request(nodes: &Nodes
     let loaded = load.stop();
     let after = asking.map(|(pod, _)| answers(nodes, ns, pod));
     let answered = loaded.answered();
-    let nothing: [&str; 0] = [];
-    assert_eq!(
-        loaded.failures, nothing,
-        "outside, beside {answered} answers; inside {after:?}"
-    );
+    loaded.assert_no_failure(&format!("outside; inside {after:?}"));
     assert!(answered > 100, "that was no load: {answered}");
     for ((pod, _), (before, after)) in asking.into_iter().zip(before.into_iter().zip(after)) {
         assert_eq!(

@@ -13,7 +13,7 @@ use nix::{
 };
 use wherry_tests::{Nodes, eventually};
 
-use super::{NS, Site, Writer, assert_are_there};
+use super::{NS, Site, Writer, assert_are_there, of_webapp};
 
 /// How long the control plane is away.
 const AWAY: Duration = Duration::from_secs(120);
@@ -53,13 +53,7 @@ pub(super) fn pods_do_without_a_control_plane_for_two_minutes() {
     }
     site.wait_workloads();
     let [web, component] = loads.map(|load| load.stop());
-    let nothing: [&str; 0] = [];
-    assert_eq!(
-        component.failures,
-        nothing,
-        "beside {} answers",
-        component.answered()
-    );
+    component.assert_no_failure("without the control plane");
     // The one whose container was killed may have been met in that moment.
     assert!(web.failures.len() < 20, "{:?}", web.failures);
     for (ok, failed) in site.asked() {
@@ -233,18 +227,8 @@ pub(super) fn a_member_of_etcd_is_lost_and_no_write_is() {
         .k(NS, &["scale", "deployment/component", "--replicas=3"]);
     site.wait_workloads();
     let loaded = load.stop();
-    let nothing: [&str; 0] = [];
-    assert_eq!(
-        loaded.failures,
-        nothing,
-        "beside {} answers",
-        loaded.answered()
-    );
-    let webapp = |all: &str| -> Vec<String> {
-        let lines = all.lines().filter(|line| !line.starts_with("component-"));
-        lines.map(str::to_owned).collect()
-    };
-    assert_eq!(webapp(&site.containers()), webapp(&containers));
+    loaded.assert_no_failure("without the control plane");
+    assert_eq!(of_webapp(&site.containers()), of_webapp(&containers));
     site.end();
 }
 
@@ -342,13 +326,7 @@ pub(super) fn a_full_disk_under_the_store_refuses_writes_and_loses_none() {
     }
     site.wait_workloads();
     let loaded = load.stop();
-    let nothing: [&str; 0] = [];
-    assert_eq!(
-        loaded.failures,
-        nothing,
-        "beside {} answers",
-        loaded.answered()
-    );
+    loaded.assert_no_failure("without the control plane");
     assert_eq!(site.containers(), containers);
     site.end();
     drop(disk);

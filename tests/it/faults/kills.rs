@@ -64,13 +64,7 @@ pub(super) fn any_process_of_ours_is_killed_and_what_it_kept_goes_on() {
     assert!(written > 0, "nothing was ever written");
     for load in loads {
         let loaded = load.stop();
-        let nothing: [&str; 0] = [];
-        assert_eq!(
-            loaded.failures,
-            nothing,
-            "beside {} answers",
-            loaded.answered()
-        );
+        loaded.assert_no_failure("while processes are killed");
     }
     for (ok, failed) in site.asked() {
         assert_eq!(failed, 0, "beside {ok} answers to a pod");
@@ -97,8 +91,7 @@ pub(super) fn any_process_of_ours_is_killed_and_what_it_kept_goes_on() {
     });
     site.wait_workloads();
     let loaded = web.stop();
-    let nothing: [&str; 0] = [];
-    assert_eq!(loaded.failures, nothing, "containers and a component's end");
+    loaded.assert_no_failure("containers and a component's end");
     site.kill(1, "stage1");
     eventually("containers are started again", || {
         let restarts = site.nodes.field(

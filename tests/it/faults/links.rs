@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use wherry_tests::{Nodes, eventually};
 
-use super::{NS, Site, Writer};
+use super::{NS, Site, Writer, of_webapp};
 use crate::asking::wait_answers;
 
 pub(super) fn a_node_that_is_cut_off_is_replaced_and_cleaned_when_it_returns() {
@@ -50,13 +50,7 @@ pub(super) fn a_node_that_is_cut_off_is_replaced_and_cleaned_when_it_returns() {
     let (asked, _) = wait_answers(&site.nodes, NS, "asks-container", 1);
     wait_answers(&site.nodes, NS, "asks-container", asked + 50);
     let loaded = load.stop();
-    let nothing: [&str; 0] = [];
-    assert_eq!(
-        loaded.failures,
-        nothing,
-        "beside {} answers",
-        loaded.answered()
-    );
+    loaded.assert_no_failure("over bad links");
 
     site.nodes.hosts.plug(lost, true);
     site.nodes.wait_node(lost, "True");
@@ -125,13 +119,7 @@ pub(super) fn one_packet_in_ten_is_lost_and_work_goes_on() {
     let written = writer.assert_nothing_is_lost(&site.nodes);
     assert!(written > 0, "nothing was written");
     let loaded = load.stop();
-    let nothing: [&str; 0] = [];
-    assert_eq!(
-        loaded.failures,
-        nothing,
-        "beside {} answers",
-        loaded.answered()
-    );
+    loaded.assert_no_failure("over bad links");
     for index in 1..=3 {
         site.nodes.wait_node(index, "True");
     }
@@ -141,11 +129,7 @@ pub(super) fn one_packet_in_ten_is_lost_and_work_goes_on() {
     for index in 0..=3 {
         lose(&site.nodes, index, false);
     }
-    let webapp = |all: &str| -> Vec<String> {
-        let lines = all.lines().filter(|line| !line.starts_with("component-"));
-        lines.map(str::to_owned).collect()
-    };
-    assert_eq!(webapp(&site.containers()), webapp(&containers));
+    assert_eq!(of_webapp(&site.containers()), of_webapp(&containers));
     site.wait_workloads();
     site.assert_names_resolve();
     site.end();

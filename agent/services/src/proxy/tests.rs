@@ -449,6 +449,25 @@ fn a_udp_client_that_goes_on_sending_is_led_to_the_endpoint_that_is_left() {
 }
 
 #[test]
+fn who_meets_himself_is_masqueraded_a_moment_longer_and_for_good_when_he_is_back() {
+    on_a_node(async |node| {
+        let (stays, goes) = (Ipv4Addr::new(10, 88, 0, 2), Ipv4Addr::new(10, 88, 0, 3));
+        node.service(|_| {});
+        node.endpoints(&[stays, goes]);
+        node.until_endpoints(2).await;
+        node.endpoints(&[stays]);
+        node.until(&format!("{goes} . {goes} timeout 10s"), true)
+            .await;
+        node.endpoints(&[stays, goes]);
+        node.until_endpoints(2).await;
+        node.until(&format!("{goes} . {goes} timeout"), false).await;
+        node.until(&format!("{goes} . {goes}"), true).await;
+        node.network.down().await.unwrap();
+        node.shutdown.cancel();
+    });
+}
+
+#[test]
 fn what_somebody_deletes_is_put_in_place_again() {
     on_a_node(async |node| {
         node.service(|_| {});
