@@ -88,6 +88,8 @@ type UserNamespaces = HashMap<(u32, u32), Option<Arc<OwnedFd>>>;
 
 struct Inner {
     config: Config,
+    /// Where the runtime was opened: what it does beyond a call lives and ends with that, not with whoever called.
+    tasks: tokio::runtime::Handle,
     aot: Aot,
     user_namespaces: tokio::sync::Mutex<UserNamespaces>,
     sandboxes: Mutex<HashMap<PodSandboxId, PodSandbox>>,
@@ -159,6 +161,7 @@ impl Inner {
             creating: Mutex::default(),
             created: tokio::sync::Notify::new(),
             events: broadcast::Sender::new(EVENTS_MAX),
+            tasks: tokio::runtime::Handle::current(),
             config,
         });
         runtime.recover().await?;
@@ -314,7 +317,7 @@ impl Runtime for WasmRuntime {
         }
         // In a task of its own: a caller that goes away leaves no half of a message on the socket.
         let (this, sandbox, config) = (self.0.clone(), sandbox.clone(), config.clone());
-        let created = tokio::spawn(async move {
+        let created = self.0.tasks.spawn(async move {
             let _turn = turn;
             this.create(&sandbox, &config).await
         });

@@ -48,7 +48,8 @@ impl Inner {
             }
             for worker in workers.values() {
                 let (done, is_done) = tokio::sync::oneshot::channel();
-                tokio::spawn(self.clone().attend(worker.clone(), Some(done)));
+                self.tasks
+                    .spawn(self.clone().attend(worker.clone(), Some(done)));
                 connecting.push(is_done);
             }
         }

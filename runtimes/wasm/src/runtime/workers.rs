@@ -15,8 +15,8 @@ impl Inner {
                 self.retire(worker).await
             }
             WorkerKey::Tenant { .. } => {
-                let worker = worker.clone();
-                tokio::spawn(async move {
+                let (tasks, worker) = (self.tasks.clone(), worker.clone());
+                tasks.spawn(async move {
                     tokio::time::sleep(self.config.worker_idle_max).await;
                     self.retire(&worker).await;
                 });
@@ -57,7 +57,8 @@ impl Inner {
         workers.insert(worker.id.clone(), worker.clone());
         drop(workers);
         let (ready, is_ready) = tokio::sync::oneshot::channel();
-        tokio::spawn(self.clone().attend(worker.clone(), Some(ready)));
+        self.tasks
+            .spawn(self.clone().attend(worker.clone(), Some(ready)));
         let _ = is_ready.await;
         match worker.client() {
             Ok(client) => Ok((worker, client)),
