@@ -285,6 +285,7 @@ impl Node {
             affinity: None,
             is_internal_local: false,
             is_external_local: false,
+            health_check_port: None,
             publishes_not_ready: false,
             is_foreign: false,
         };

@@ -223,6 +223,17 @@ impl Index {
         self.read().view(&ServiceKey::new(namespace, name))
     }
 
+    /// The Services whose health balancers ask for, by the port they ask at.
+    pub(crate) fn health_checks(&self) -> BTreeMap<u16, ServiceKey> {
+        let state = self.read();
+        let checked = state
+            .services
+            .iter()
+            .filter(|(_, service)| !service.is_foreign)
+            .filter_map(|(key, service)| Some((service.health_check_port?, key.clone())));
+        checked.collect()
+    }
+
     /// Whether a namespace has any.
     pub fn has_namespace(&self, namespace: &str) -> bool {
         let first = ServiceKey::new(namespace, "");

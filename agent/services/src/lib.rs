@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  API server ── watch ──▶ Index ──┬─ plan, table (pure) ─▶ script (pure) ─▶ proxy ─▶ nft
+//!                                  ├─▶ health, for balancers
 //!                                  └─▶ names (the crate for DNS)
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod affinity;
 mod conntrack;
+mod health;
 mod index;
 mod object;
 mod plan;

@@ -119,6 +119,8 @@ pub struct Service {
     pub is_internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub is_external_local: bool,
+    /// Where balancers ask this node whether it has endpoints (`healthCheckNodePort`); `None` if they do not.
+    pub health_check_port: Option<u16>,
     /// `publishNotReadyAddresses`.
     pub publishes_not_ready: bool,
     /// Somebody else's proxy sees to its packets.
@@ -253,6 +255,9 @@ pub fn service(object: &v1::Service) -> Option<(ServiceKey, Service)> {
     external_ips.sort_unstable();
     external_ips.dedup();
     let labels = object.metadata.labels.as_ref();
+    let is_external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let is_checked = is_external_local && spec.type_.as_deref() == Some("LoadBalancer");
+    let health_check_port = spec.health_check_node_port.filter(|_| is_checked).map(port);
     let service = Service {
         kind,
         ports: ports.collect(),
@@ -260,7 +265,8 @@ pub fn service(object: &v1::Service) -> Option<(ServiceKey, Service)> {
         allowed,
         affinity: affinity.map(|seconds| Duration::from_secs(seconds.unsigned_abs().into())),
         is_internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        is_external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        is_external_local,
+        health_check_port: health_check_port.filter(|port| *port != 0),
         publishes_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         is_foreign: labels.is_some_and(|labels| labels.contains_key(PROXY_NAME)),
     };

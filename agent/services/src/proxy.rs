@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeSet, VecDeque},
     net::Ipv4Addr,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use tracing::{debug, info, warn};
 use wherry_network::{Cidr, NetworkError, local, netfilter::Monitor, nft, services_table};
 
 use crate::{
-    affinity, conntrack,
+    affinity, conntrack, health,
     index::Index,
     object::Protocol,
     plan::{self, Frontend},
@@ -68,6 +71,8 @@ struct Proxy {
     own: VecDeque<u32>,
     /// Whether the kernel may hold something else than `table`.
     is_unsure: bool,
+    /// Whether balancers may count on the table. One transaction that fails is no reason to turn them away.
+    is_in_order: Arc<AtomicBool>,
 }
 
 /// Keeps the table until shutdown, and leaves it there: connections go on without the agent.
@@ -91,10 +96,12 @@ pub async fn run(
         chains: BTreeSet::new(),
         own: VecDeque::new(),
         is_unsure: true,
+        is_in_order: Arc::default(),
     };
+    let health = health::run(Arc::clone(&proxy.index), Arc::clone(&proxy.is_in_order));
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = proxy.keep() => {}
+        _ = async { tokio::join!(proxy.keep(), health) } => {}
     }
 }
 
@@ -143,9 +150,15 @@ impl Proxy {
                 } } => {}
             }
             match self.apply().await {
-                Ok(()) => retry = None,
+                Ok(()) => {
+                    retry = None;
+                    self.is_in_order.store(true, Ordering::Relaxed);
+                }
                 Err(error) => {
                     self.is_unsure = true;
+                    if retry.is_some() {
+                        self.is_in_order.store(false, Ordering::Relaxed);
+                    }
                     let pause = retry.map_or(RETRY, |(_, pause)| (pause * 2).min(RETRY_MAX));
                     warn!(%error, ?pause, "Services are not as they should be");
                     retry = Some((Instant::now() + pause, pause));

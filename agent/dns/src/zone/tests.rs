@@ -24,6 +24,7 @@ fn service(kind: Kind) -> Service {
         affinity: None,
         is_internal_local: false,
         is_external_local: false,
+        health_check_port: None,
         publishes_not_ready: false,
         is_foreign: false,
     }

@@ -35,6 +35,7 @@ fn service() -> Service {
         affinity: None,
         is_internal_local: false,
         is_external_local: false,
+        health_check_port: None,
         publishes_not_ready: false,
         is_foreign: false,
     }
@@ -201,6 +202,26 @@ fn a_balancers_addresses_are_for_the_sources_it_names() {
             "10.52.0.2:80 from 192.0.2.0/24"
         ]
     );
+}
+
+#[test]
+fn health_is_told_where_a_balancer_is_to_keep_to_nodes_with_endpoints() {
+    for (type_, policy, port, expected) in [
+        ("LoadBalancer", "Local", 30_999, Some(30_999)),
+        ("LoadBalancer", "Local", 0, None),
+        ("LoadBalancer", "Cluster", 30_999, None),
+        ("NodePort", "Local", 30_999, None),
+    ] {
+        let service = serde_json::from_value(serde_json::json!({
+            "metadata": { "namespace": "ns", "name": "web" },
+            "spec": { "type": type_, "externalTrafficPolicy": policy, "healthCheckNodePort": port },
+        }));
+        let (_, service) = crate::object::service(&service.unwrap()).unwrap();
+        assert_eq!(
+            service.health_check_port, expected,
+            "{type_} {policy} {port}"
+        );
+    }
 }
 
 #[test]

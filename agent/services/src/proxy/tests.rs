@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     process::Command,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wherry_network::{Attach, NetworkConfig, PodNetwork};
 
 use super::*;
@@ -145,6 +146,7 @@ impl Node {
             affinity: None,
             is_internal_local: false,
             is_external_local: false,
+            health_check_port: None,
             publishes_not_ready: false,
             is_foreign: false,
         };
@@ -153,18 +155,26 @@ impl Node {
     }
 
     fn endpoints(&self, ips: &[Ipv4Addr]) {
+        self.endpoints_like(ips, |_| {});
+    }
+
+    fn endpoints_like(&self, ips: &[Ipv4Addr], change: fn(&mut Endpoint)) {
         let port = |name: &str, protocol, port| SlicePort {
             name: name.into(),
             protocol,
             port: Some(port),
         };
-        let endpoints = ips.iter().map(|ip| Endpoint {
-            address: (*ip).into(),
-            hostname: None,
-            is_ready: true,
-            is_serving: true,
-            is_terminating: false,
-            is_local: true,
+        let endpoints = ips.iter().map(|ip| {
+            let mut endpoint = Endpoint {
+                address: (*ip).into(),
+                hostname: None,
+                is_ready: true,
+                is_serving: true,
+                is_terminating: false,
+                is_local: true,
+            };
+            change(&mut endpoint);
+            endpoint
         });
         let slice = Slice {
             ports: vec![
@@ -370,6 +380,73 @@ fn ports_of_the_node_lead_to_services_and_pods_from_outside() {
         node.until("192.0.2.1 . tcp . 80 . 10.88.0.0/16", false)
             .await;
         assert!(outside.run(|| ask("192.0.2.1", 80)).is_ok());
+    });
+}
+
+/// What a balancer is told at a port of the node: code and body, nothing if it is not listened to.
+async fn health(port: u16) -> Option<(u16, serde_json::Value)> {
+    let address = (Ipv4Addr::new(10, 88, 0, 1), port);
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    let request = b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Some((code, serde_json::from_str(body).unwrap()))
+}
+
+/// Asks until the answer is this one.
+async fn until_health(port: u16, want: Option<(u16, usize)>) {
+    let told = async {
+        loop {
+            let answered = health(port).await;
+            let got = answered.as_ref().map(|(code, body)| {
+                let service = serde_json::json!({ "namespace": "ns", "name": "a" });
+                assert_eq!(body["service"], service);
+                (*code, body["localEndpoints"].as_u64().unwrap() as usize)
+            });
+            if got == want {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let told = tokio::time::timeout(TIMEOUT, told).await;
+    assert!(told.is_ok(), "{want:?} is not told in time");
+}
+
+#[test]
+fn a_balancer_is_told_whether_the_node_has_endpoints_that_are_ready() {
+    on_a_node(async |node| {
+        let ips = [Ipv4Addr::new(10, 88, 0, 2), Ipv4Addr::new(10, 88, 0, 3)];
+        let checked = |port: Option<u16>| {
+            node.service(|service| {
+                service.is_external_local = true;
+                service.health_check_port = port;
+            });
+        };
+        checked(Some(30_999));
+        until_health(30_999, Some((503, 0))).await;
+        node.endpoints(&ips[..1]);
+        until_health(30_999, Some((200, 1))).await;
+        node.endpoints(&ips);
+        until_health(30_999, Some((200, 2))).await;
+        node.endpoints_like(&ips, |endpoint| endpoint.is_local = false);
+        until_health(30_999, Some((503, 0))).await;
+        node.endpoints_like(&ips, |endpoint| {
+            // Still answers, and is to get nothing new.
+            endpoint.is_ready = false;
+            endpoint.is_terminating = true;
+        });
+        until_health(30_999, Some((503, 0))).await;
+        node.endpoints(&ips);
+        until_health(30_999, Some((200, 2))).await;
+        checked(Some(31_000));
+        until_health(31_000, Some((200, 2))).await;
+        assert_eq!(health(30_999).await, None, "nobody listens any more");
+        checked(None);
+        until_health(31_000, None).await;
     });
 }
 
