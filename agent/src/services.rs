@@ -157,9 +157,80 @@ fn wanted_ports(pod: &Pod) -> impl Iterator<Item = WantedPort> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::{FutureExt, poll};
     use serde_json::json;
+    use wherry_services::{Endpoint, ServiceKey, Slice};
 
     use super::*;
+    use crate::testing::{Node, Running, pod};
+
+    /// A Service of the pods' namespace leads to the first pod of a node, or not any more.
+    fn lead(agent: &Running, is_ready: bool) {
+        let endpoint = Endpoint {
+            address: Ipv4Addr::new(10, 88, 0, 2).into(),
+            hostname: None,
+            is_ready,
+            is_serving: true,
+            is_terminating: !is_ready,
+            is_local: true,
+        };
+        let slice = Slice {
+            ports: Vec::new(),
+            endpoints: vec![endpoint],
+        };
+        let index = &agent.context.services;
+        index.put_slice(ServiceKey::new("ns", "web"), "web-1".into(), slice);
+    }
+
+    fn one(is_host_network: bool) -> serde_json::Value {
+        json!({ "hostNetwork": is_host_network, "containers": [{ "name": "a", "image": "nginx:1" }] })
+    }
+
+    #[tokio::test]
+    async fn a_pod_leaves_its_services_before_its_containers_are_asked_to_stop() {
+        let node = Node::new();
+        let agent = node.start().await;
+        let web = pod("web", one(false));
+        agent.set(&web).await;
+        agent.until_ready(&web).await;
+        lead(&agent, true);
+        let has_asked = || node.oci.journal().contains(&"stop a/0".to_owned());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut stopped = pin!(pod::stop::stop_all(&agent.context, &web, deadline));
+        assert!(poll!(&mut stopped).is_pending());
+        assert!(!has_asked(), "connections still come");
+        lead(&agent, false);
+        let told = Instant::now();
+        stopped.await;
+        assert!(has_asked());
+        // Nodes that hear of it later have had their time.
+        assert!(told.elapsed() >= SPREAD);
+    }
+
+    #[tokio::test]
+    async fn a_pod_waits_for_no_service_that_is_not_there_and_for_none_without_end() {
+        let node = Node::new();
+        let agent = node.start().await;
+        let web = pod("web", one(false));
+        agent.set(&web).await;
+        agent.until_ready(&web).await;
+        let context = &agent.context;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let alone = leave(context, &web, deadline).now_or_never();
+        assert!(alone.is_some(), "behind no Service");
+        lead(&agent, true);
+        for other in [pod("web", one(true)), pod("unknown", one(false))] {
+            let left = leave(context, &other, deadline).now_or_never();
+            assert!(left.is_some(), "no address of its own: {other:?}");
+        }
+        // The Service leads to it on and on.
+        for near in [Instant::now(), deadline] {
+            let left = tokio::time::timeout_at(deadline, leave(context, &web, near)).await;
+            assert!(left.is_ok(), "some of the grace period is the pod's own");
+        }
+    }
 
     #[test]
     fn ports_of_the_node_lead_to_pods_that_run_in_a_network_of_their_own() {

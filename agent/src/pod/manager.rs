@@ -37,10 +37,23 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 /// Between looks for workers that are done, besides their own news.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
 
+/// Between looks whether the node takes pods that wait for others, besides the news that one is gone.
+const HELD_PERIOD: Duration = Duration::from_secs(1);
+
 struct Handle {
     mailbox: Arc<Mailbox>,
     source: Source,
     removed: bool,
+    /// On its way out, though its source still has it.
+    is_ending: bool,
+}
+
+/// Whether the node takes a new pod.
+enum Admission {
+    Now,
+    /// When pods that are being ended are gone: until then they hold what it needs.
+    Later,
+    Never(Verdict),
 }
 
 /// Whether the kernel enforces AppArmor profiles.
@@ -60,6 +73,8 @@ pub(crate) struct Manager {
     sources: HashSet<Source>,
     /// Pods to be started when the worker of that uid is done.
     again: HashMap<PodUid, Arc<Pod>>,
+    /// New pods that wait for others to be gone.
+    held: HashMap<PodUid, Arc<Pod>>,
     /// API pods that are gone from here and may still be heard of; `true` once their deletion is under way.
     gone: HashMap<PodUid, bool>,
     has_apparmor: bool,
@@ -82,6 +97,7 @@ impl Manager {
             told: HashSet::new(),
             sources,
             again: HashMap::new(),
+            held: HashMap::new(),
             gone: HashMap::new(),
             has_apparmor: has_apparmor(),
             shutdown,
@@ -108,6 +124,8 @@ impl Manager {
     pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<PodUpdate>) {
         let mut sweeps = interval(SWEEP_PERIOD);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(HELD_PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep_now = false;
         loop {
             if sweep_now {
@@ -125,6 +143,8 @@ impl Manager {
                     Err(error) => error!(%error, "Pod worker ended early"),
                 },
                 _ = sweeps.tick() => sweep_now = true,
+                // A pod may have ended and be kept by its source.
+                _ = looks.tick(), if !self.held.is_empty() => self.take_held(),
             }
         }
         while self.workers.join_next().await.is_some() {}
@@ -136,13 +156,19 @@ impl Manager {
             PodUpdate::Set(pod) => self.set(pod),
             PodUpdate::Remove(uid) => self.remove(&uid),
             PodUpdate::All(source, all) => {
-                let gone: Vec<_> = self
+                let handled = self
                     .handles
                     .iter()
-                    .filter(|(uid, handle)| {
-                        handle.source == source && !handle.removed && !all.contains(*uid)
-                    })
-                    .map(|(uid, _)| uid.clone())
+                    .filter(|(_, handle)| handle.source == source && !handle.removed);
+                let held = self
+                    .held
+                    .iter()
+                    .filter(|(_, pod)| Source::of(pod) == source);
+                let gone: Vec<_> = handled
+                    .map(|(uid, _)| uid)
+                    .chain(held.map(|(uid, _)| uid))
+                    .filter(|uid| !all.contains(*uid))
+                    .cloned()
                     .collect();
                 gone.iter().for_each(|uid| self.remove(uid));
                 if source == Source::Api {
@@ -155,7 +181,8 @@ impl Manager {
             }
             PodUpdate::Mirror(uid, mirror) => self.mirrors.see(uid, mirror),
             PodUpdate::Evict(uid, eviction) => {
-                if let Some(handle) = self.handles.get(&uid) {
+                if let Some(handle) = self.handles.get_mut(&uid) {
+                    handle.is_ending = true;
                     handle.mailbox.evict(eviction);
                 }
             }
@@ -189,27 +216,54 @@ impl Manager {
                 self.again.insert(uid, pod);
             }
             Some(handle) => {
+                handle.is_ending |= pod.metadata.deletion_timestamp.is_some();
                 handle.mailbox.set(pod);
             }
-            None => {
-                let known = record::load(&self.context.pod_dir(&uid))
-                    .map(|(_, record)| record)
-                    .unwrap_or_default();
-                let is_known =
-                    known != Record::default() || !self.context.actual.get(&uid).is_empty();
-                let is_ending = pod.metadata.deletion_timestamp.is_some();
-                let verdict =
-                    if is_known || is_ending || known.is_terminal || !admit::is_active(&pod) {
-                        None
-                    } else {
-                        self.admit(&pod)
-                    };
-                self.begin(pod, known, is_known, verdict);
-            }
+            None => self.take(uid, pod),
         }
     }
 
-    fn admit(&self, pod: &Pod) -> Option<Verdict> {
+    /// Begins with a pod, if the node takes it now.
+    fn take(&mut self, uid: PodUid, pod: Arc<Pod>) {
+        let known = record::load(&self.context.pod_dir(&uid))
+            .map(|(_, record)| record)
+            .unwrap_or_default();
+        let is_known = known != Record::default() || !self.context.actual.get(&uid).is_empty();
+        let is_ending = pod.metadata.deletion_timestamp.is_some();
+        let needs_no_room = is_known || is_ending || known.is_terminal || !admit::is_active(&pod);
+        let verdict = if needs_no_room {
+            None
+        } else {
+            match self.admit(&pod) {
+                Admission::Now => None,
+                Admission::Never(verdict) => Some(verdict),
+                Admission::Later => {
+                    let before = self.held.insert(uid, Arc::clone(&pod));
+                    if before.is_none() {
+                        info!(
+                            pod = super::name(&pod),
+                            namespace = super::namespace(&pod),
+                            "Pod waits for others that are being ended"
+                        );
+                    }
+                    return;
+                }
+            }
+        };
+        self.held.remove(&uid);
+        self.begin(pod, known, is_known, verdict);
+    }
+
+    /// Something may have become free.
+    fn take_held(&mut self) {
+        for (uid, pod) in std::mem::take(&mut self.held) {
+            // Waits on silently if it still has to.
+            self.held.insert(uid.clone(), Arc::clone(&pod));
+            self.take(uid, pod);
+        }
+    }
+
+    fn admit(&self, pod: &Pod) -> Admission {
         let config = &self.context.config;
         let allocatable = self.context.allocatable();
         let limits = admit::Limits {
@@ -226,22 +280,39 @@ impl Manager {
             Vec::new()
         };
         let checked = admit::check(pod, directory.active(), &others, limits);
+        if checked.is_err() && self.is_taken_later(pod, limits) {
+            return Admission::Later;
+        }
         let pressure = self.context.pressure.conditions();
         let refused = match (checked, eviction::refusal(pod, &pressure)) {
             (Err(refused), _) => refused,
-            (Ok(()), message) => admit::Refused {
+            (Ok(()), None) => return Admission::Now,
+            (Ok(()), Some(message)) => admit::Refused {
                 reason: eviction::EVICTED,
-                message: message?,
+                message,
             },
         };
         let admit::Refused { reason, message } = refused;
         self.context
             .event(pod, Kind::Warning, reason, message.clone());
-        Some(Verdict {
+        Admission::Never(Verdict {
             reason: reason.into(),
             message: format!("Pod was rejected: {message}"),
             is_disruption: false,
         })
+    }
+
+    /// Whether the node would take a pod if those that are being ended were gone. Their objects may be gone already
+    /// (`--force`), so that whoever placed the pod here knows nothing of what they still hold.
+    fn is_taken_later(&self, pod: &Pod, limits: admit::Limits<'_>) -> bool {
+        let is_leaving = |other: &Arc<Pod>| {
+            let handle = self.handles.get(&super::uid(other));
+            handle.is_some_and(|handle| handle.removed || handle.is_ending)
+        };
+        let all = self.context.directory.pods();
+        let (leaving, staying): (Vec<_>, Vec<_>) = all.into_iter().partition(is_leaving);
+        let active = staying.iter().filter(|pod| admit::is_active(pod)).count();
+        !leaving.is_empty() && admit::check(pod, active, &staying, limits).is_ok()
     }
 
     fn begin(&mut self, pod: Arc<Pod>, record: Record, recovered: bool, verdict: Option<Verdict>) {
@@ -254,6 +325,7 @@ impl Manager {
             mailbox: Arc::clone(&mailbox),
             source: Source::of(&pod),
             removed: false,
+            is_ending: pod.metadata.deletion_timestamp.is_some(),
         };
         self.context.directory.begin(&uid, Arc::clone(&pod));
         self.handles.insert(uid.clone(), handle);
@@ -277,6 +349,12 @@ impl Manager {
     fn remove(&mut self, uid: &PodUid) {
         self.again.remove(uid);
         self.gone.remove(uid);
+        if let Some(pod) = self.held.remove(uid) {
+            if Source::of(&pod) == Source::File {
+                self.mirrors.unwant(uid);
+            }
+            self.context.publisher.forget(uid);
+        }
         if let Some(handle) = self.handles.get_mut(uid) {
             handle.removed = true;
             handle.mailbox.remove();
@@ -302,6 +380,7 @@ impl Manager {
         if let Some(pod) = self.again.remove(uid) {
             self.set(pod);
         }
+        self.take_held();
     }
 
     /// Removes what belongs to no pod: sandboxes, containers, addresses, directories.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use wherry_runtime_api::{RuntimeFeatures, UserNamespace};
+use wherry_runtime_api::{RuntimeFeatures, UserNamespace, fake::Behaviour};
 
 use super::{container, exits, one};
 use crate::testing::{Node, condition, eventually, pod};
@@ -205,6 +205,61 @@ async fn requests_that_do_not_fit_are_refused_with_the_kubelets_words() {
 }
 
 #[tokio::test]
+async fn a_pod_waits_for_a_port_of_the_node_that_a_pod_holds_which_is_being_ended() {
+    let node = Node::new();
+    let agent = node.start().await;
+    node.oci.behave(
+        "nginx:1",
+        Behaviour {
+            stops_after: None,
+            ..Behaviour::default()
+        },
+    );
+    let with_port = |uid: &str| {
+        let mut spec = one("Always");
+        spec["containers"][0]["ports"] = json!([{ "containerPort": 80, "hostPort": 8080 }]);
+        pod(uid, spec)
+    };
+    // What was told before it has been taken in when a pod that came after it runs.
+    let after = async |uid: &str| {
+        let other = pod(
+            uid,
+            json!({ "containers": [{ "name": "a", "image": "redis:1" }] }),
+        );
+        agent.set(&other).await;
+        agent.until_ready(&other).await;
+    };
+    let (old, new) = (with_port("old"), with_port("new"));
+    agent.set(&old).await;
+    agent.until_ready(&old).await;
+    // By force: the API server has forgotten it, and the scheduler takes the port for free.
+    agent.remove(&old).await;
+    agent.set(&new).await;
+    after("one").await;
+    assert_eq!(agent.status(&new), Value::Null, "it waits");
+    node.oci.exit("old", "a", 0, false);
+    agent.until_gone(&old).await;
+    agent.until_ready(&new).await;
+
+    let clash = with_port("clash");
+    agent.set(&clash).await;
+    let status = agent.until_phase(&clash, "Failed").await;
+    assert_eq!(status["reason"], "NodePorts", "nobody is being ended");
+
+    // One that waits may be taken back.
+    let late = with_port("late");
+    agent.delete(&new, 30).await;
+    agent.set(&late).await;
+    after("two").await;
+    agent.remove(&late).await;
+    after("three").await;
+    node.oci.exit("new", "a", 0, false);
+    agent.until_gone(&new).await;
+    after("four").await;
+    assert_eq!(agent.status(&late), Value::Null);
+}
+
+#[tokio::test]
 async fn a_failed_probe_may_have_a_grace_period_of_its_own() {
     let node = Node::new();
     node.oci.exec_exits("alive", 1);
@@ -226,7 +281,7 @@ async fn a_failed_probe_may_have_a_grace_period_of_its_own() {
     };
     node.oci.behave("nginx:1", never);
     let mut pod = pod("p", spec);
-    let fast = [("wherry.dev/probe-period-ms".to_owned(), "20".to_owned())];
+    let fast = [("wherry.dev/probe-period-ms".to_owned(), "100".to_owned())];
     pod.metadata.annotations = Some(fast.into());
     let agent = node.start().await;
     agent.set(&pod).await;
