@@ -30,5 +30,5 @@ mod value;
 
 pub use field::FieldError;
 pub use resource::{Conversion, Resource, Strategy, Subresource, Verb};
-pub use resources::{RESOURCES, find, is_default_class};
+pub use resources::{RESOURCES, find, is_default_class, needs_health_check};
 pub use status::Status;

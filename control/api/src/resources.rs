@@ -34,6 +34,7 @@ mod storageclass;
 mod workload;
 
 pub use pod::{pod_total, qos_class};
+pub use service::needs_health_check;
 pub use storageclass::is_default_class;
 
 use Verb::{Create, Delete, DeleteCollection, Get, List, Patch, Update, Watch};
@@ -63,6 +64,25 @@ const fn sub(
 ) -> Subresource {
     Subresource { name, kind, verbs }
 }
+
+/// What both versions of autoscalers share; the newer one itself.
+const AUTOSCALER: Resource = Resource {
+    group: "autoscaling",
+    version: "v2",
+    kind: "HorizontalPodAutoscaler",
+    list_kind: "HorizontalPodAutoscalerList",
+    plural: "horizontalpodautoscalers",
+    singular: "horizontalpodautoscaler",
+    short_names: &["hpa"],
+    categories: &["all"],
+    namespaced: true,
+    verbs: ALL,
+    subresources: &[sub("status", "HorizontalPodAutoscaler", STATUS_VERBS)],
+    columns: horizontalpodautoscaler::COLUMNS,
+    lazy: false,
+    deletion_grace_seconds: None,
+    strategy: &horizontalpodautoscaler::HorizontalPodAutoscaler,
+};
 
 /// All rows.
 pub static RESOURCES: &[Resource] = &[
@@ -421,39 +441,11 @@ pub static RESOURCES: &[Resource] = &[
         deletion_grace_seconds: None,
         strategy: &statefulset::StatefulSet,
     },
+    AUTOSCALER,
     Resource {
-        group: "autoscaling",
-        version: "v2",
-        kind: "HorizontalPodAutoscaler",
-        list_kind: "HorizontalPodAutoscalerList",
-        plural: "horizontalpodautoscalers",
-        singular: "horizontalpodautoscaler",
-        short_names: &["hpa"],
-        categories: &["all"],
-        namespaced: true,
-        verbs: ALL,
-        subresources: &[sub("status", "HorizontalPodAutoscaler", STATUS_VERBS)],
-        columns: horizontalpodautoscaler::COLUMNS,
-        lazy: false,
-        deletion_grace_seconds: None,
-        strategy: &horizontalpodautoscaler::HorizontalPodAutoscaler,
-    },
-    Resource {
-        group: "autoscaling",
         version: "v1",
-        kind: "HorizontalPodAutoscaler",
-        list_kind: "HorizontalPodAutoscalerList",
-        plural: "horizontalpodautoscalers",
-        singular: "horizontalpodautoscaler",
-        short_names: &["hpa"],
-        categories: &["all"],
-        namespaced: true,
-        verbs: ALL,
-        subresources: &[sub("status", "HorizontalPodAutoscaler", STATUS_VERBS)],
-        columns: horizontalpodautoscaler::COLUMNS,
-        lazy: false,
-        deletion_grace_seconds: None,
         strategy: &horizontalpodautoscaler::Older,
+        ..AUTOSCALER
     },
     Resource {
         group: "batch",

@@ -121,10 +121,15 @@ impl Strategy for Service {
                 "allocateLoadBalancerNodePorts",
                 text(spec, "type") == "LoadBalancer",
             ),
+            ("healthCheckNodePort", needs_health_check(spec)),
         ] {
             if !is_kept && get(spec, field) == get(old, field) {
                 remove(spec, field);
             }
+        }
+        if needs_health_check(spec) && needs_health_check(old) && health_check_node_port(spec) == 0
+        {
+            keep(spec, old, "healthCheckNodePort");
         }
         let has_cluster_ip = |type_: &str| type_ != "ExternalName";
         if !has_cluster_ip(text(spec, "type")) {
@@ -200,6 +205,17 @@ impl Strategy for Service {
                 "may not change once set",
             ));
         }
+        if needs_health_check(spec)
+            && needs_health_check(old)
+            && health_check_node_port(spec) != health_check_node_port(old)
+            && health_check_node_port(old) != 0
+        {
+            let path = Path::new("spec");
+            errors.push(FieldError::forbidden(
+                &path.child("healthCheckNodePort"),
+                "field is immutable",
+            ));
+        }
         errors.extend(self.validate_create(new));
         errors
     }
@@ -256,6 +272,15 @@ fn is_reached_from_outside(spec: &Value) -> bool {
         "ClusterIP" => !list(spec, "externalIPs").is_empty(),
         _ => false,
     }
+}
+
+/// Whether nodes tell a balancer on a port of its own which of them have endpoints of this Service.
+pub fn needs_health_check(spec: &Value) -> bool {
+    text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
+}
+
+fn health_check_node_port(spec: &Value) -> i64 {
+    integer(spec, "healthCheckNodePort").unwrap_or_default()
 }
 
 fn external_ip(object: &Value) -> String {
@@ -385,6 +410,15 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             policy,
             detail,
         ));
+    }
+    let health = health_check_node_port(spec);
+    let at = path.child("healthCheckNodePort");
+    if health != 0 && !needs_health_check(spec) {
+        let detail =
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.push(FieldError::invalid(&at, health, detail));
+    } else if health != 0 {
+        port_number(health, &at, errors);
     }
     if spec.get("allocateLoadBalancerNodePorts").is_some() && type_ != "LoadBalancer" {
         let at = path.child("allocateLoadBalancerNodePorts");

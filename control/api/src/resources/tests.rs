@@ -327,6 +327,64 @@ fn a_service_gives_back_what_its_old_type_had() {
 }
 
 #[test]
+fn the_port_for_a_services_health_comes_and_goes_with_the_policy() {
+    let resource = row("services");
+    let service = |spec: Value| {
+        let mut object = json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {
+            "clusterIP": "10.0.0.1", "ports": [{"port": 80, "nodePort": 30080}], "type": "LoadBalancer",
+        }});
+        for (field, value) in spec.as_object().expect("fields") {
+            object["spec"][field] = value.clone();
+        }
+        created(resource, object)
+    };
+    let local =
+        |port: i64| service(json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": port}));
+    let alone = "spec.healthCheckNodePort: Invalid value: 30001: may only be set when `type` is 'LoadBalancer' and \
+                 `externalTrafficPolicy` is 'Local'";
+    let errors = |errors: Vec<crate::FieldError>| -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    };
+    for (spec, expected) in [
+        (json!({"healthCheckNodePort": 30001}), vec![alone]),
+        (
+            json!({"healthCheckNodePort": 30001, "externalTrafficPolicy": "Local", "type": "NodePort"}),
+            vec![alone],
+        ),
+        (
+            json!({"healthCheckNodePort": 30001, "externalTrafficPolicy": "Local"}),
+            vec![],
+        ),
+    ] {
+        assert_eq!(
+            errors(resource.validate_create(&service(spec.clone()))),
+            expected,
+            "{spec}"
+        );
+    }
+    let old = local(30001);
+    let changed = |mut new: Value| {
+        resource.strategy.prepare_update("", &mut new, &old);
+        let errors = errors(resource.validate_update("", &new, &old));
+        (new["spec"].get("healthCheckNodePort").cloned(), errors)
+    };
+    assert_eq!(
+        changed(local(0)),
+        (Some(30001.into()), vec![]),
+        "not said, so kept"
+    );
+    assert_eq!(
+        changed(local(30002)).1,
+        ["spec.healthCheckNodePort: Forbidden: field is immutable"]
+    );
+    for (field, value) in [("externalTrafficPolicy", "Cluster"), ("type", "NodePort")] {
+        let mut new = old.clone();
+        new["spec"][field] = value.into();
+        assert_eq!(changed(new), (None, vec![]), "{field}: {value}");
+    }
+}
+
+#[test]
 fn objects_get_the_defaults_of_kubernetes() {
     let namespace = created(row("namespaces"), json!({"metadata": {"name": "a"}}));
     assert_eq!(
