@@ -82,6 +82,7 @@ fn dependencies_point_the_way_the_folders_say() {
                 "wherry-runtime-api",
                 "wherry-cgroup",
                 "wherry-images",
+                "wherry-log",
                 "wherry-docker",
                 "wherry-oci",
                 "wherry-wasm",

@@ -160,20 +160,9 @@ pub(crate) fn remove_attempt(pod_dir: &Path, status: &ContainerStatus) -> io::Re
         &status.name,
         status.attempt,
     )))?;
-    let (Some(dir), Some(name)) = (status.log_path.parent(), status.log_path.file_name()) else {
-        return Ok(());
-    };
-    let prefix = format!("{}.", name.to_string_lossy());
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) => return gone(Err(error)),
-    };
-    for entry in entries {
-        let entry = entry?;
-        let file_name = entry.file_name();
-        if file_name == name || file_name.to_string_lossy().starts_with(&prefix) {
-            gone(fs::remove_file(entry.path()))?;
-        }
+    gone(fs::remove_file(&status.log_path))?;
+    for rotated in wherry_log::rotated(&status.log_path)? {
+        gone(fs::remove_file(rotated))?;
     }
     Ok(())
 }

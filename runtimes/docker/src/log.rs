@@ -1,11 +1,9 @@
-//! Copies a container's log from the engine into a file in CRI's format: `<time> <stdout|stderr> <F|P> <line>`.
+//! Copies a container's log from the engine into a file in CRI's format.
 //!
 //! The engine stamps every line, in order within each stream. The copy keeps these stamps, so what has been copied is
 //! read from the copy: for each stream the last stamp and how many lines bear it. Whoever continues asks the engine for
 //! everything since then and leaves that many out. A line longer than 16 KiB is several entries to the engine and parts
 //! marked `P` here.
-//!
-//! Rotation names files as the OCI runtime does: `<log>.20261120-120000.000000000`.
 
 use std::{
     collections::HashMap,
@@ -14,31 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use wherry_log::{LogStream, LogTag, PART_BYTES_MAX, TIMESTAMP_BYTES, push_entry};
 use wherry_runtime_api::LogRotation;
-
-/// Length of a stamp as the engine writes it: `2026-11-20T12:00:00.000000000Z`.
-const STAMP_BYTES: usize = 30;
-/// Where the engine cuts a line into entries.
-const PART_BYTES: usize = 16 * 1024;
 
 /// How much older than the newest entry one of the other stream may be that comes after it.
 const STREAMS_APART_SECONDS_MAX: i64 = 10;
-
-/// Which stream an entry came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Source {
-    Stdout,
-    Stderr,
-}
-
-impl Source {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Stdout => "stdout",
-            Self::Stderr => "stderr",
-        }
-    }
-}
 
 /// One entry of the engine's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +24,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) stamp: &'a str,
     /// Without the newline.
     pub(crate) text: &'a [u8],
-    /// The line ends here.
-    pub(crate) is_last: bool,
+    pub(crate) tag: LogTag,
 }
 
 /// Splits what the engine sent into entries. A terminal's log comes without frames, so long lines arrive glued together,
@@ -55,29 +32,25 @@ pub(crate) struct Entry<'a> {
 pub(crate) fn entries(mut bytes: &[u8]) -> Vec<Entry<'_>> {
     let mut entries = Vec::new();
     while let Some(stamp) = stamp_of(bytes) {
-        let rest = &bytes[STAMP_BYTES + 1..];
+        let rest = &bytes[TIMESTAMP_BYTES + 1..];
         let end = rest.iter().position(|byte| *byte == b'\n');
-        let glued = rest.len() > PART_BYTES
-            && end.is_none_or(|end| end > PART_BYTES)
-            && stamp_of(&rest[PART_BYTES..]).is_some();
-        let (text, is_last, used) = match end {
-            _ if glued => (&rest[..PART_BYTES], false, PART_BYTES),
-            Some(end) => (&rest[..end], true, end + 1),
-            None => (rest, false, rest.len()),
+        let glued = rest.len() > PART_BYTES_MAX
+            && end.is_none_or(|end| end > PART_BYTES_MAX)
+            && stamp_of(&rest[PART_BYTES_MAX..]).is_some();
+        let (text, tag, used) = match end {
+            _ if glued => (&rest[..PART_BYTES_MAX], LogTag::Partial, PART_BYTES_MAX),
+            Some(end) => (&rest[..end], LogTag::Full, end + 1),
+            None => (rest, LogTag::Partial, rest.len()),
         };
-        entries.push(Entry {
-            stamp,
-            text,
-            is_last,
-        });
+        entries.push(Entry { stamp, text, tag });
         bytes = &rest[used..];
     }
     entries
 }
 
 fn stamp_of(bytes: &[u8]) -> Option<&str> {
-    let stamp = bytes.get(..STAMP_BYTES)?;
-    let is_stamp = bytes.get(STAMP_BYTES) == Some(&b' ')
+    let stamp = bytes.get(..TIMESTAMP_BYTES)?;
+    let is_stamp = bytes.get(TIMESTAMP_BYTES) == Some(&b' ')
         && stamp.ends_with(b"Z")
         && stamp[10] == b'T'
         && stamp[19] == b'.';
@@ -92,7 +65,7 @@ fn stamp_of(bytes: &[u8]) -> Option<&str> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// The last stamp of each stream and how many entries bear it.
-    last: HashMap<Source, (String, u32)>,
+    last: HashMap<LogStream, (String, u32)>,
     /// The oldest stamp there is a copy of: what is older has been copied and rotated away.
     oldest: Option<String>,
     /// Until when, in seconds since 1970, this process has seen all of the log, streams that said nothing included.
@@ -100,18 +73,18 @@ pub(crate) struct Position {
 }
 
 impl Position {
-    fn note(&mut self, source: Source, stamp: &str) {
+    fn note(&mut self, stream: LogStream, stamp: &str) {
         if self.oldest.is_none() {
             self.oldest = Some(stamp.to_owned());
         }
-        match self.last.get_mut(&source) {
+        match self.last.get_mut(&stream) {
             Some((last, count)) if last == stamp => *count += 1,
             Some(last) => {
                 last.0.clear();
                 last.0.push_str(stamp);
                 last.1 = 1;
             }
-            None => drop(self.last.insert(source, (stamp.to_owned(), 1))),
+            None => drop(self.last.insert(stream, (stamp.to_owned(), 1))),
         }
     }
 
@@ -119,18 +92,18 @@ impl Position {
     fn read(&mut self, text: &[u8]) {
         for line in text.split(|byte| *byte == b'\n') {
             let mut words = line.splitn(3, |byte| *byte == b' ');
-            let (Some(stamp), Some(source)) = (words.next(), words.next()) else {
+            let (Some(stamp), Some(stream)) = (words.next(), words.next()) else {
                 continue;
             };
-            let source = match source {
-                b"stdout" => Source::Stdout,
-                b"stderr" => Source::Stderr,
+            let stream = match stream {
+                b"stdout" => LogStream::Stdout,
+                b"stderr" => LogStream::Stderr,
                 _ => continue,
             };
             if let Ok(stamp) = std::str::from_utf8(stamp)
-                && stamp.len() == STAMP_BYTES
+                && stamp.len() == TIMESTAMP_BYTES
             {
-                self.note(source, stamp);
+                self.note(stream, stamp);
             }
         }
     }
@@ -159,7 +132,7 @@ fn seconds(stamp: &str) -> i64 {
 #[derive(Debug)]
 pub(crate) struct Filter {
     position: Position,
-    seen: HashMap<Source, u32>,
+    seen: HashMap<LogStream, u32>,
 }
 
 impl Filter {
@@ -170,11 +143,11 @@ impl Filter {
         }
     }
 
-    fn is_new(&mut self, source: Source, stamp: &str) -> bool {
-        match self.position.last.get(&source) {
+    fn is_new(&mut self, stream: LogStream, stamp: &str) -> bool {
+        match self.position.last.get(&stream) {
             Some((last, _)) if stamp < last.as_str() => false,
             Some((last, count)) if stamp == last => {
-                let seen = self.seen.entry(source).or_default();
+                let seen = self.seen.entry(stream).or_default();
                 *seen += 1;
                 *seen > *count
             }
@@ -203,7 +176,7 @@ impl Log {
     /// Opens the copy and finds out how far it goes. Half a line, left by an agent that was killed, is taken off.
     pub(crate) fn open(path: &Path, rotation: LogRotation) -> io::Result<Self> {
         let mut position = Position::default();
-        for old in rotated(path)? {
+        for old in wherry_log::rotated(path)? {
             position.read(&fs::read(old)?);
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
@@ -249,18 +222,13 @@ impl Log {
     }
 
     /// Takes what the engine sent of a stream; [`Log::flush`] writes it.
-    pub(crate) fn append(&mut self, filter: &mut Filter, source: Source, bytes: &[u8]) {
+    pub(crate) fn append(&mut self, filter: &mut Filter, stream: LogStream, bytes: &[u8]) {
         for entry in entries(bytes) {
-            if !filter.is_new(source, entry.stamp) {
+            if !filter.is_new(stream, entry.stamp) {
                 continue;
             }
-            self.position.note(source, entry.stamp);
-            self.buffer.extend_from_slice(entry.stamp.as_bytes());
-            let tag = if entry.is_last { "F" } else { "P" };
-            self.buffer
-                .extend_from_slice(format!(" {} {tag} ", source.word()).as_bytes());
-            self.buffer.extend_from_slice(entry.text);
-            self.buffer.push(b'\n');
+            self.position.note(stream, entry.stamp);
+            push_entry(&mut self.buffer, entry.stamp, stream, entry.tag, entry.text);
         }
     }
 
@@ -276,39 +244,15 @@ impl Log {
         self.file.write_all(&self.buffer)?;
         self.size_bytes += self.buffer.len() as u64;
         self.buffer.clear();
-        self.buffer.shrink_to(PART_BYTES);
+        self.buffer.shrink_to(PART_BYTES_MAX);
         Ok(())
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        let stamp = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%9f");
-        let mut rotated_name = self.path.clone().into_os_string();
-        rotated_name.push(format!(".{stamp}"));
-        fs::rename(&self.path, rotated_name)?;
+        let pruned = wherry_log::rotate(&self.path, self.rotation.files_max);
         self.reopen()?;
-        let keep = (self.rotation.files_max.max(1) - 1) as usize;
-        let old = rotated(&self.path)?;
-        for path in old.iter().take(old.len().saturating_sub(keep)) {
-            fs::remove_file(path)?;
-        }
-        Ok(())
+        pruned
     }
-}
-
-/// Files the log was rotated to, oldest first.
-fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(Vec::new());
-    };
-    let mut prefix = name.as_encoded_bytes().to_vec();
-    prefix.push(b'.');
-    let mut found: Vec<PathBuf> = fs::read_dir(directory)?
-        .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(&prefix))
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    Ok(found)
 }
 
 #[cfg(test)]

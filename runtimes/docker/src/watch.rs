@@ -22,12 +22,13 @@ use bollard::{
     },
 };
 use futures::{Stream, StreamExt};
+use wherry_log::LogStream;
 use wherry_runtime_api::{ContainerExit, ContainerId, ContainerState, PodSandboxId};
 
 use crate::{
     container::{self, Container, lost},
     engine::{Connection, Facts, status_code},
-    log::{Filter, Log, Source},
+    log::{Filter, Log},
     names::{self, Kind},
     runtime::Inner,
     sandbox::Sandbox,
@@ -449,11 +450,11 @@ async fn copy_log(docker: &Docker, container: &Container, follow: bool) -> Resul
             match output {
                 Ok(LogOutput::StdOut { message } | LogOutput::Console { message }) => {
                     carried_bytes += message.len();
-                    log.append(&mut filter, Source::Stdout, &message);
+                    log.append(&mut filter, LogStream::Stdout, &message);
                 }
                 Ok(LogOutput::StdErr { message }) => {
                     carried_bytes += message.len();
-                    log.append(&mut filter, Source::Stderr, &message);
+                    log.append(&mut filter, LogStream::Stderr, &message);
                 }
                 Ok(LogOutput::StdIn { .. }) => {}
                 Err(error) => failed = Some(error),

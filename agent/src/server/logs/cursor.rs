@@ -147,7 +147,7 @@ impl Cursor {
 
     /// The log's files that are there, oldest first.
     fn files(&self) -> io::Result<Vec<PathBuf>> {
-        let mut files = rotated_files(&self.path)?;
+        let mut files = wherry_log::rotated(&self.path)?;
         if self.path.exists() {
             files.push(self.path.clone());
         }
@@ -249,36 +249,6 @@ impl Cursor {
         }
         self.begins_line = !line.is_partial;
     }
-}
-
-/// `<n>.log.<time>`, oldest first. Times have one width, so names sort by them.
-fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(directory), Some(name)) = (
-        path.parent(),
-        path.file_name().and_then(|name| name.to_str()),
-    ) else {
-        return Ok(Vec::new());
-    };
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let is_rotated = |found: &str| {
-        let suffix = found
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix('.'));
-        suffix.is_some_and(|suffix| suffix.starts_with(|first: char| first.is_ascii_digit()))
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(is_rotated) {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {
@@ -390,26 +360,5 @@ rubbish
             let mut cursor = Cursor::open("/no/such/0.log".into(), options).expect("no error");
             assert_eq!(cursor.step().expect("no error"), Step::Wait);
         }
-    }
-
-    #[test]
-    fn other_containers_files_are_not_taken_for_rotated_ones() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        for name in [
-            "1.log",
-            "1.log.20261120-1",
-            "11.log.20261120-1",
-            "1.log.tmp",
-            "0.log.20261120-1",
-            "1.log.20261119-9",
-        ] {
-            fs::write(directory.path().join(name), "").expect("space");
-        }
-        let names: Vec<_> = rotated_files(&directory.path().join("1.log"))
-            .expect("readable")
-            .iter()
-            .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
-            .collect();
-        assert_eq!(names, ["1.log.20261119-9", "1.log.20261120-1"]);
     }
 }

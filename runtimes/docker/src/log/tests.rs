@@ -6,13 +6,13 @@ fn stamp(second: u32, nano: u32) -> String {
     format!("2026-11-20T12:00:{second:02}.{nano:09}Z")
 }
 
-/// The engine's log: source, stamp, text with its newline.
-type Engine = Vec<(Source, String, String)>;
+/// The engine's log: stream, stamp, text with its newline.
+type Engine = Vec<(LogStream, String, String)>;
 
 fn engine() -> Engine {
-    use Source::{Stderr, Stdout};
+    use LogStream::{Stderr, Stdout};
     let line =
-        |source, second, nano, text: &str| (source, stamp(second, nano), format!("{text}\n"));
+        |stream, second, nano, text: &str| (stream, stamp(second, nano), format!("{text}\n"));
     vec![
         line(Stdout, 1, 0, "one"),
         line(Stdout, 1, 0, "same moment"),
@@ -26,8 +26,8 @@ fn engine() -> Engine {
 
 fn copy(log: &mut Log, engine: &Engine) {
     let mut filter = Filter::new(log.position());
-    for (source, stamp, text) in engine {
-        log.append(&mut filter, *source, format!("{stamp} {text}").as_bytes());
+    for (stream, stamp, text) in engine {
+        log.append(&mut filter, *stream, format!("{stamp} {text}").as_bytes());
     }
     log.flush().unwrap();
 }
@@ -66,24 +66,24 @@ fn what_was_rotated_away_is_not_copied_again() {
     for count in 1..=engine.len() {
         copy(&mut log, &engine[..count].to_vec());
     }
-    let kept = rotated(&path).unwrap();
+    let kept = wherry_log::rotated(&path).unwrap();
     assert_eq!(kept.len(), 1);
     let before = fs::read_to_string(&path).unwrap();
     drop(log);
     let mut log = Log::open(&path, rotation).unwrap();
     copy(&mut log, &engine);
     assert_eq!(fs::read_to_string(&path).unwrap(), before);
-    assert_eq!(rotated(&path).unwrap(), kept);
+    assert_eq!(wherry_log::rotated(&path).unwrap(), kept);
 }
 
 #[test]
 fn lines_without_an_end_are_parts() {
     let first = stamp(1, 0);
-    let text = format!("{first} {}{first} rest\n", "x".repeat(PART_BYTES));
+    let text = format!("{first} {}{first} rest\n", "x".repeat(PART_BYTES_MAX));
     let found = entries(text.as_bytes());
     assert_eq!(found.len(), 2);
-    assert!(!found[0].is_last && found[0].text.len() == PART_BYTES);
-    assert!(found[1].is_last && found[1].text == b"rest");
+    assert!(found[0].tag == LogTag::Partial && found[0].text.len() == PART_BYTES_MAX);
+    assert!(found[1].tag == LogTag::Full && found[1].text == b"rest");
     // What only looks like a stamp further on is text.
     let text = format!("{first} see {first} there\n");
     assert_eq!(entries(text.as_bytes()).len(), 1);

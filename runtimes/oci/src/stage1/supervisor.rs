@@ -27,13 +27,10 @@ use nix::{
     unistd::Pid,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use wherry_log::{LineCutter, LogStream};
 use wherry_runtime_api::{ContainerExit, ContainerState};
 
-use super::{
-    Parts,
-    log::{Log, PartialLine, Source},
-    namespaces::fork_into,
-};
+use super::{Parts, log::Log, namespaces::fork_into};
 use crate::{
     bundle::{self, StartFile},
     protocol::{
@@ -131,9 +128,9 @@ enum Phase {
 
 /// Output of an app.
 struct Stream {
-    source: Source,
+    source: LogStream,
     fd: Rc<OwnedFd>,
-    partial: PartialLine,
+    cutter: LineCutter,
     sinks: Vec<Sink>,
 }
 

@@ -34,6 +34,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, cli::AsyncStdinStream};
+use wherry_log::LogStream;
 use wherry_runtime_api::ContainerExit;
 use wherry_wasm::protocol::{
     ContainerReport, ContainerSpec, Event, ExitRecord, Limits, Usage, WorkerError, WorkerErrorKind,
@@ -43,7 +44,7 @@ use crate::{
     engine::{Loaded, Run, in_directory},
     http,
     limits::{Limiter, Memory},
-    log::{LogFile, Stream},
+    log::LogFile,
     output::{self, Chunk, Client, Clients, GuestOutput, Input, InputEnd},
     pod::Pod,
     sched::CpuAccount,
@@ -489,13 +490,13 @@ impl Container {
         if self.memory.is_crossed() {
             let _ = output::print(
                 report,
-                Stream::Stderr,
+                LogStream::Stderr,
                 "wherry: memory limit crossed\n".into(),
             )
             .await;
             return End::Oom;
         }
-        output::print(report, Stream::Stderr, format!("wherry: {error:?}\n")).await;
+        output::print(report, LogStream::Stderr, format!("wherry: {error:?}\n")).await;
         End::Trap(match error.downcast_ref::<wasmtime::Trap>() {
             Some(trap) => trap.to_string(),
             None => error.root_cause().to_string(),
@@ -519,8 +520,8 @@ impl Container {
             stream,
             is_terminal: tty,
         };
-        wasi.stdout(stream(Stream::Stdout))
-            .stderr(stream(Stream::Stderr));
+        wasi.stdout(stream(LogStream::Stdout))
+            .stderr(stream(LogStream::Stderr));
         for (preopen, directory) in self.spec.preopens.iter().zip(lock(&self.preopens).iter()) {
             let permissions = if preopen.readonly {
                 FsPerms::ReadOnly

@@ -1,9 +1,5 @@
-//! Log files in CRI's format, written by one thread for all containers.
+//! Log files, written by one thread for all containers.
 //!
-//! ```text
-//! 2026-11-20T12:00:00.123456789Z stdout F a whole line
-//! 2026-11-20T12:00:00.123456789Z stderr P a part of a line, more to come
-//! ```
 //! The file is the agent's; when it has outgrown its size the worker says so and gets a new one, for
 //! which whoever writes waits a moment ([`ROTATION_PATIENCE`]) and no longer: nothing is lost while
 //! the agent is away, and a worker can create no files.
@@ -15,13 +11,12 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use tokio::sync::{Notify, mpsc, oneshot};
+use wherry_log::{LineCutter, LogStream, push_entry, timestamp};
 
-/// Longest piece of a line in one entry, as in containerd and CRI-O.
-pub(crate) const PIECE_BYTES_MAX: usize = 16 * 1024;
 /// Writes waiting for the disk, over all containers; past it the guests that write wait.
 const WRITES_MAX: usize = 64;
 
@@ -29,13 +24,6 @@ const WRITES_MAX: usize = 64;
 const WRITE_BYTES_MAX: usize = 16 * 1024;
 /// How long a guest's output waits for a new file, once for each file that is full.
 const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Where a guest wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    Stdout,
-    Stderr,
-}
 
 /// One container's log.
 pub(crate) struct LogFile {
@@ -167,141 +155,61 @@ fn whole_entries(entries: &[u8]) -> usize {
 
 /// Cuts a container's output into entries.
 #[derive(Default)]
-pub(crate) struct LineCutter {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+pub(crate) struct Entries {
+    stdout: LineCutter,
+    stderr: LineCutter,
 }
 
-impl LineCutter {
+impl Entries {
     /// The entries that `bytes` complete.
-    pub(crate) fn cut(&mut self, stream: Stream, mut bytes: &[u8], at: SystemTime) -> Vec<u8> {
-        let mut entries = Vec::new();
-        let rest = match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+    pub(crate) fn of(&mut self, stream: LogStream, bytes: &[u8], at: SystemTime) -> Vec<u8> {
+        let (stamp, mut entries) = (timestamp(at), Vec::new());
+        let cutter = match stream {
+            LogStream::Stdout => &mut self.stdout,
+            LogStream::Stderr => &mut self.stderr,
         };
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-            extend_pieces(&mut entries, stream, rest, &bytes[..end], at);
-            entry(&mut entries, stream, true, rest, at);
-            rest.clear();
-            bytes = &bytes[end + 1..];
-        }
-        extend_pieces(&mut entries, stream, rest, bytes, at);
-        if rest.is_empty() {
-            *rest = Vec::new();
-        }
+        cutter.cut(bytes, |tag, text| {
+            push_entry(&mut entries, &stamp, stream, tag, text);
+        });
         entries
     }
 
     /// The entries that are left when the guest is gone.
     pub(crate) fn finish(&mut self, at: SystemTime) -> Vec<u8> {
-        let mut entries = Vec::new();
-        for (stream, rest) in [
-            (Stream::Stdout, &mut self.stdout),
-            (Stream::Stderr, &mut self.stderr),
-        ] {
-            if !rest.is_empty() {
-                entry(&mut entries, stream, false, rest, at);
-                rest.clear();
-            }
-        }
+        let (stamp, mut entries) = (timestamp(at), Vec::new());
+        let mut last = |stream, tag, text: &[u8]| {
+            push_entry(&mut entries, &stamp, stream, tag, text);
+        };
+        self.stdout
+            .finish(|tag, text| last(LogStream::Stdout, tag, text));
+        self.stderr
+            .finish(|tag, text| last(LogStream::Stderr, tag, text));
         entries
     }
-}
-
-/// Adds to a line, giving out a partial entry each time it reaches the longest piece.
-fn extend_pieces(
-    entries: &mut Vec<u8>,
-    stream: Stream,
-    rest: &mut Vec<u8>,
-    mut bytes: &[u8],
-    at: SystemTime,
-) {
-    while rest.len() + bytes.len() > PIECE_BYTES_MAX {
-        let (piece, after) = bytes.split_at(PIECE_BYTES_MAX - rest.len());
-        rest.extend_from_slice(piece);
-        entry(entries, stream, false, rest, at);
-        rest.clear();
-        bytes = after;
-    }
-    rest.extend_from_slice(bytes);
-}
-
-fn entry(entries: &mut Vec<u8>, stream: Stream, is_full: bool, text: &[u8], at: SystemTime) {
-    let stream = match stream {
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
-    };
-    let tag = if is_full { "F" } else { "P" };
-    entries.reserve(text.len() + 48);
-    let _ = write!(entries, "{} {stream} {tag} ", timestamp(at));
-    entries.extend_from_slice(text);
-    entries.push(b'\n');
-}
-
-/// RFC 3339 with nanoseconds, in UTC.
-pub(crate) fn timestamp(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days to date after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z",
-        since.subsec_nanos()
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const AT: SystemTime = UNIX_EPOCH;
-    const STAMP: &str = "1970-01-01T00:00:00.000000000Z";
-
     #[test]
-    fn timestamps_are_rfc3339_in_utc_with_nine_digits() {
-        for (seconds, nanos, text) in [
-            (0, 0, "1970-01-01T00:00:00.000000000Z"),
-            (951_782_400, 1, "2000-02-29T00:00:00.000000001Z"),
-            (1_795_176_529, 123_456_789, "2026-11-20T12:08:49.123456789Z"),
-            (4_107_542_399, 0, "2100-02-28T23:59:59.000000000Z"),
-        ] {
-            assert_eq!(timestamp(UNIX_EPOCH + Duration::new(seconds, nanos)), text);
-        }
-    }
-
-    #[test]
-    fn lines_are_whole_however_the_guest_wrote_them() {
-        let mut cutter = LineCutter::default();
-        assert_eq!(cutter.cut(Stream::Stdout, b"hel", AT), b"");
+    fn streams_are_cut_into_lines_each_by_itself() {
+        let at = SystemTime::UNIX_EPOCH;
+        let stamp = timestamp(at);
+        let mut entries = Entries::default();
+        assert_eq!(entries.of(LogStream::Stdout, b"hel", at), b"");
         assert_eq!(
-            cutter.cut(Stream::Stderr, b"oops\n", AT),
-            format!("{STAMP} stderr F oops\n").into_bytes()
+            entries.of(LogStream::Stderr, b"oops\nwh", at),
+            format!("{stamp} stderr F oops\n").into_bytes()
         );
-        let text = format!("{STAMP} stdout F hello\n{STAMP} stdout F \n");
+        let text = format!("{stamp} stdout F hello\n{stamp} stdout F \n");
         assert_eq!(
-            cutter.cut(Stream::Stdout, b"lo\n\nrest", AT),
+            entries.of(LogStream::Stdout, b"lo\n\nrest", at),
             text.into_bytes()
         );
-        assert_eq!(
-            cutter.finish(AT),
-            format!("{STAMP} stdout P rest\n").into_bytes()
-        );
-        assert_eq!(cutter.finish(AT), b"");
+        let text = format!("{stamp} stdout P rest\n{stamp} stderr P wh\n");
+        assert_eq!(entries.finish(at), text.into_bytes());
+        assert_eq!(entries.finish(at), b"");
     }
 
     #[test]
@@ -328,28 +236,5 @@ mod tests {
         log.has_waited.store(true, Ordering::Relaxed);
         let waited = futures::FutureExt::now_or_never(log.wait_for_room());
         assert!(log.is_full() && waited.is_some(), "the agent is away");
-    }
-
-    #[test]
-    fn a_long_line_is_cut_into_pieces_and_ends_full() {
-        let mut cutter = LineCutter::default();
-        let mut line = vec![b'x'; PIECE_BYTES_MAX * 2 + 5];
-        line.push(b'\n');
-        let entries = String::from_utf8(cutter.cut(Stream::Stdout, &line, AT)).unwrap();
-        let pieces: Vec<(&str, usize)> = entries
-            .lines()
-            .map(|entry| {
-                entry
-                    .strip_prefix(&format!("{STAMP} stdout "))
-                    .unwrap()
-                    .split_once(' ')
-                    .unwrap()
-            })
-            .map(|(tag, text)| (tag, text.len()))
-            .collect();
-        assert_eq!(
-            pieces,
-            [("P", PIECE_BYTES_MAX), ("P", PIECE_BYTES_MAX), ("F", 5)]
-        );
     }
 }

@@ -25,9 +25,10 @@ use wasmtime_wasi::{
     cli::{IsTerminal, StdoutStream},
     p2::{OutputStream, Pollable, StreamError, StreamResult},
 };
+use wherry_log::LogStream;
 
 use crate::{
-    log::{LineCutter, LogFile, LogWriter, Stream},
+    log::{Entries, LogFile, LogWriter},
     terminal::Terminal,
 };
 
@@ -42,7 +43,7 @@ const INPUT_BYTES_MAX: usize = 4096;
 
 /// A piece of output.
 pub(crate) struct Chunk {
-    stream: Stream,
+    stream: LogStream,
     bytes: Bytes,
 }
 
@@ -61,7 +62,7 @@ pub(crate) fn channel() -> (mpsc::Sender<Chunk>, mpsc::Receiver<Chunk>) {
 }
 
 /// Writes text of the host's into a container's output.
-pub(crate) async fn print(sender: &mpsc::Sender<Chunk>, stream: Stream, text: String) {
+pub(crate) async fn print(sender: &mpsc::Sender<Chunk>, stream: LogStream, text: String) {
     let _ = sender
         .send(Chunk {
             stream,
@@ -74,7 +75,7 @@ pub(crate) async fn print(sender: &mpsc::Sender<Chunk>, stream: Stream, text: St
 #[derive(Clone)]
 pub(crate) struct GuestOutput {
     pub(crate) sender: mpsc::Sender<Chunk>,
-    pub(crate) stream: Stream,
+    pub(crate) stream: LogStream,
     pub(crate) is_terminal: bool,
 }
 
@@ -103,7 +104,7 @@ impl StdoutStream for GuestOutput {
 
 struct P2Output {
     sender: mpsc::Sender<Chunk>,
-    stream: Stream,
+    stream: LogStream,
     permit: Option<mpsc::OwnedPermit<Chunk>>,
 }
 
@@ -151,7 +152,7 @@ impl OutputStream for P2Output {
 
 struct AsyncOutput {
     sender: PollSender<Chunk>,
-    stream: Stream,
+    stream: LogStream,
 }
 
 impl AsyncWrite for AsyncOutput {
@@ -190,10 +191,10 @@ pub(crate) struct Client {
 impl Client {
     async fn write(&self, chunk: &Chunk) -> std::io::Result<()> {
         let socket = match chunk.stream {
-            Stream::Stdout => self.stdout.as_ref(),
+            LogStream::Stdout => self.stdout.as_ref(),
             // A terminal has one stream.
-            Stream::Stderr if self.is_terminal => self.stdout.as_ref(),
-            Stream::Stderr => self.stderr.as_ref(),
+            LogStream::Stderr if self.is_terminal => self.stdout.as_ref(),
+            LogStream::Stderr => self.stderr.as_ref(),
         };
         let Some(socket) = socket else { return Ok(()) };
         if self.is_terminal {
@@ -306,13 +307,13 @@ pub(crate) async fn pump(
     clients: Arc<Clients>,
     terminal: Option<Arc<Terminal>>,
 ) {
-    let mut cutter = LineCutter::default();
+    let mut entries = Entries::default();
     while let Some(mut chunk) = output.recv().await {
         chunk.pass(terminal.as_deref());
         writer
             .write(
                 &log,
-                cutter.cut(chunk.stream, &chunk.bytes, SystemTime::now()),
+                entries.of(chunk.stream, &chunk.bytes, SystemTime::now()),
             )
             .await;
         for client in clients.all() {
@@ -324,7 +325,7 @@ pub(crate) async fn pump(
             }
         }
     }
-    writer.write(&log, cutter.finish(SystemTime::now())).await;
+    writer.write(&log, entries.finish(SystemTime::now())).await;
     writer.flush().await;
     clients.clear();
 }
@@ -389,7 +390,7 @@ impl Input {
                 key = from_terminal(&mut bytes);
                 let _ = echo
                     .send(Chunk {
-                        stream: Stream::Stdout,
+                        stream: LogStream::Stdout,
                         bytes: bytes.clone().into(),
                     })
                     .await;

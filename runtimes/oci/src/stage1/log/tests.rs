@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::{fs, time::UNIX_EPOCH};
+
 use super::*;
 
 fn text(path: &Path) -> Vec<String> {
@@ -14,43 +16,12 @@ fn logged(chunks: &[&[u8]]) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("0.log");
     let mut log = Log::open(&path, LogRotation::default()).unwrap();
-    let mut partial = PartialLine::default();
+    let mut cutter = LineCutter::default();
     for chunk in chunks {
-        log.append(Source::Stdout, &mut partial, chunk, UNIX_EPOCH);
+        log.append(LogStream::Stdout, &mut cutter, chunk, UNIX_EPOCH);
     }
-    log.finish(Source::Stdout, &mut partial, UNIX_EPOCH);
+    log.finish(LogStream::Stdout, &mut cutter, UNIX_EPOCH);
     text(&path)
-}
-
-#[test]
-fn times_are_rfc_3339_in_utc() {
-    for (seconds, nanos, expected) in [
-        (0, 0, "1970-01-01T00:00:00.000000000Z"),
-        (951_782_400, 1, "2000-02-29T00:00:00.000000001Z"),
-        (1_709_251_199, 999_999_999, "2024-02-29T23:59:59.999999999Z"),
-        (1_795_176_000, 0, "2026-11-20T12:00:00.000000000Z"),
-        (4_107_542_400, 0, "2100-03-01T00:00:00.000000000Z"),
-    ] {
-        let time = UNIX_EPOCH + Duration::new(seconds, nanos);
-        assert_eq!(String::from_utf8(timestamp(time)).unwrap(), expected);
-    }
-}
-
-#[test]
-fn lines_are_whole_however_they_arrive() {
-    let whole = logged(&[b"one\ntwo\n\nthree\n"]);
-    assert_eq!(
-        whole,
-        [
-            "stdout F one",
-            "stdout F two",
-            "stdout F ",
-            "stdout F three"
-        ]
-    );
-    let bytes: Vec<[u8; 1]> = b"one\ntwo\n\nthree\n".iter().map(|byte| [*byte]).collect();
-    let single: Vec<&[u8]> = bytes.iter().map(|byte| byte.as_slice()).collect();
-    assert_eq!(logged(&single), whole);
 }
 
 #[test]
@@ -62,29 +33,14 @@ fn a_line_without_an_end_is_a_part() {
 }
 
 #[test]
-fn a_line_of_exactly_the_limit_is_whole_and_a_longer_one_is_not() {
-    let exact = [vec![b'x'; LINE_BYTES_MAX], b"\n".to_vec()].concat();
-    assert_eq!(logged(&[&exact]).len(), 1);
-    let split: Vec<&[u8]> = exact.chunks(1000).collect();
-    assert_eq!(logged(&split).len(), 1);
-    let longer = [vec![b'x'; LINE_BYTES_MAX + 1], b"\n".to_vec()].concat();
-    let lines = logged(&[&longer]);
-    assert!(
-        lines[0].starts_with("stdout P x") && lines[1] == "stdout F x",
-        "{}",
-        lines.len()
-    );
-}
-
-#[test]
 fn a_log_that_was_there_is_carried_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("0.log");
     for word in [b"one\n", b"two\n"] {
         let mut log = Log::open(&path, LogRotation::default()).unwrap();
         log.append(
-            Source::Stderr,
-            &mut PartialLine::default(),
+            LogStream::Stderr,
+            &mut LineCutter::default(),
             word,
             UNIX_EPOCH,
         );
@@ -106,8 +62,8 @@ fn one_file_only_is_kept_where_one_is_asked_for() {
     .unwrap();
     for number in 0..20 {
         log.append(
-            Source::Stdout,
-            &mut PartialLine::default(),
+            LogStream::Stdout,
+            &mut LineCutter::default(),
             format!("{number}\n").as_bytes(),
             SystemTime::now(),
         );

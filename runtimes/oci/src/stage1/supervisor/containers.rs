@@ -83,7 +83,7 @@ impl Supervisor {
                 stdin = Some(Rc::new(write));
                 their_stdin = Some(read);
             }
-            for source in [Source::Stdout, Source::Stderr] {
+            for source in [LogStream::Stdout, LogStream::Stderr] {
                 let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
                 rustix::io::ioctl_fionbio(&read, true)?;
                 their_output.push(write);
@@ -195,7 +195,7 @@ impl Supervisor {
                     let terminal = Rc::new(terminal);
                     container
                         .streams
-                        .push(Stream::new(Source::Stdout, terminal.clone()));
+                        .push(Stream::new(LogStream::Stdout, terminal.clone()));
                     container.terminal = Some(terminal);
                 }
                 let record = container.record.clone();

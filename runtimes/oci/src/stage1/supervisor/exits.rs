@@ -107,7 +107,7 @@ impl Supervisor {
         for stream in &mut container.streams {
             container
                 .log
-                .finish(stream.source, &mut stream.partial, SystemTime::now());
+                .finish(stream.source, &mut stream.cutter, SystemTime::now());
         }
         container.streams.retain(Stream::is_held_up);
         let record = container.record.clone();

@@ -29,7 +29,7 @@ impl Supervisor {
             return self.fail(id, FailureKind::FailedPrecondition, message);
         }
         let mut fds = fds.into_iter();
-        for (is_wanted, source) in [(stdout, Source::Stdout), (stderr, Source::Stderr)] {
+        for (is_wanted, source) in [(stdout, LogStream::Stdout), (stderr, LogStream::Stderr)] {
             if !is_wanted {
                 continue;
             }
@@ -86,7 +86,7 @@ impl Supervisor {
         match rustix::io::read(&*stream.fd, &mut self.buffer[..]) {
             Ok(count) if count > 0 => {
                 let bytes = &self.buffer[..count];
-                log.append(stream.source, &mut stream.partial, bytes, SystemTime::now());
+                log.append(stream.source, &mut stream.cutter, bytes, SystemTime::now());
                 for sink in &mut stream.sinks {
                     sink.pending.extend_from_slice(bytes);
                 }
@@ -96,7 +96,7 @@ impl Supervisor {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
             // Nobody has the other end any more; a terminal says EIO.
             Ok(_) | Err(_) => {
-                log.finish(stream.source, &mut stream.partial, SystemTime::now());
+                log.finish(stream.source, &mut stream.cutter, SystemTime::now());
                 // A slow client still gets the rest; then this is found out again.
                 streams.retain(|stream| stream.fd.as_raw_fd() != fd || stream.is_held_up());
                 false
@@ -122,11 +122,11 @@ impl Supervisor {
 }
 
 impl Stream {
-    pub(super) fn new(source: Source, fd: Rc<OwnedFd>) -> Self {
+    pub(super) fn new(source: LogStream, fd: Rc<OwnedFd>) -> Self {
         Self {
             source,
             fd,
-            partial: PartialLine::default(),
+            cutter: LineCutter::default(),
             sinks: Vec::new(),
         }
     }
