@@ -7,6 +7,7 @@ use std::{
 };
 
 use k8s_openapi::{
+    ByteString,
     api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret},
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -81,6 +82,28 @@ pub(crate) struct Objects {
     pub(crate) secrets: BTreeMap<String, Option<Secret>>,
 }
 
+impl Objects {
+    fn config_map(
+        &self,
+        name: &str,
+        optional: Option<bool>,
+    ) -> Result<Option<&ConfigMap>, EnvError> {
+        let found = self.config_maps.get(name).and_then(Option::as_ref);
+        or_none(found, optional, || EnvError::NotFound {
+            kind: "configmap",
+            name: name.into(),
+        })
+    }
+
+    fn secret(&self, name: &str, optional: Option<bool>) -> Result<Option<&Secret>, EnvError> {
+        let found = self.secrets.get(name).and_then(Option::as_ref);
+        or_none(found, optional, || EnvError::NotFound {
+            kind: "secret",
+            name: name.into(),
+        })
+    }
+}
+
 /// Which objects to fetch.
 pub(crate) fn references(container: &Container) -> References {
     let mut found = References::default();
@@ -149,47 +172,18 @@ pub(crate) fn build(
     let mut result = Ordered::default();
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
-        if let Some(from) = &source.config_map_ref {
-            match inputs
-                .objects
-                .config_maps
-                .get(&from.name)
-                .and_then(Option::as_ref)
-            {
-                Some(object) => object
-                    .data
-                    .iter()
-                    .flatten()
-                    .for_each(|(k, v)| result.set(format!("{prefix}{k}"), v.clone())),
-                None if from.optional == Some(true) => {}
-                None => {
-                    return Err(EnvError::NotFound {
-                        kind: "configmap",
-                        name: from.name.clone(),
-                    });
-                }
+        if let Some(from) = &source.config_map_ref
+            && let Some(object) = inputs.objects.config_map(&from.name, from.optional)?
+        {
+            for (key, value) in object.data.iter().flatten() {
+                result.set(format!("{prefix}{key}"), value.clone());
             }
         }
-        if let Some(from) = &source.secret_ref {
-            match inputs
-                .objects
-                .secrets
-                .get(&from.name)
-                .and_then(Option::as_ref)
-            {
-                Some(object) => object.data.iter().flatten().for_each(|(k, v)| {
-                    result.set(
-                        format!("{prefix}{k}"),
-                        String::from_utf8_lossy(&v.0).into_owned(),
-                    )
-                }),
-                None if from.optional == Some(true) => {}
-                None => {
-                    return Err(EnvError::NotFound {
-                        kind: "secret",
-                        name: from.name.clone(),
-                    });
-                }
+        if let Some(from) = &source.secret_ref
+            && let Some(object) = inputs.objects.secret(&from.name, from.optional)?
+        {
+            for (key, value) in object.data.iter().flatten() {
+                result.set(format!("{prefix}{key}"), text(value));
             }
         }
     }
@@ -259,59 +253,31 @@ fn resolve(
                 resource: field.resource.clone(),
             });
     }
+    let no_key = |kind, key: &str, name: &str| EnvError::NoKey {
+        key: key.into(),
+        kind,
+        namespace: namespace.into(),
+        name: name.into(),
+    };
     if let Some(from) = &source.config_map_key_ref {
-        let is_optional = from.optional == Some(true);
-        let Some(object) = inputs
-            .objects
-            .config_maps
-            .get(&from.name)
-            .and_then(Option::as_ref)
-        else {
-            return missing(
-                is_optional,
-                EnvError::NotFound {
-                    kind: "configmap",
-                    name: from.name.clone(),
-                },
-            );
+        let object = inputs.objects.config_map(&from.name, from.optional)?;
+        let Some(object) = object else {
+            return Ok(None);
         };
-        let no_key = || EnvError::NoKey {
-            key: from.key.clone(),
-            kind: "ConfigMap",
-            namespace: namespace.into(),
-            name: from.name.clone(),
-        };
-        return match object.data.as_ref().and_then(|data| data.get(&from.key)) {
-            Some(value) => Ok(Some(value.clone())),
-            None => missing(is_optional, no_key()),
-        };
+        let value = object.data.as_ref().and_then(|data| data.get(&from.key));
+        return or_none(value.cloned(), from.optional, || {
+            no_key("ConfigMap", &from.key, &from.name)
+        });
     }
     if let Some(from) = &source.secret_key_ref {
-        let is_optional = from.optional == Some(true);
-        let Some(object) = inputs
-            .objects
-            .secrets
-            .get(&from.name)
-            .and_then(Option::as_ref)
-        else {
-            return missing(
-                is_optional,
-                EnvError::NotFound {
-                    kind: "secret",
-                    name: from.name.clone(),
-                },
-            );
+        let object = inputs.objects.secret(&from.name, from.optional)?;
+        let Some(object) = object else {
+            return Ok(None);
         };
-        let no_key = || EnvError::NoKey {
-            key: from.key.clone(),
-            kind: "Secret",
-            namespace: namespace.into(),
-            name: from.name.clone(),
-        };
-        return match object.data.as_ref().and_then(|data| data.get(&from.key)) {
-            Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
-            None => missing(is_optional, no_key()),
-        };
+        let value = object.data.as_ref().and_then(|data| data.get(&from.key));
+        return or_none(value.map(text), from.optional, || {
+            no_key("Secret", &from.key, &from.name)
+        });
     }
     if source.file_key_ref.is_some() {
         return Err(EnvError::Unsupported {
@@ -322,8 +288,21 @@ fn resolve(
     Ok(Some(String::new()))
 }
 
-fn missing(is_optional: bool, error: EnvError) -> Result<Option<String>, EnvError> {
-    if is_optional { Ok(None) } else { Err(error) }
+/// What was found; nothing is fine where it is optional.
+fn or_none<T>(
+    found: Option<T>,
+    optional: Option<bool>,
+    error: impl FnOnce() -> EnvError,
+) -> Result<Option<T>, EnvError> {
+    match found {
+        None if optional != Some(true) => Err(error()),
+        found => Ok(found),
+    }
+}
+
+/// A Secret's value as a variable has it.
+fn text(value: &ByteString) -> String {
+    String::from_utf8_lossy(&value.0).into_owned()
 }
 
 fn field_value(inputs: Inputs<'_>, path: &str) -> Option<String> {
