@@ -105,36 +105,44 @@ impl LabelSelector {
         let Some(map) = value.as_object() else {
             return Ok(Self::nothing());
         };
-        let mut requirements = Vec::new();
-        for (key, value) in map
-            .get("matchLabels")
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-        {
-            requirements.push(Requirement {
-                key: key.clone(),
-                operator: Operator::In,
-                values: vec![value.as_str().unwrap_or_default().to_owned()],
-                is_equality: true,
-            });
-        }
-        for expression in map
-            .get("matchExpressions")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
-            let key = expression
-                .get("key")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned();
-            let operator = match expression
-                .get("operator")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-            {
+        let labels = map.get("matchLabels").and_then(Value::as_object);
+        let labels = labels.into_iter().flatten().map(|(key, value)| {
+            let value = value.as_str().unwrap_or_default();
+            (key.clone(), value.to_owned())
+        });
+        let expressions = map.get("matchExpressions").and_then(Value::as_array);
+        let expressions = expressions.into_iter().flatten().map(|expression| {
+            let text = |field: &str| expression.get(field).and_then(Value::as_str);
+            let values = expression.get("values").and_then(Value::as_array);
+            let values = values
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect();
+            let key = text("key").unwrap_or_default().to_owned();
+            (key, text("operator").unwrap_or_default(), values)
+        });
+        Self::from_parts(labels, expressions)
+    }
+
+    /// From what a `metav1.LabelSelector` has: `matchLabels`, and key, operator and values of `matchExpressions`.
+    ///
+    /// # Errors
+    /// As [`Self::from_value`].
+    pub fn from_parts<'a>(
+        labels: impl IntoIterator<Item = (String, String)>,
+        expressions: impl IntoIterator<Item = (String, &'a str, Vec<String>)>,
+    ) -> Result<Self, String> {
+        let equal = |(key, value)| Requirement {
+            key,
+            operator: Operator::In,
+            values: vec![value],
+            is_equality: true,
+        };
+        let mut requirements: Vec<Requirement> = labels.into_iter().map(equal).collect();
+        for (key, operator, values) in expressions {
+            let operator = match operator {
                 "In" => Operator::In,
                 "NotIn" => Operator::NotIn,
                 "Exists" => Operator::Exists,
@@ -146,14 +154,6 @@ impl LabelSelector {
                     ));
                 }
             };
-            let values = expression
-                .get("values")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .map(str::to_owned)
-                .collect();
             requirements.push(Requirement {
                 key,
                 operator,

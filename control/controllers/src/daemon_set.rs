@@ -27,8 +27,7 @@ use crate::{
     nodes::{self, NodeView},
     pod_control::{Owner, PodControl},
     pod_sets::{self, PodSets},
-    pods::{Phase, PodView},
-    replica_set,
+    pods::{self, Phase, PodView},
     revisions::{self, HASH_LABEL, Revisions},
     status,
     watched::{Watched, key_of},
@@ -67,7 +66,7 @@ impl Prepared {
         let selector = |set: &DaemonSet| {
             let spec = set.spec.as_ref();
             spec.map_or_else(LabelSelector::nothing, |spec| {
-                replica_set::selector(&spec.selector)
+                pods::selector(&spec.selector)
             })
         };
         let heard = PodSets::new(
@@ -133,8 +132,8 @@ impl Controller {
         let owner = Owner::new(KIND, key, set.uid());
         let spec = set.spec.clone().unwrap_or_default();
         let api: Api<DaemonSet> = Api::namespaced(self.control.client.clone(), &key.namespace);
-        let selector = replica_set::selector(&spec.selector);
-        let claim = owner.claim(&selector, self.world.pods.in_namespace(&key.namespace));
+        let selector = pods::selector(&spec.selector);
+        let claim = owner.claim(&selector, pods::of_owner(&self.world.pods, key, &owner.uid));
         let pods = self
             .control
             .settle(&owner, claim, owner.is_there(&api))

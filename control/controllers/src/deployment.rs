@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     events::{Note, Recorder},
     pods::{self, PodView},
-    replica_set::{self, SetView},
+    replica_set::SetView,
     retry,
     watched::{Watched, key_of},
     workqueue::{Key, WorkQueue},
@@ -201,11 +201,11 @@ impl Controller {
         let key = key_of(deployment);
         let uid = deployment.uid().unwrap_or_default();
         let spec = deployment.spec.clone().unwrap_or_default();
-        let selector = replica_set::selector(&spec.selector);
+        let selector = pods::selector(&spec.selector);
         let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &key.namespace);
         let mut own = Vec::new();
         for set in self.sets.in_namespace(&key.namespace) {
-            let is_selected = pods::matches(&selector, &set.labels);
+            let is_selected = selector.matches_labels(&set.labels);
             let is_own = set
                 .controller
                 .as_ref()
@@ -433,11 +433,9 @@ impl Controller {
     }
 
     fn has_old_pods(&self, sets: &Sets) -> bool {
-        let Some(namespace) = sets.old.first().map(|set| &set.key.namespace) else {
-            return false;
-        };
-        self.pods.in_namespace(namespace).iter().any(|pod| {
-            !pod.is_finished() && sets.old.iter().any(|set| pod.is_controlled_by(&set.uid))
+        sets.old.iter().any(|set| {
+            let pods = self.pods.of_group(&pods::owned_by(&set.uid));
+            pods.iter().any(|pod| !pod.is_finished())
         })
     }
 

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     pod_sets,
-    pods::PodView,
-    replica_set::{self, SetView},
+    pods::{self, PodView},
+    replica_set::SetView,
     watched::{Watched, key_of},
     workqueue::{Key, WorkQueue},
 };
@@ -53,7 +53,7 @@ struct Controller {
 fn chosen(budget: &PodDisruptionBudget, pod: &PodView) -> bool {
     let spec = budget.spec.as_ref();
     spec.and_then(|spec| spec.selector.as_ref())
-        .is_some_and(|selector| pod.is_selected_by(&replica_set::selector(selector)))
+        .is_some_and(|selector| pod.is_selected_by(&pods::selector(selector)))
 }
 
 impl Prepared {

@@ -1,6 +1,13 @@
 //! Events about other objects, sent beside the work they tell of.
+//!
+//! Several are sent at once, those of one object one after the other.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -18,11 +25,14 @@ use tracing::{debug, warn};
 
 use crate::retry;
 
-/// Events that wait to be sent. Past that they are dropped: what they tell of is in conditions too.
-const WAITING_EVENTS_MAX: usize = 1024;
+/// Events that are sent at once. A store that writes what comes together in one go is as fast with a few.
+const LANES: usize = 8;
 
-/// Events that are remembered, so that the same one is counted up instead of sent again.
-const RECENT_EVENTS_MAX: usize = 256;
+/// Events of a lane that wait to be sent. Past that they are dropped: what they tell of is in conditions too.
+const WAITING_EVENTS_MAX: usize = 512;
+
+/// Events of a lane that are remembered, so that the same one is counted up instead of sent again.
+const RECENT_EVENTS_MAX: usize = 64;
 
 /// The longest an event is tried.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,8 +40,11 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where events go. Never waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
-    sender: mpsc::Sender<Note>,
+    lanes: Arc<[mpsc::Sender<Note>]>,
 }
+
+/// Events that wait to be sent.
+pub(crate) struct Notes(Vec<mpsc::Receiver<Note>>);
 
 /// One event to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,25 +64,37 @@ struct Recent {
 
 impl Recorder {
     /// A recorder and the end that [`run`] serves.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Note>) {
-        let (sender, receiver) = mpsc::channel(WAITING_EVENTS_MAX);
-        (Self { sender }, receiver)
+    pub(crate) fn new() -> (Self, Notes) {
+        let (lanes, receivers): (Vec<_>, Vec<_>) = (0..LANES)
+            .map(|_| mpsc::channel(WAITING_EVENTS_MAX))
+            .unzip();
+        let lanes = lanes.into();
+        (Self { lanes }, Notes(receivers))
     }
 
     /// Hands an event over to be sent.
     pub(crate) fn record(&self, note: Note) {
-        if self.sender.try_send(note).is_err() {
+        let mut hasher = DefaultHasher::new();
+        let object = &note.object;
+        (&object.kind, &object.namespace, &object.name).hash(&mut hasher);
+        let lane = hasher.finish() as usize % self.lanes.len();
+        if self.lanes[lane].try_send(note).is_err() {
             debug!("Event dropped: too many wait");
         }
     }
 }
 
-/// Sends events until shutdown, in order.
-pub(crate) async fn run(
-    client: Client,
-    mut notes: mpsc::Receiver<Note>,
-    shutdown: CancellationToken,
-) {
+/// Sends events until shutdown.
+pub(crate) async fn run(client: Client, notes: Notes, shutdown: CancellationToken) {
+    let lanes = notes
+        .0
+        .into_iter()
+        .map(|notes| serve(&client, notes, &shutdown));
+    futures::future::join_all(lanes).await;
+}
+
+/// Sends those of a lane, in order.
+async fn serve(client: &Client, mut notes: mpsc::Receiver<Note>, shutdown: &CancellationToken) {
     let mut recent = VecDeque::new();
     loop {
         let note = tokio::select! {
@@ -77,7 +102,7 @@ pub(crate) async fn run(
             note = notes.recv() => note,
         };
         let Some(note) = note else { return };
-        match timeout(SEND_TIMEOUT, send(&client, &mut recent, note)).await {
+        match timeout(SEND_TIMEOUT, send(client, &mut recent, note)).await {
             Ok(Ok(())) => {}
             // The namespace has gone, or is about to.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
@@ -86,6 +111,15 @@ pub(crate) async fn run(
             Ok(Err(error)) => warn!(error = %retry::text(&error), "Event not sent"),
             Err(_) => warn!("Event not sent in time"),
         }
+    }
+}
+
+#[cfg(test)]
+impl Notes {
+    /// The next one of any lane.
+    pub(crate) async fn recv(&mut self) -> Option<Note> {
+        let lanes = self.0.iter_mut().map(|lane| Box::pin(lane.recv()));
+        futures::future::select_all(lanes).await.0
     }
 }
 

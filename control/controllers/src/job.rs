@@ -38,8 +38,8 @@ use crate::{
     events::Recorder,
     expectations::Expectations,
     pod_control::{self, Owner, PodControl},
-    pods::PodView,
-    replica_set, status,
+    pods::{self, PodView},
+    status,
     watched::{Watched, key_of},
     workqueue::{Key, WorkQueue},
 };
@@ -145,8 +145,8 @@ impl Controller {
             return Ok(None);
         }
         let owner = Owner::new(KIND, key, job.uid());
-        let selector = replica_set::selector(&spec.selector.clone().unwrap_or_default());
-        let claim = owner.claim(&selector, self.pods.in_namespace(&key.namespace));
+        let selector = pods::selector(&spec.selector.clone().unwrap_or_default());
+        let claim = owner.claim(&selector, pods::of_owner(&self.pods, key, &owner.uid));
         let api: Api<Job> = Api::namespaced(self.control.client.clone(), &key.namespace);
         let pods = self
             .control

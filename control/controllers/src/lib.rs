@@ -76,6 +76,7 @@ use tracing::{error, info};
 pub use clients::Clients;
 pub use leader::Candidate;
 pub use node_ipam::{NodeRanges, Range, RangeError};
+pub use scheduler::Decider;
 
 /// What the controllers are told.
 #[derive(Clone, Debug)]

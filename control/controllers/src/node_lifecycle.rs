@@ -153,6 +153,7 @@ impl Monitor {
                     None => return,
                 },
                 _ = period.tick() => {
+                    self.zones.forget_empty(Instant::now());
                     let names: Vec<_> = self.nodes.keys().cloned().collect();
                     for name in names {
                         self.look_at(&name).await;
@@ -172,7 +173,10 @@ impl Monitor {
             Event::Init => self.listed = Some(HashSet::new()),
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
-                self.nodes.retain(|name, _| listed.contains(name));
+                let known = self.nodes.keys().filter(|name| !listed.contains(*name));
+                for name in known.cloned().collect::<Vec<_>>() {
+                    self.forget_node(&name);
+                }
                 self.heard.retain(|name, _| listed.contains(name));
             }
             Event::Apply(node) => return self.set_node(&node),
@@ -181,7 +185,7 @@ impl Monitor {
                 return self.set_node(&node);
             }
             Event::Delete(node) => {
-                self.nodes.remove(&node.name_any());
+                self.forget_node(&node.name_any());
                 self.heard.remove(&node.name_any());
             }
         }
@@ -195,8 +199,16 @@ impl Monitor {
             heard.heartbeat = known.heartbeat;
             heard.at = Instant::now();
         }
+        let was = self.nodes.get(&name).map(Known::place);
+        self.zones.change(was, Some(known.place()), Instant::now());
         self.nodes.insert(name.clone(), known);
         Some(name)
+    }
+
+    fn forget_node(&mut self, name: &str) {
+        if let Some(known) = self.nodes.remove(name) {
+            self.zones.change(Some(known.place()), None, Instant::now());
+        }
     }
 
     fn hear_lease(&mut self, lease: &Lease) {
@@ -237,12 +249,7 @@ impl Monitor {
             // The write comes back as news, with which the taints are looked at.
             return;
         }
-        let states = self.nodes.values().map(|known| {
-            let is_ready = known.condition("Ready") == Some("True");
-            (known.zone.as_str(), is_ready)
-        });
         let now = Instant::now();
-        self.zones.see(states, now);
         let mut wanted = known.wanted_taints(Timestamp::now());
         if self.zones.are_all_lost() {
             wanted.retain(|taint| !is_evicting(taint));
@@ -326,6 +333,11 @@ impl Known {
                 format!("{region}:{zone}")
             },
         }
+    }
+
+    /// Its zone, and whether it is ready.
+    fn place(&self) -> (&str, bool) {
+        (&self.zone, self.condition("Ready") == Some("True"))
     }
 
     fn condition(&self, type_: &str) -> Option<&str> {

@@ -12,7 +12,7 @@ use crate::{
     events::Recorder,
     expectations::Expectations,
     pod_control::{self, PodControl},
-    pods::{self, PodView},
+    pods::PodView,
     watched::{Watched, key_of, without_managed_fields},
     workqueue::{Key, WorkQueue},
 };
@@ -50,7 +50,7 @@ where
         let all = sets.clone();
         let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
             let sets = all.in_namespace(namespace).into_iter();
-            sets.filter(|set| pods::matches(&selector(set), labels))
+            sets.filter(|set| selector(set).matches_labels(labels))
                 .map(|set| key_of(&*set))
                 .collect()
         };

@@ -1,16 +1,19 @@
 //! Pods as controllers see them: a small part of each, for there may be many.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Affinity, Container, ContainerStatus, Pod, PodCondition},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector as Selector, OwnerReference},
 };
-use serde_json::{Map, Value};
 use wherry_api::selector::LabelSelector;
 
-use crate::{scheduler, workqueue::Key};
+use crate::{
+    scheduler,
+    watched::{Group, Watched},
+    workqueue::Key,
+};
 
 /// `controller.kubernetes.io/pod-deletion-cost`: pods with less go first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -102,17 +105,55 @@ impl PodView {
 
     /// Whether a selector chooses it.
     pub(crate) fn is_selected_by(&self, selector: &LabelSelector) -> bool {
-        matches(selector, &self.labels)
+        selector.matches_labels(&self.labels)
     }
 }
 
-/// Whether a selector chooses these labels.
-pub(crate) fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    let labels: Map<String, Value> = labels
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone().into()))
-        .collect();
-    selector.matches(Some(&labels))
+/// Where [`Watched::of_group`] finds the pods of a controller, by its uid.
+pub(crate) fn owned_by(uid: &str) -> Group {
+    format!("uid {uid}")
+}
+
+/// How pods are grouped: by who controls them; those that nobody controls, by their namespace.
+pub(crate) fn group(pod: &PodView) -> Group {
+    match &pod.controller {
+        Some(owner) => owned_by(&owner.uid),
+        None => free_in(&pod.key.namespace),
+    }
+}
+
+fn free_in(namespace: &str) -> Group {
+    format!("namespace {namespace}")
+}
+
+/// Pods that are an owner's, and those that it may adopt, by their names. As much work as there are of these, however
+/// many pods others have.
+pub(crate) fn of_owner(pods: &Watched<PodView>, owner: &Key, uid: &str) -> Vec<Arc<PodView>> {
+    let mut found = pods.of_group(&owned_by(uid));
+    found.extend(pods.of_group(&free_in(&owner.namespace)));
+    found.sort_by(|a, b| a.key.cmp(&b.key));
+    found
+}
+
+/// Reads a selector; one that makes no sense chooses nothing.
+pub(crate) fn selector(selector: &Selector) -> LabelSelector {
+    selector_with(selector, [])
+}
+
+/// Reads a selector with further expressions: key, operator, values.
+pub(crate) fn selector_with<'a>(
+    selector: &'a Selector,
+    further: impl IntoIterator<Item = (String, &'a str, Vec<String>)>,
+) -> LabelSelector {
+    let labels = selector.match_labels.iter().flatten();
+    let labels = labels.map(|(key, value)| (key.clone(), value.clone()));
+    let expressions = selector.match_expressions.iter().flatten();
+    let expressions = expressions.map(|expression| {
+        let values = expression.values.clone().unwrap_or_default();
+        (expression.key.clone(), expression.operator.as_str(), values)
+    });
+    LabelSelector::from_parts(labels, expressions.chain(further))
+        .unwrap_or_else(|_| LabelSelector::nothing())
 }
 
 /// Who controls an object.

@@ -146,14 +146,6 @@ impl SetView {
     }
 }
 
-/// Reads a selector; one that makes no sense chooses nothing.
-pub(crate) fn selector(selector: &Selector) -> LabelSelector {
-    serde_json::to_value(selector)
-        .ok()
-        .and_then(|value| LabelSelector::from_value(&value).ok())
-        .unwrap_or_else(LabelSelector::nothing)
-}
-
 impl From<ReplicaSet> for SetView {
     fn from(set: ReplicaSet) -> Self {
         let spec = set.spec.unwrap_or_default();
@@ -162,7 +154,11 @@ impl From<ReplicaSet> for SetView {
             min_ready_seconds: spec.min_ready_seconds.unwrap_or(0),
             template: spec.template.unwrap_or_default(),
             status: set.status.unwrap_or_default(),
-            ..Self::new(Kind::ReplicaSet, set.metadata, selector(&spec.selector))
+            ..Self::new(
+                Kind::ReplicaSet,
+                set.metadata,
+                pods::selector(&spec.selector),
+            )
         }
     }
 }
@@ -200,7 +196,11 @@ impl From<ReplicationController> for SetView {
                 replicas: status.replicas,
                 ..ReplicaSetStatus::default()
             },
-            ..Self::new(Kind::ReplicationController, set.metadata, selector(&chosen))
+            ..Self::new(
+                Kind::ReplicationController,
+                set.metadata,
+                pods::selector(&chosen),
+            )
         }
     }
 }
@@ -220,7 +220,7 @@ impl Controller {
         };
         let owner = set.owner();
         let may_act = self.control.expectations.are_met(key) && !set.is_deleting;
-        let claim = plan::claim(&set, &self.pods.in_namespace(&key.namespace));
+        let claim = plan::claim(&set, &pods::of_owner(&self.pods, key, &set.uid));
         let owned = if set.is_deleting {
             claim.owned
         } else {
@@ -341,7 +341,7 @@ impl Prepared {
         let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
             let sets = all.get().map(|sets| sets.in_namespace(namespace));
             let sets = sets.into_iter().flatten();
-            sets.filter(|set| pods::matches(&set.selector, labels))
+            sets.filter(|set| set.selector.matches_labels(labels))
                 .map(|set| set.key.clone())
                 .collect()
         };

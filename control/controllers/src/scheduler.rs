@@ -13,6 +13,7 @@
 mod ask;
 mod claims;
 mod counts;
+mod decider;
 mod filter;
 mod news;
 mod node;
@@ -27,6 +28,7 @@ mod term;
 mod testing;
 mod write;
 
+pub use decider::Decider;
 pub(crate) use filter::{is_tolerated, matches_term};
 pub(crate) use pod::claims_of;
 

@@ -7,18 +7,25 @@
 //! ```
 //!
 //! Unless they may be handled in parallel, each pod waits for the one before it. A pod's claims are made before it is;
-//! where they cannot be made, the set says so in an event and a condition.
+//! where they cannot be made, the set says so in an event and a condition. Who owns them ([`claims`]) decides whether
+//! they outlive the set and its pods.
 
+mod claims;
 mod plan;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, StatefulSet, StatefulSetCondition, StatefulSetStatus},
     core::v1::{PersistentVolumeClaim, Pod},
 };
-use kube::{Api, Client, ResourceExt, api::PostParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use wherry_api::selector::LabelSelector;
 
@@ -26,8 +33,8 @@ use crate::{
     events::Recorder,
     pod_control::{Owner, PodControl},
     pod_sets::{self, PodSets},
-    pods::PodView,
-    replica_set::{self, time},
+    pods::{self, PodView},
+    replica_set::time,
     retry,
     revisions::{self, HASH_LABEL, Revisions},
     status,
@@ -35,9 +42,14 @@ use crate::{
     workqueue::Key,
 };
 
+use self::claims::Retention;
+
 /// StatefulSets looked at at once (`--concurrent-statefulset-syncs`).
 const WORKERS: usize = 5;
 const KIND: (&str, &str) = ("apps/v1", "StatefulSet");
+
+/// A pod whose claim is about to go with one before it waits so long for the next look.
+const CLAIM_PERIOD: Duration = Duration::from_secs(1);
 
 /// What the controller hears with.
 pub(crate) struct Prepared(PodSets<StatefulSet>);
@@ -65,7 +77,7 @@ impl Prepared {
         let selector = |set: &StatefulSet| {
             let spec = set.spec.as_ref();
             spec.map_or_else(LabelSelector::nothing, |spec| {
-                replica_set::selector(&spec.selector)
+                pods::selector(&spec.selector)
             })
         };
         let heard = PodSets::new(
@@ -124,8 +136,8 @@ impl Controller {
         let owner = Owner::new(KIND, key, set.uid());
         let spec = set.spec.clone().unwrap_or_default();
         let api: Api<StatefulSet> = Api::namespaced(self.control.client.clone(), &key.namespace);
-        let selector = replica_set::selector(&spec.selector);
-        let mut claim = owner.claim(&selector, self.world.pods.in_namespace(&key.namespace));
+        let selector = pods::selector(&spec.selector);
+        let mut claim = owner.claim(&selector, pods::of_owner(&self.world.pods, key, &owner.uid));
         claim
             .adopt
             .retain(|pod| plan::ordinal(&key.name, &pod.key.name).is_some());
@@ -160,12 +172,13 @@ impl Controller {
             let name = revision.name_any();
             new_pods.push(plan::new_pod(&owner, &set, &template, *ordinal, &name));
         }
-        let claimed = self.make_claims(&owner, &set, &new_pods).await;
+        self.keep_claims(&owner, &set, &pods).await?;
+        let claimed = self.make_claims(&owner, &set, &mut new_pods).await;
         set_failure(&mut plan.status, claimed.as_ref().err(), now);
         let name = (key.name.as_str(), owner.uid.as_str());
         status::write(&api, name, set.status.as_ref(), &plan.status).await?;
         self.control.delete(&owner, &plan.delete).await?;
-        claimed?;
+        let waits = claimed?;
         self.control.create(&owner, &new_pods).await?;
 
         let is_used = |revision: &ControllerRevision| {
@@ -181,21 +194,102 @@ impl Controller {
             .delete(&revisions::superfluous(&known, limit, is_used))
             .await?;
         let again = plan.again_seconds.and_then(|left| u64::try_from(left).ok());
-        Ok(again.map(Duration::from_secs))
+        let again = again.map(Duration::from_secs);
+        Ok(again.into_iter().chain(waits.then_some(CLAIM_PERIOD)).min())
     }
 
-    /// Claims of pods that are about to be made. They outlive the pods.
+    /// Gives the claims of pods that are there the owners that they are to have, before any of the pods goes.
+    async fn keep_claims(
+        &self,
+        owner: &Owner,
+        set: &StatefulSet,
+        pods: &[Arc<PodView>],
+    ) -> kube::Result<()> {
+        let spec = set.spec.as_ref();
+        let templates = spec.and_then(|spec| spec.volume_claim_templates.as_deref());
+        let templates = templates.unwrap_or_default();
+        let retention = spec.map(Retention::of).filter(|retention| {
+            // What is kept for ever has no owner, once that has been seen to.
+            let status = set.status.as_ref();
+            let observed = status.and_then(|status| status.observed_generation);
+            !retention.keeps_all() || observed != set.metadata.generation
+        });
+        let (Some(retention), false) = (retention, templates.is_empty()) else {
+            return Ok(());
+        };
+        let api = self.claims(owner);
+        let labels = spec.and_then(|spec| spec.selector.match_labels.clone());
+        let labels: Vec<String> = labels
+            .iter()
+            .flatten()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let made = ListParams::default().labels(&labels.join(","));
+        let mut found: HashMap<String, PersistentVolumeClaim> = api
+            .list(&made)
+            .await?
+            .into_iter()
+            .map(|claim| (claim.name_any(), claim))
+            .collect();
+        let ordinals = plan::ordinals(set);
+        for pod in pods {
+            let Some(ordinal) = plan::ordinal(&owner.key.name, &pod.key.name) else {
+                continue;
+            };
+            let reference = OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Pod".to_owned(),
+                name: pod.key.name.clone(),
+                uid: pod.uid.clone(),
+                controller: Some(true),
+                block_owner_deletion: Some(true),
+            };
+            let is_condemned = !ordinals.contains(&ordinal);
+            for template in templates {
+                let name = plan::claim_name(&template.name_any(), &pod.key.name);
+                // One that was there before the set may have other labels.
+                let claim = match found.remove(&name) {
+                    Some(claim) => Some(claim),
+                    None => api.get_opt(&name).await?,
+                };
+                let Some(claim) = claim else { continue };
+                let owners = retention.owners(
+                    claim.owner_references(),
+                    &owner.reference(),
+                    Some(&reference),
+                    is_condemned,
+                );
+                if let Some(owners) = owners {
+                    let patch = Patch::Merge(json!({"metadata": {
+                        "uid": claim.metadata.uid,
+                        "resourceVersion": claim.metadata.resource_version,
+                        "ownerReferences": owners,
+                    }}));
+                    api.patch(&name, &PatchParams::default(), &patch).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn claims(&self, owner: &Owner) -> Api<PersistentVolumeClaim> {
+        Api::namespaced(self.control.client.clone(), &owner.key.namespace)
+    }
+
+    /// Claims of pods that are about to be made. Answers whether a pod has to wait, which is not among them any more: a
+    /// claim of its name is about to go with a pod that was there before.
     async fn make_claims(
         &self,
         owner: &Owner,
         set: &StatefulSet,
-        pods: &[Pod],
-    ) -> kube::Result<()> {
+        pods: &mut Vec<Pod>,
+    ) -> kube::Result<bool> {
         let spec = set.spec.clone().unwrap_or_default();
+        let retention = Retention::of(&spec);
         let namespace = &owner.key.namespace;
-        let api: Api<PersistentVolumeClaim> =
-            Api::namespaced(self.control.client.clone(), namespace);
-        for pod in pods {
+        let api = self.claims(owner);
+        let mut waiting: Vec<String> = Vec::new();
+        for pod in &*pods {
             for template in spec.volume_claim_templates.iter().flatten() {
                 let mut claim = template.clone();
                 let name = plan::claim_name(&template.name_any(), &pod.name_any());
@@ -206,9 +300,22 @@ impl Controller {
                     .labels
                     .get_or_insert_default()
                     .extend(spec.selector.match_labels.clone().unwrap_or_default());
+                claim.metadata.owner_references =
+                    retention.owners(&[], &owner.reference(), None, false);
                 claim.status = None;
                 match api.create(&PostParams::default(), &claim).await {
-                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    Err(kube::Error::Api(status)) if status.code == 409 => {
+                        let found = api.get_opt(&name).await?;
+                        if found.is_none_or(|found| {
+                            found.metadata.deletion_timestamp.is_some()
+                                || claims::is_of_earlier_pod(
+                                    found.owner_references(),
+                                    &pod.name_any(),
+                                )
+                        }) {
+                            waiting.push(pod.name_any());
+                        }
+                    }
                     Err(error) => {
                         let message = format!(
                             "create Claim {name} Pod {} in StatefulSet {} failed error: {}",
@@ -231,7 +338,8 @@ impl Controller {
                 }
             }
         }
-        Ok(())
+        pods.retain(|pod| !waiting.contains(&pod.name_any()));
+        Ok(!waiting.is_empty())
     }
 }
 

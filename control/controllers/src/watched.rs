@@ -1,7 +1,7 @@
 //! Objects of one kind as controllers need them, kept by one watch that all of them share.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt::Debug,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -21,10 +21,46 @@ use crate::workqueue::Key;
 /// Told of every change: what was and what is. Must not wait.
 type Listener<V> = Box<dyn Fn(Option<&Arc<V>>, Option<&Arc<V>>) + Send + Sync>;
 
+/// What an object is also found by, beside its key.
+pub(crate) type Group = String;
+
+/// What is there.
+struct Objects<V> {
+    by_key: BTreeMap<Key, Arc<V>>,
+    /// By where they are in memory, so that one is taken out as fast as it is put in.
+    by_group: HashMap<Group, BTreeMap<usize, Arc<V>>>,
+    group: Option<fn(&V) -> Group>,
+}
+
+impl<V> Objects<V> {
+    fn put(&mut self, key: Key, new: Option<&Arc<V>>) -> Option<Arc<V>> {
+        let old = match new {
+            Some(view) => self.by_key.insert(key, view.clone()),
+            None => self.by_key.remove(&key),
+        };
+        let Some(group) = self.group else { return old };
+        let address = |view: &Arc<V>| Arc::as_ptr(view) as usize;
+        if let Some(old) = &old {
+            let group = group(old);
+            if let Some(views) = self.by_group.get_mut(&group) {
+                views.remove(&address(old));
+                if views.is_empty() {
+                    self.by_group.remove(&group);
+                }
+            }
+        }
+        if let Some(new) = new {
+            let views = self.by_group.entry(group(new)).or_default();
+            views.insert(address(new), new.clone());
+        }
+        old
+    }
+}
+
 /// Objects of one kind, as views.
 pub(crate) struct Watched<V> {
     what: &'static str,
-    objects: RwLock<BTreeMap<Key, Arc<V>>>,
+    objects: RwLock<Objects<V>>,
     listeners: Vec<Listener<V>>,
     is_complete: watch::Sender<bool>,
 }
@@ -34,10 +70,28 @@ impl<V: Send + Sync + 'static> Watched<V> {
     pub(crate) fn new(what: &'static str) -> Self {
         Self {
             what,
-            objects: RwLock::default(),
+            objects: RwLock::new(Objects {
+                by_key: BTreeMap::new(),
+                by_group: HashMap::new(),
+                group: None,
+            }),
             listeners: Vec::new(),
             is_complete: watch::Sender::new(false),
         }
+    }
+
+    /// Keeps objects by a group as well, for [`Self::of_group`].
+    pub(crate) fn grouped_by(mut self, group: fn(&V) -> Group) -> Self {
+        let objects = self.objects.get_mut();
+        objects.unwrap_or_else(PoisonError::into_inner).group = Some(group);
+        self
+    }
+
+    /// All objects of a group, in no order.
+    pub(crate) fn of_group(&self, group: &str) -> Vec<Arc<V>> {
+        let objects = self.objects();
+        let views = objects.by_group.get(group);
+        views.map_or_else(Vec::new, |views| views.values().cloned().collect())
     }
 
     /// Lets somebody hear of changes.
@@ -48,18 +102,19 @@ impl<V: Send + Sync + 'static> Watched<V> {
         self.listeners.push(Box::new(listener));
     }
 
-    fn objects(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Arc<V>>> {
+    fn objects(&self) -> RwLockReadGuard<'_, Objects<V>> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One object.
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<V>> {
-        self.objects().get(key).cloned()
+        self.objects().by_key.get(key).cloned()
     }
 
     /// All objects of a namespace.
     pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<V>> {
         self.objects()
+            .by_key
             .range(Key::new(namespace, "")..)
             .take_while(|(key, _)| key.namespace == namespace)
             .map(|(_, view)| view.clone())
@@ -69,6 +124,7 @@ impl<V: Send + Sync + 'static> Watched<V> {
     /// Objects of a namespace whose names begin so.
     pub(crate) fn with_prefix(&self, namespace: &str, prefix: &str) -> Vec<Arc<V>> {
         self.objects()
+            .by_key
             .range(Key::new(namespace, prefix)..)
             .take_while(|(key, _)| key.namespace == namespace && key.name.starts_with(prefix))
             .map(|(_, view)| view.clone())
@@ -77,7 +133,7 @@ impl<V: Send + Sync + 'static> Watched<V> {
 
     /// All objects.
     pub(crate) fn all(&self) -> Vec<Arc<V>> {
-        self.objects().values().cloned().collect()
+        self.objects().by_key.values().cloned().collect()
     }
 
     /// Answers once everything has been seen for the first time.
@@ -131,6 +187,7 @@ impl<V: Send + Sync + 'static> Watched<V> {
         let gone: Vec<Key> = {
             let objects = self.objects();
             objects
+                .by_key
                 .keys()
                 .filter(|key| !new.contains_key(key))
                 .cloned()
@@ -147,10 +204,7 @@ impl<V: Send + Sync + 'static> Watched<V> {
     fn put(&self, key: Key, new: Option<Arc<V>>) {
         let old = {
             let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
-            match &new {
-                Some(view) => objects.insert(key, view.clone()),
-                None => objects.remove(&key),
-            }
+            objects.put(key, new.as_ref())
         };
         for listener in &self.listeners {
             listener(old.as_ref(), new.as_ref());

@@ -19,7 +19,7 @@ use crate::{
     job, node_pods,
     nodes::NodeView,
     persistent_volume, pod_gc,
-    pods::PodView,
+    pods::{self, PodView},
     replica_set::{self, Kind, SetView},
     stateful_set,
     watched::{Watched, without_managed_fields},
@@ -31,7 +31,7 @@ pub(crate) async fn run(
     recorder: Recorder,
     shutdown: CancellationToken,
 ) {
-    let mut pods = Watched::<PodView>::new("Pods");
+    let mut pods = Watched::<PodView>::new("Pods").grouped_by(pods::group);
     let mut sets = Watched::<SetView>::new("ReplicaSets");
     let mut controllers = Watched::<SetView>::new("ReplicationControllers");
     let mut deployments = Watched::<Deployment>::new("Deployments");

@@ -75,6 +75,17 @@ impl StatefulSet {
         }
         let at_rolling = at.child("rollingUpdate");
         workload::not_negative(rolling, "partition", &at_rolling, &mut errors);
+        let unavailable = get(rolling, "maxUnavailable");
+        let at_unavailable = at_rolling.child("maxUnavailable");
+        workload::number_or_percent(unavailable, &at_unavailable, &mut errors);
+        workload::not_above_whole(unavailable, &at_unavailable, &mut errors);
+        if workload::is_zero(unavailable) {
+            errors.push(FieldError::invalid(
+                &at_unavailable,
+                unavailable.clone(),
+                "cannot be 0",
+            ));
+        }
         for field in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
             workload::not_negative(spec, field, &path, &mut errors);
         }

@@ -34,6 +34,14 @@ struct Zone {
 }
 
 impl Zone {
+    fn count(&mut self, is_ready: bool) -> &mut usize {
+        if is_ready {
+            &mut self.ready
+        } else {
+            &mut self.not_ready
+        }
+    }
+
     fn health(&self) -> Health {
         let all = self.ready + self.not_ready;
         if self.ready == 0 && self.not_ready > 0 {
@@ -63,12 +71,17 @@ pub(super) struct Zones {
 }
 
 impl Zones {
-    /// Takes the state of all nodes: zone, and whether it is ready.
-    pub(super) fn see<'a>(&mut self, nodes: impl Iterator<Item = (&'a str, bool)>, now: Instant) {
-        for zone in self.zones.values_mut() {
-            (zone.ready, zone.not_ready) = (0, 0);
+    /// Takes a node's news: the zone in which it was and whether it was ready, and the same of now.
+    pub(super) fn change(
+        &mut self,
+        was: Option<(&str, bool)>,
+        is: Option<(&str, bool)>,
+        now: Instant,
+    ) {
+        if was == is {
+            return;
         }
-        for (name, is_ready) in nodes {
+        if let Some((name, is_ready)) = is {
             let first = Zone {
                 ready: 0,
                 not_ready: 0,
@@ -78,12 +91,17 @@ impl Zones {
                 Some(zone) => zone,
                 None => self.zones.entry(name.to_owned()).or_insert(first),
             };
-            if is_ready {
-                zone.ready += 1;
-            } else {
-                zone.not_ready += 1;
-            }
+            *zone.count(is_ready) += 1;
         }
+        if let Some((name, is_ready)) = was
+            && let Some(zone) = self.zones.get_mut(name)
+        {
+            *zone.count(is_ready) -= 1;
+        }
+    }
+
+    /// Forgets zones without nodes, once they have kept their pace.
+    pub(super) fn forget_empty(&mut self, now: Instant) {
         self.zones
             .retain(|_, zone| zone.ready + zone.not_ready > 0 || zone.next > now);
     }
@@ -115,11 +133,11 @@ mod tests {
 
     fn zones(counts: &[(&str, usize, usize)], now: Instant) -> Zones {
         let mut zones = Zones::default();
-        let nodes = counts.iter().flat_map(|(zone, ready, not_ready)| {
-            let ready = (0..*ready).map(|_| (*zone, true));
-            ready.chain((0..*not_ready).map(|_| (*zone, false)))
-        });
-        zones.see(nodes, now);
+        for (zone, ready, not_ready) in counts {
+            for number in 0..ready + not_ready {
+                zones.change(None, Some((zone, number < *ready)), now);
+            }
+        }
         zones
     }
 
@@ -156,10 +174,16 @@ mod tests {
         let now = Instant::now();
         let mut zones = zones(&[("a", 2, 1)], now);
         assert!(zones.give_up("a", now));
-        zones.see(std::iter::empty(), now);
-        zones.see([("a", true), ("a", false)].into_iter(), now);
+        let nodes = [("a", true), ("a", true), ("a", false)];
+        for node in nodes {
+            zones.change(Some(node), None, now);
+        }
+        zones.forget_empty(now);
+        zones.change(None, Some(("a", true)), now);
+        zones.change(Some(("a", true)), Some(("a", false)), now);
         assert!(!zones.give_up("a", now));
-        zones.see(std::iter::empty(), now + PERIOD);
+        zones.change(Some(("a", false)), None, now);
+        zones.forget_empty(now + PERIOD);
         assert!(zones.zones.is_empty());
     }
 }

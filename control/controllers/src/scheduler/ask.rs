@@ -4,10 +4,12 @@ use std::collections::HashMap;
 
 use super::{
     claims::{Step, Wanted},
+    counts::Tally,
     filter::{Verdict, is_selected, untolerated},
     node::NodeInfo,
     pod::PodInfo,
     state::State,
+    term::Constraint,
 };
 
 /// A pod that looks for a node.
@@ -30,14 +32,33 @@ pub(crate) struct Ask<'a> {
 }
 
 /// A topology spread constraint with the pods that are there.
-pub(crate) struct Spread<'a> {
+struct Spread<'a> {
     topology_key: &'a str,
-    counts: HashMap<&'a str, i64>,
+    there: There<'a>,
+    /// How many domains there are.
+    domains: usize,
     fewest: i64,
     /// The pod itself counts.
     own: i64,
     skew_max: i64,
     is_required: bool,
+}
+
+/// Pods that a constraint means, by domain.
+enum There<'a> {
+    /// All that there are.
+    All(&'a Tally),
+    /// Those of the nodes that count.
+    Some(HashMap<&'a str, i64>),
+}
+
+impl Spread<'_> {
+    fn of_domain(&self, domain: &str) -> i64 {
+        match &self.there {
+            There::All(tally) => tally.of_domain(domain),
+            There::Some(counts) => counts.get(domain).copied().unwrap_or(0),
+        }
+    }
 }
 
 impl<'a> Ask<'a> {
@@ -97,7 +118,7 @@ impl<'a> Ask<'a> {
     }
 
     fn spreads(&self, meant: &[usize]) -> Vec<Spread<'a>> {
-        let (needs, state, counts) = (&*self.pod.needs, self.state, &self.state.counts);
+        let (needs, counts) = (&*self.pod.needs, &self.state.counts);
         let mut spreads = Vec::new();
         for constraint in &needs.spread {
             let Some(id) = counts.id(&constraint.term) else {
@@ -106,41 +127,67 @@ impl<'a> Ask<'a> {
             let Some(entry) = counts.entry(id) else {
                 continue;
             };
-            let pod: &'a PodInfo = self.pod;
-            let mut spread = Spread {
-                topology_key: &entry.term.topology_key,
-                counts: HashMap::new(),
-                fewest: 0,
+            // A node without all the keys that matter is no part of any domain.
+            let others = self.pod.needs.spread.iter();
+            let keys: Vec<&str> = others
+                .filter(|other| other.is_required == constraint.is_required)
+                .map(|other| other.term.topology_key.as_str())
+                .collect();
+            let topology_key = &entry.term.topology_key;
+            let chooses_nodes = constraint.honors_taints
+                || constraint.honors_affinity
+                    && (needs.affinity.is_some() || !needs.node_selector.is_empty());
+            let domains = counts
+                .domains(topology_key, &keys)
+                .filter(|_| !chooses_nodes);
+            let (there, domains, fewest) = match domains {
+                Some(domains) => (
+                    There::All(&entry.meant),
+                    domains,
+                    entry.meant.fewest(domains),
+                ),
+                None => {
+                    let counts = self.counts_of_some(constraint, &entry.meant, &keys);
+                    let fewest = counts.values().copied().min().unwrap_or(0);
+                    let domains = counts.len();
+                    (There::Some(counts), domains, fewest)
+                }
+            };
+            let has_enough = domains >= constraint.domains_min;
+            let spread = Spread {
+                topology_key,
+                there,
+                domains,
+                fewest: if has_enough { fewest } else { 0 },
                 own: i64::from(meant.contains(&id)),
                 skew_max: constraint.skew_max,
                 is_required: constraint.is_required,
             };
-            // A node without all the keys that matter is no part of any domain.
-            let others = pod
-                .needs
-                .spread
-                .iter()
-                .filter(|other| other.is_required == constraint.is_required);
-            let keys: Vec<&str> = others
-                .map(|other| other.term.topology_key.as_str())
-                .collect();
-            for (index, node) in state.nodes.iter().enumerate() {
-                let Some(offer) = &node.offer else { continue };
-                let counts_here = keys.iter().all(|key| offer.labels.contains_key(*key))
-                    && (!constraint.honors_affinity || is_selected(needs, node, offer))
-                    && (!constraint.honors_taints
-                        || untolerated(offer, &needs.tolerations).is_none());
-                if counts_here && let Some(domain) = offer.labels.get(spread.topology_key) {
-                    *spread.counts.entry(domain.as_str()).or_default() +=
-                        entry.meant.of_node(index);
-                }
-            }
-            if spread.counts.len() >= constraint.domains_min {
-                spread.fewest = spread.counts.values().copied().min().unwrap_or(0);
-            }
             spreads.push(spread);
         }
         spreads
+    }
+
+    /// Pods by domain, when not all nodes count.
+    fn counts_of_some(
+        &self,
+        constraint: &Constraint,
+        meant: &Tally,
+        keys: &[&str],
+    ) -> HashMap<&'a str, i64> {
+        let needs = &*self.pod.needs;
+        let state: &'a State = self.state;
+        let mut counts: HashMap<&'a str, i64> = HashMap::new();
+        for (index, node) in state.nodes.iter().enumerate() {
+            let Some(offer) = &node.offer else { continue };
+            let counts_here = keys.iter().all(|key| offer.labels.contains_key(*key))
+                && (!constraint.honors_affinity || is_selected(needs, node, offer))
+                && (!constraint.honors_taints || untolerated(offer, &needs.tolerations).is_none());
+            if counts_here && let Some(domain) = offer.labels.get(&constraint.term.topology_key) {
+                *counts.entry(domain.as_str()).or_default() += meant.of_node(index);
+            }
+        }
+        counts
     }
 
     /// What has to be written before the pod is bound to a node.
@@ -164,7 +211,7 @@ impl<'a> Ask<'a> {
                         .into(),
                 ]);
             };
-            let here = spread.counts.get(domain).copied().unwrap_or(0);
+            let here = spread.of_domain(domain);
             if here + spread.own - spread.fewest > spread.skew_max {
                 return full_by("node(s) didn't match pod topology spread constraints");
             }
@@ -230,9 +277,9 @@ impl<'a> Ask<'a> {
         let mut crowd = 0.0;
         for spread in self.spread.iter().filter(|spread| !spread.is_required) {
             let domain = node.label(spread.topology_key)?;
-            let here = spread.counts.get(domain).copied().unwrap_or(0) as f64;
+            let here = spread.of_domain(domain) as f64;
             // Many domains make for small numbers in each: they weigh more.
-            let weight = ((spread.counts.len() + 2) as f64).ln();
+            let weight = ((spread.domains + 2) as f64).ln();
             crowd += here * weight + (spread.skew_max - 1) as f64;
         }
         Some(crowd)

@@ -2,7 +2,8 @@
 //!
 //! A term is looked up by what it asks for at least (a namespace, a label's value), so that counting a pod costs as
 //! much as there are terms that may mean it, however many pods and terms there are. A term that is new is counted
-//! once from the pods that are there.
+//! once from the pods that are there. The domains themselves are counted too, so that the emptiest one is known
+//! without a look at every node.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -90,6 +91,8 @@ impl Pods {
 pub(crate) struct Tally {
     nodes: HashMap<usize, i64>,
     domains: HashMap<String, i64>,
+    /// How many domains have a number.
+    numbers: BTreeMap<i64, usize>,
 }
 
 impl Tally {
@@ -105,16 +108,25 @@ impl Tally {
     }
 
     fn add_to_domain(&mut self, domain: &str, amount: i64) {
+        let old = self.of_domain(domain);
+        let new = old + amount;
         match self.domains.get_mut(domain) {
-            Some(number) => {
-                *number += amount;
-                if *number == 0 {
-                    self.domains.remove(domain);
-                }
+            _ if new == 0 => {
+                self.domains.remove(domain);
             }
+            Some(number) => *number = new,
             None => {
-                self.domains.insert(domain.to_owned(), amount);
+                self.domains.insert(domain.to_owned(), new);
             }
+        }
+        if let Some(domains) = self.numbers.get_mut(&old) {
+            *domains -= 1;
+            if *domains == 0 {
+                self.numbers.remove(&old);
+            }
+        }
+        if new != 0 {
+            *self.numbers.entry(new).or_default() += 1;
         }
     }
 
@@ -132,6 +144,19 @@ impl Tally {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.domains.is_empty()
+    }
+
+    /// The least number of any of so many domains.
+    pub(crate) fn fewest(&self, domains: usize) -> i64 {
+        let fewest = self
+            .numbers
+            .first_key_value()
+            .map_or(0, |(number, _)| *number);
+        if self.domains.len() < domains {
+            fewest.min(0)
+        } else {
+            fewest
+        }
     }
 
     pub(crate) fn of_domain(&self, domain: &str) -> i64 {
@@ -158,6 +183,37 @@ pub(crate) struct Entry {
     uses: usize,
 }
 
+/// The nodes that have a label.
+#[derive(Debug, Default)]
+struct Topology {
+    nodes: usize,
+    /// How many have a value.
+    values: HashMap<String, usize>,
+}
+
+impl Topology {
+    fn add(&mut self, value: &str) {
+        self.nodes += 1;
+        match self.values.get_mut(value) {
+            Some(nodes) => *nodes += 1,
+            None => {
+                self.values.insert(value.to_owned(), 1);
+            }
+        }
+    }
+
+    fn remove(&mut self, value: &str) {
+        let Some(nodes) = self.values.get_mut(value) else {
+            return;
+        };
+        self.nodes -= 1;
+        *nodes -= 1;
+        if *nodes == 0 {
+            self.values.remove(value);
+        }
+    }
+}
+
 /// All terms.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -167,6 +223,10 @@ pub(crate) struct Counts {
     buckets: HashMap<u64, Vec<usize>>,
     hasher: RandomState,
     namespaces: HashMap<String, Labels>,
+    /// By the labels that terms count by.
+    topologies: HashMap<String, Topology>,
+    /// Nodes that the API knows.
+    nodes: usize,
     /// Terms without uses.
     idle: usize,
 }
@@ -199,6 +259,16 @@ impl Counts {
             uses: 0,
         };
         recount(&mut entry, &self.namespaces, pods, nodes);
+        if !self.topologies.contains_key(&term.topology_key) {
+            let mut topology = Topology::default();
+            for value in nodes
+                .iter()
+                .filter_map(|node| node.label(&term.topology_key))
+            {
+                topology.add(value);
+            }
+            self.topologies.insert(term.topology_key.clone(), topology);
+        }
         let bucket = entry.bucket;
         let id = match self.free.pop() {
             Some(id) => {
@@ -235,6 +305,24 @@ impl Counts {
             }
         }
         self.idle = 0;
+        let entries = self.entries.iter().flatten();
+        let keys: HashSet<&str> = entries
+            .map(|entry| entry.term.topology_key.as_str())
+            .collect();
+        self.topologies.retain(|key, _| keys.contains(key.as_str()));
+    }
+
+    /// How many domains there are by a label, if nodes that are in one of them have the other labels too.
+    pub(crate) fn domains(&self, key: &str, others: &[&str]) -> Option<usize> {
+        let of_key = self.topologies.get(key)?;
+        let has_all = |other: &&str| {
+            *other == key
+                || self
+                    .topologies
+                    .get(*other)
+                    .is_some_and(|other| other.nodes == self.nodes)
+        };
+        others.iter().all(has_all).then_some(of_key.values.len())
     }
 
     /// Counts a pod in (1) or out (-1). Its terms have to be registered before; `pods` is for that.
@@ -302,6 +390,16 @@ impl Counts {
 
     /// Follows a node's labels.
     pub(crate) fn move_node(&mut self, node: usize, old: Option<&Labels>, new: Option<&Labels>) {
+        self.nodes -= usize::from(old.is_some());
+        self.nodes += usize::from(new.is_some());
+        for (key, topology) in &mut self.topologies {
+            if let Some(value) = old.and_then(|labels| labels.get(key)) {
+                topology.remove(value);
+            }
+            if let Some(value) = new.and_then(|labels| labels.get(key)) {
+                topology.add(value);
+            }
+        }
         for entry in self.entries_mut() {
             let key = &entry.term.topology_key;
             let value =

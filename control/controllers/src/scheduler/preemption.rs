@@ -12,7 +12,7 @@ use super::{
     pod::PodInfo,
     state::State,
 };
-use crate::workqueue::Key;
+use crate::{pods, workqueue::Key};
 
 /// Nodes that are compared: once there are so many the search ends
 /// (`DefaultPreemptionArgs`: `minCandidateNodesAbsolute`, `minCandidateNodesPercentage`).
@@ -33,11 +33,9 @@ pub(crate) struct Budget {
 impl Budget {
     pub(crate) fn read(budget: &PodDisruptionBudget) -> Self {
         let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-        let selector = serde_json::to_value(selector).unwrap_or_default();
         let status = budget.status.as_ref();
         Self {
-            selector: LabelSelector::from_value(&selector)
-                .unwrap_or_else(|_| LabelSelector::nothing()),
+            selector: selector.map_or_else(LabelSelector::nothing, pods::selector),
             allowed: status
                 .and_then(|status| status.disruptions_allowed)
                 .unwrap_or(0),

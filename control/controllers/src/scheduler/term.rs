@@ -9,8 +9,9 @@ use k8s_openapi::{
     api::core::v1::{PodAffinityTerm, PodSpec, TopologySpreadConstraint},
     apimachinery::pkg::apis::meta::v1 as meta,
 };
-use serde_json::{Value, json};
 use wherry_api::selector::LabelSelector;
+
+use crate::pods;
 
 /// How much an existing pod's required affinity draws further pods to it
 /// (`InterPodAffinityArgs.hardPodAffinityWeight`).
@@ -191,22 +192,14 @@ fn read_selector(
     other: &[String],
     labels: &Labels,
 ) -> LabelSelector {
-    let mut value = serde_json::to_value(selector).unwrap_or(Value::Null);
-    let keys = same.iter().map(|key| (key, "In"));
-    let keys = keys.chain(other.iter().map(|key| (key, "NotIn")));
-    let further: Vec<Value> = keys
-        .filter_map(|(key, operator)| {
-            let own = labels.get(key)?;
-            Some(json!({ "key": key, "operator": operator, "values": [own] }))
-        })
-        .collect();
-    if !further.is_empty() {
-        match value["matchExpressions"].as_array_mut() {
-            Some(expressions) => expressions.extend(further),
-            None => value["matchExpressions"] = further.into(),
-        }
-    }
-    LabelSelector::from_value(&value).unwrap_or_else(|_| LabelSelector::nothing())
+    let of_pod = |keys: &[String], operator: &'static str| -> Vec<_> {
+        let own = keys
+            .iter()
+            .filter_map(|key| Some((key.clone(), operator, vec![labels.get(key)?.clone()])));
+        own.collect()
+    };
+    let further = of_pod(same, "In").into_iter().chain(of_pod(other, "NotIn"));
+    pods::selector_with(selector, further)
 }
 
 /// Reads a pod's topology spread constraints.

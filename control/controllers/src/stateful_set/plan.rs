@@ -9,6 +9,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
+    deployment::number,
     pod_control::Owner,
     pods::{Phase, PodView},
     revisions::HASH_LABEL,
@@ -41,6 +42,8 @@ struct Rules<'a> {
     is_rolling: bool,
     /// Ordinals from this on are of the present version.
     partition: i32,
+    /// How many may be unavailable while the version changes; `None`: each waits for those after it.
+    unavailable_max: Option<usize>,
     min_ready_seconds: i32,
     current: &'a str,
     update: &'a str,
@@ -63,6 +66,14 @@ fn is_of(pod: &PodView, revision: &str) -> bool {
         .is_some_and(|hash| hash == revision)
 }
 
+/// The ordinals that are wanted.
+pub(super) fn ordinals(set: &StatefulSet) -> std::ops::Range<i32> {
+    let spec = set.spec.as_ref();
+    let ordinals = spec.and_then(|spec| spec.ordinals.as_ref());
+    let start = ordinals.and_then(|ordinals| ordinals.start).unwrap_or(0);
+    start..start + spec.and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
 /// Decides. The versions are named by the names of their ControllerRevisions.
 pub(super) fn plan(
     set: &StatefulSet,
@@ -73,18 +84,19 @@ pub(super) fn plan(
 ) -> Plan {
     let spec = set.spec.clone().unwrap_or_default();
     let strategy = spec.update_strategy.unwrap_or_default();
-    let start = spec
-        .ordinals
-        .and_then(|ordinals| ordinals.start)
-        .unwrap_or(0);
-    let partition = strategy
-        .rolling_update
-        .and_then(|rolling| rolling.partition);
+    let rolling = strategy.rolling_update.unwrap_or_default();
+    let ordinals = ordinals(set);
+    let start = ordinals.start;
+    let unavailable_max = rolling.max_unavailable.map(|max| {
+        let max = number(&max, spec.replicas.unwrap_or(1), false);
+        usize::try_from(max).unwrap_or(0).max(1)
+    });
     let rules = Rules {
-        ordinals: start..start + spec.replicas.unwrap_or(1),
+        ordinals,
         is_ordered: spec.pod_management_policy.as_deref() != Some("Parallel"),
         is_rolling: strategy.type_.as_deref() != Some("OnDelete"),
-        partition: start + partition.unwrap_or(0),
+        partition: start + rolling.partition.unwrap_or(0),
+        unavailable_max,
         min_ready_seconds: spec.min_ready_seconds.unwrap_or(0),
         current,
         update,
@@ -152,6 +164,9 @@ fn roll(rules: &Rules<'_>, pods: &BTreeMap<i32, Arc<PodView>>, plan: &mut Plan) 
     if !rules.is_rolling {
         return;
     }
+    if let Some(max) = rules.unavailable_max {
+        return roll_several(rules, pods, plan, max);
+    }
     for ordinal in rules.ordinals.clone().rev() {
         if ordinal < rules.partition {
             return;
@@ -167,6 +182,40 @@ fn roll(rules: &Rules<'_>, pods: &BTreeMap<i32, Arc<PodView>>, plan: &mut Plan) 
         }
         if !is_healthy(pod) || !rules.is_available(pod) {
             return;
+        }
+    }
+}
+
+/// As many old pods give way as may be unavailable, from the last on. What is unavailable already counts.
+fn roll_several(
+    rules: &Rules<'_>,
+    pods: &BTreeMap<i32, Arc<PodView>>,
+    plan: &mut Plan,
+    max: usize,
+) {
+    let is_there = |ordinal: &i32| {
+        pods.get(ordinal)
+            .is_some_and(|pod| is_healthy(pod) && rules.is_available(pod))
+    };
+    let unavailable = rules.ordinals.clone().filter(|ordinal| !is_there(ordinal));
+    let mut left = max.saturating_sub(unavailable.count());
+    for ordinal in rules.ordinals.clone().rev() {
+        if ordinal < rules.partition {
+            return;
+        }
+        let Some(pod) = pods.get(&ordinal) else {
+            continue;
+        };
+        let is_old = !is_of(pod, rules.update) && pod.deleted.is_none() && !pod.is_finished();
+        if !is_old {
+            continue;
+        }
+        // One that is unavailable anyway takes nothing from the others.
+        if !is_there(&ordinal) {
+            plan.delete.push(pod.clone());
+        } else if left > 0 {
+            left -= 1;
+            plan.delete.push(pod.clone());
         }
     }
 }

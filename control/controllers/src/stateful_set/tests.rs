@@ -158,6 +158,113 @@ fn old_pods_give_way_from_the_last_to_the_partition() {
 }
 
 #[test]
+fn as_many_old_pods_give_way_at_once_as_may_be_unavailable() {
+    let (r, w) = ("ready", "waiting");
+    let with = |max: Value, policy: &str, partition: i32| {
+        json!({"spec": {"replicas": 4, "podManagementPolicy": policy, "updateStrategy": {"type": "RollingUpdate",
+            "rollingUpdate": {"partition": partition, "maxUnavailable": max}}}})
+    };
+    let all_old = vec![(0, "old", r), (1, "old", r), (2, "old", r), (3, "old", r)];
+    let one_waits = vec![(0, "old", r), (1, "old", r), (2, "old", r), (3, "new", w)];
+    let old_waits = vec![(0, "old", r), (1, "old", w), (2, "old", r), (3, "old", r)];
+    for (more, pods, deleted) in [
+        (
+            with(json!(2), "OrderedReady", 0),
+            &all_old,
+            &["db-3", "db-2"][..],
+        ),
+        (
+            with(json!("75%"), "OrderedReady", 0),
+            &all_old,
+            &["db-3", "db-2", "db-1"],
+        ),
+        (with(json!("10%"), "OrderedReady", 0), &all_old, &["db-3"]),
+        (
+            with(json!(3), "OrderedReady", 2),
+            &all_old,
+            &["db-3", "db-2"],
+        ),
+        // The pod that has just come has to be ready before the next goes.
+        (with(json!(2), "OrderedReady", 0), &one_waits, &[]),
+        (with(json!(2), "Parallel", 0), &one_waits, &["db-2"]),
+        (with(json!(1), "Parallel", 0), &one_waits, &[]),
+        (with(json!(2), "Parallel", 0), &old_waits, &["db-3", "db-1"]),
+    ] {
+        let (created, found) = decide(&set(more.clone()), pods);
+        assert_eq!(
+            (created, found),
+            (
+                vec![],
+                deleted.iter().map(|name| (*name).to_owned()).collect()
+            ),
+            "{more} {pods:?}"
+        );
+    }
+}
+
+fn owner(kind: &str, uid: &str, is_controller: bool) -> OwnerReference {
+    OwnerReference {
+        kind: kind.into(),
+        api_version: "v1".into(),
+        name: uid.into(),
+        uid: uid.into(),
+        controller: is_controller.then_some(true),
+        block_owner_deletion: is_controller.then_some(true),
+    }
+}
+
+#[test]
+fn a_claim_is_owned_by_what_it_goes_with() {
+    let (of_set, of_pod) = (owner("StatefulSet", "set", true), owner("Pod", "pod", true));
+    let other = owner("ConfigMap", "other", false);
+    let (keep, delete) = ("Retain", "Delete");
+    let none = || -> Vec<OwnerReference> { vec![] };
+    for (deleted, scaled, stays, goes) in [
+        (keep, keep, none(), none()),
+        (delete, keep, vec![of_set.clone()], vec![of_set.clone()]),
+        (keep, delete, none(), vec![of_pod.clone()]),
+        (delete, delete, vec![of_set.clone()], vec![of_pod.clone()]),
+    ] {
+        let more = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": deleted, "whenScaled": scaled}}});
+        let retention = Retention::of(&set(more).spec.unwrap());
+        assert_eq!(retention.keeps_all(), (deleted, scaled) == (keep, keep));
+        for (is_condemned, wanted) in [(false, stays), (true, goes)] {
+            for before in [
+                none(),
+                vec![of_set.clone()],
+                vec![of_pod.clone()],
+                vec![of_set.clone(), of_pod.clone()],
+            ] {
+                for others in [none(), vec![other.clone()]] {
+                    let with = |owners: &[OwnerReference]| [&others[..], owners].concat();
+                    let change =
+                        retention.owners(&with(&before), &of_set, Some(&of_pod), is_condemned);
+                    let then = change.clone().unwrap_or_else(|| with(&before));
+                    assert_eq!(
+                        then,
+                        with(&wanted),
+                        "{deleted} {scaled} {is_condemned} {before:?}"
+                    );
+                    let again = retention.owners(&then, &of_set, Some(&of_pod), is_condemned);
+                    assert_eq!(again, None, "once is enough");
+                }
+            }
+        }
+    }
+    let delete =
+        json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}});
+    let retention = Retention::of(&set(delete).spec.unwrap());
+    let controlled = [owner("Operator", "operator", true)];
+    assert_eq!(
+        retention.owners(&controlled, &of_set, Some(&of_pod), false),
+        None,
+        "somebody else decides"
+    );
+    assert!(claims::is_of_earlier_pod(&[of_pod], "pod"));
+    assert!(!claims::is_of_earlier_pod(&[of_set], "pod"));
+}
+
+#[test]
 fn the_status_names_both_versions_until_the_last_pod_has_changed() {
     let revisions = |pods: &[Arc<PodView>]| {
         let status = plan(&set(json!({})), pods, "old", "new", now()).status;
@@ -237,6 +344,58 @@ async fn a_set_grows_in_order_and_no_pod_is_before_its_claims() {
         .await;
     let claim = fake.get("v1/persistentvolumeclaims", "ns", "data-kept-0");
     assert!(claim.is_some());
+    shutdown.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn claims_go_with_the_pods_of_ordinals_that_are_not_wanted_and_new_pods_wait_for_new_claims()
+{
+    let fake = Fake::new();
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(crate::workloads::run(
+        fake.client(),
+        Recorder::new().0,
+        shutdown.clone(),
+    ));
+    let of_size = |replicas: i32| {
+        json!(set(json!({"spec": {
+            "replicas": replicas, "podManagementPolicy": "Parallel",
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}],
+        }})))
+    };
+    fake.put("apps/v1/statefulsets", of_size(2));
+    for name in ["db-0", "db-1"] {
+        let mut pod = fake
+            .wait_for("v1/pods", |pod| pod["metadata"]["name"] == name)
+            .await;
+        pod["status"] =
+            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        fake.put("v1/pods", pod);
+    }
+    let owner = |claim: &Value| claim["metadata"]["ownerReferences"][0]["kind"].clone();
+    let claim = |name: &str| fake.get("v1/persistentvolumeclaims", "ns", name).unwrap();
+    assert_eq!(owner(&claim("data-db-1")), "StatefulSet");
+
+    let mut small = fake.get("apps/v1/statefulsets", "ns", "db").unwrap();
+    small["spec"]["replicas"] = 1.into();
+    fake.put("apps/v1/statefulsets", small.clone());
+    fake.wait_until_gone("v1/pods", "ns", "db-1").await;
+    assert_eq!(owner(&claim("data-db-1")), "Pod", "before the pod went");
+    assert_eq!(owner(&claim("data-db-0")), "StatefulSet");
+
+    // The collector is not here: the claim goes when the test says so.
+    let mut large = fake.get("apps/v1/statefulsets", "ns", "db").unwrap();
+    large["spec"]["replicas"] = 3.into();
+    fake.put("apps/v1/statefulsets", large);
+    fake.wait_for("v1/pods", |pod| pod["metadata"]["name"] == "db-2")
+        .await;
+    assert_eq!(fake.get("v1/pods", "ns", "db-1"), None, "it waits");
+    fake.remove("v1/persistentvolumeclaims", "ns", "data-db-1");
+    fake.wait_for("v1/pods", |pod| pod["metadata"]["name"] == "db-1")
+        .await;
+    assert_eq!(owner(&claim("data-db-1")), "StatefulSet");
     shutdown.cancel();
     task.await.unwrap();
 }

@@ -250,6 +250,36 @@ fn a_selector_is_decided_once() {
 }
 
 #[test]
+fn how_many_pods_of_a_statefulset_may_be_unavailable_is_at_least_one() {
+    let resource = row("apps", "statefulsets");
+    for (max, wanted) in [
+        (json!(2), ""),
+        (json!("50%"), ""),
+        (json!(0), "Invalid value: 0: cannot be 0"),
+        (json!("0%"), "Invalid value: \"0%\": cannot be 0"),
+        (
+            json!(-1),
+            "Invalid value: -1: must be greater than or equal to 0",
+        ),
+        (
+            json!("101%"),
+            "Invalid value: \"101%\": must not be greater than 100%",
+        ),
+    ] {
+        let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": max}});
+        let set = made(resource, selected(json!({"updateStrategy": strategy})));
+        let errors = resource.strategy.validate_create(&set);
+        let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        let at = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+        let wanted: Vec<_> = (!wanted.is_empty())
+            .then(|| format!("{at}: {wanted}"))
+            .into_iter()
+            .collect();
+        assert_eq!(texts, wanted, "{max}");
+    }
+}
+
+#[test]
 fn a_job_knows_its_pods_by_its_uid() {
     let mut spec = json!({"template": template(json!({"a": "b"}))});
     spec["template"]["spec"]["restartPolicy"] = "Never".into();

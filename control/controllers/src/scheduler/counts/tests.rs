@@ -152,8 +152,8 @@ fn apply(world: &mut World, truth: &mut Truth, step: &Step) {
 fn put_node(world: &mut World, node: u8, zone: u8) {
     let name = format!("n{node}");
     let labels = match zone {
-        0 => json!({ "host": name }),
-        zone => json!({ "host": name, "zone": format!("z{zone}") }),
+        0 => json!({ "any": "node", "host": name }),
+        zone => json!({ "any": "node", "host": name, "zone": format!("z{zone}") }),
     };
     world.node(&name, labels);
 }
@@ -195,6 +195,24 @@ proptest! {
         for term in terms {
             fresh.state.counts.register(&term, &fresh.state.pods, &fresh.state.nodes);
             prop_assert_eq!(numbers(&world.state, &term), numbers(&fresh.state, &term), "{:?}", term);
+        }
+        // What is known of all domains is what is found by looking at every node.
+        for (key, others) in [("zone", &["host"][..]), ("host", &["zone"]), ("zone", &[])] {
+            let spread = |selector: Value| {
+                let constraints: Vec<Value> = [key].iter().chain(others).map(|key| json!({
+                    "maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule", "minDomains": 2,
+                    "labelSelector": { "matchLabels": { "app": "a" } },
+                })).collect();
+                let spec = json!({ "topologySpreadConstraints": constraints, "nodeSelector": selector });
+                pod("probe", labels(0), spec)
+            };
+            let state = &mut world.state;
+            let [known, looked] = [json!({}), json!({ "any": "node" })].map(spread).map(|pod| {
+                state.register(&pod.needs);
+                let nodes: Vec<_> = (0..state.nodes.len()).filter(|node| state.nodes[*node].offer.is_some()).collect();
+                nodes.into_iter().map(|node| state.verdict_on(&pod, node)).collect::<Vec<_>>()
+            });
+            prop_assert_eq!(known, looked);
         }
         // So a newcomer gets the same answer of every node.
         for kind in 0..KINDS {
