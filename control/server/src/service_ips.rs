@@ -170,6 +170,7 @@ fn ips_of(service: &Value) -> Vec<Ipv4Addr> {
     cluster_ip(service).parse().into_iter().collect()
 }
 
+/// The ports of nodes that a Service has, one for its health included.
 fn ports_of(service: &Value) -> Vec<u16> {
     let ports = service
         .pointer("/spec/ports")
@@ -179,7 +180,14 @@ fn ports_of(service: &Value) -> Vec<u16> {
     ports
         .filter_map(|port| u16::try_from(port.get("nodePort")?.as_u64()?).ok())
         .filter(|port| *port != 0)
+        .chain(health_port_of(service))
         .collect()
+}
+
+/// Where nodes say whether they have endpoints of a Service.
+fn health_port_of(service: &Value) -> Option<u16> {
+    let port = service.pointer("/spec/healthCheckNodePort")?.as_u64()?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
 fn ip_key(ip: Ipv4Addr) -> String {
@@ -323,7 +331,8 @@ impl ServiceIps {
         } else if cluster_ip(service) != "None" {
             self.claim_ip(service, &ips_of(old), &mut claim).await?;
         }
-        claim_ports(service, &ports_of(old), &mut claim).await?;
+        let given = claim_ports(service, &ports_of(old), &mut claim).await?;
+        claim_health_port(service, old, &given, &mut claim).await?;
         if mode == Mode::Real {
             let kept = keys_of(service);
             claim.released = keys_of(old);
@@ -411,7 +420,16 @@ async fn keys(store: &Arc<dyn Store>, prefix: &str) -> Result<HashSet<String>, S
     Ok(list.items.iter().map(|kv| kv.key.to_string()).collect())
 }
 
-async fn claim_ports(service: &mut Value, old: &[u16], claim: &mut Claim) -> Result<(), Status> {
+const OUT_OF_RANGE: &str =
+    "provided port is not in the valid range. The range of valid ports is 30000-32767";
+const TAKEN: &str = "provided port is already allocated";
+
+/// Answers which ports its ports have.
+async fn claim_ports(
+    service: &mut Value,
+    old: &[u16],
+    claim: &mut Claim,
+) -> Result<HashSet<u16>, Status> {
     let name = meta::name(service).to_owned();
     let has_node_ports = match type_of(service) {
         "NodePort" => true,
@@ -424,7 +442,7 @@ async fn claim_ports(service: &mut Value, old: &[u16], claim: &mut Claim) -> Res
         .pointer_mut("/spec/ports")
         .and_then(Value::as_array_mut)
     else {
-        return Ok(());
+        return Ok(HashSet::new());
     };
     // One number may serve two protocols of one Service.
     let mut given = HashSet::new();
@@ -452,19 +470,69 @@ async fn claim_ports(service: &mut Value, old: &[u16], claim: &mut Claim) -> Res
             .ok()
             .filter(|port| NODE_PORTS.contains(port))
         else {
-            return Err(invalid(
-                "provided port is not in the valid range. The range of valid ports is 30000-32767",
-            ));
+            return Err(invalid(OUT_OF_RANGE));
         };
-        if old.contains(&wanted) || !given.insert(wanted) {
+        if !given.insert(wanted) || old.contains(&wanted) {
             continue;
         }
         let value = port_value(&claim.owner);
         if !claim.take(port_key(wanted), value).await? {
-            return Err(invalid("provided port is already allocated"));
+            return Err(invalid(TAKEN));
         }
     }
-    Ok(())
+    Ok(given)
+}
+
+/// A Service whose balancer asks nodes for its health gets a port for that, and keeps it; `given` are the ports that
+/// lead to it.
+async fn claim_health_port(
+    service: &mut Value,
+    old: &Value,
+    given: &HashSet<u16>,
+    claim: &mut Claim,
+) -> Result<(), Status> {
+    if !service
+        .get("spec")
+        .is_some_and(wherry_api::needs_health_check)
+    {
+        // Validation says so if it has one all the same.
+        return Ok(());
+    }
+    let asked = service
+        .pointer("/spec/healthCheckNodePort")
+        .and_then(Value::as_u64)
+        .unwrap_or_default();
+    if asked == 0 {
+        service["spec"]["healthCheckNodePort"] = take_any_port(claim).await?.into();
+        return Ok(());
+    }
+    let name = meta::name(service).to_owned();
+    let invalid = |detail: &str| {
+        let spec = Path::new("spec");
+        let error = FieldError::invalid(&spec.child("healthCheckNodePort"), asked, detail);
+        Err(Status::invalid(services(), &name, vec![error]))
+    };
+    let Some(wanted) = u16::try_from(asked)
+        .ok()
+        .filter(|port| NODE_PORTS.contains(port))
+    else {
+        return invalid(OUT_OF_RANGE);
+    };
+    if given.contains(&wanted) {
+        return invalid(TAKEN);
+    }
+    if health_port_of(old) == Some(wanted) {
+        return Ok(());
+    }
+    // A port that led to the Service until now is its own.
+    if ports_of(old).contains(&wanted)
+        || claim
+            .take(port_key(wanted), port_value(&claim.owner))
+            .await?
+    {
+        return Ok(());
+    }
+    invalid(TAKEN)
 }
 
 async fn take_any_port(claim: &mut Claim) -> Result<u16, Status> {
@@ -595,6 +663,63 @@ mod tests {
             .keep()
             .await;
         assert_eq!(changed, first);
+    }
+
+    #[tokio::test]
+    async fn a_balanced_service_of_local_endpoints_has_a_port_for_its_health() {
+        let (store, ips) = (store(), ips("10.0.0.0/24"));
+        let local = |port: Value| {
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
+                "ports": [{"port": 80, "nodePort": 30100}]})
+        };
+        let mut first = service(local(Value::Null));
+        claim(&ips, &store, &mut first).await.keep().await;
+        let port = health_port_of(&first).expect("it is given one");
+        assert!(NODE_PORTS.contains(&port) && port != 30_100);
+        for (spec, trouble) in [
+            (
+                json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}),
+                TAKEN,
+            ),
+            (local(30_100.into()), TAKEN),
+            (local(port.into()), TAKEN),
+            (local(80.into()), OUT_OF_RANGE),
+        ] {
+            let mut second = service(spec.clone());
+            second["spec"]["ports"][0]["nodePort"] = match second["spec"]["type"].as_str() {
+                Some("NodePort") => port.into(),
+                _ => 0.into(),
+            };
+            let status = ips.claim_new(&store, &mut second, Mode::Real).await;
+            let message = status.err().expect("it is refused").message;
+            assert!(message.contains(trouble), "{spec}: {message}");
+        }
+        let change = async |old: &Value, spec: Value| {
+            let mut new = service(spec);
+            ips.claim_changed(&store, &mut new, old, Mode::Real)
+                .await
+                .unwrap_or_else(|status| panic!("{status}"))
+                .keep()
+                .await;
+            new
+        };
+        // Its own, as long as it is asked for; nobody's, when the policy changes.
+        let kept = change(&first, local(port.into())).await;
+        assert_eq!(health_port_of(&kept), Some(port));
+        let key = port_key(port);
+        assert!(store.get(&key).await.unwrap().0.is_some());
+        let spread = change(
+            &kept,
+            json!({"type": "LoadBalancer", "ports": [{"port": 80, "nodePort": 30100}]}),
+        )
+        .await;
+        assert!(store.get(&key).await.unwrap().0.is_none());
+        let again = change(&spread, local(30_200.into())).await;
+        assert_eq!(health_port_of(&again), Some(30_200));
+        ips.release(&store, &again).await;
+        for port in [30_100, 30_200] {
+            assert!(store.get(&port_key(port)).await.unwrap().0.is_none());
+        }
     }
 
     #[tokio::test]

@@ -26,6 +26,16 @@ const DOMAINS: &[&str] = &["kubelet.kubernetes.io", "node.kubernetes.io"];
 /// Labels that say what runs on a node: for the operator alone.
 const RESTRICTED: &str = "node-restriction.kubernetes.io";
 
+/// What an agent writes of the claims of its pods: how large they are, and what is being done about it.
+const OF_CLAIMS: &[&str] = &[
+    "allocatedResourceStatuses",
+    "allocatedResources",
+    "capacity",
+    "conditions",
+    "currentVolumeAttributesClassName",
+    "modifyVolumeStatus",
+];
+
 fn is_core(call: &Call, plural: &str) -> bool {
     call.resource.group.is_empty() && call.resource.plural == plural
 }
@@ -141,6 +151,20 @@ pub(super) fn create(call: &Call, object: &Value) -> Result<(), Status> {
     }
 }
 
+/// What of a claim is not its agent's to write.
+fn beside_size(claim: &Value) -> Value {
+    let mut claim = claim.clone();
+    if let Some(status) = claim.get_mut("status").and_then(Value::as_object_mut) {
+        status.retain(|field, _| !OF_CLAIMS.contains(&field.as_str()));
+    }
+    if claim["status"].as_object().is_none_or(Map::is_empty) {
+        claim["status"] = Value::Null;
+    }
+    // Who wrote what follows from what was written.
+    meta::metadata_mut(&mut claim).remove("managedFields");
+    claim
+}
+
 pub(super) fn update(
     call: &Call,
     subresource: &str,
@@ -161,6 +185,17 @@ pub(super) fn update(
         if meta::labels(new) != meta::labels(old) {
             return refuse(format!(
                 "node {node:?} cannot update labels through pod status"
+            ));
+        }
+    }
+    if is_core(call, "persistentvolumeclaims") {
+        if subresource != "status" {
+            return refuse(format!("node {node:?} may only update PVC status"));
+        }
+        if beside_size(new) != beside_size(old) {
+            return refuse(format!(
+                "node {node:?} is not allowed to update fields other than {} of the status",
+                OF_CLAIMS.join(", ")
             ));
         }
     }

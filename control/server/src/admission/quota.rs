@@ -91,11 +91,16 @@ async fn write(app: &App, kv: &KeyValue, more: &Amounts) -> Result<KeyValue, Sto
         .await
 }
 
-/// What an object takes more than it did before.
-fn more(call: &Call, new: &Value, old: Option<&Value>) -> Amounts {
+/// What an object takes of a quota more than it did before: all of it if the quota has not held it until now; `None` if
+/// the quota does not hold it.
+fn more(call: &Call, quota_spec: &Value, new: &Value, old: Option<&Value>) -> Option<Amounts> {
     let (group, plural) = (call.resource.group, call.resource.plural);
-    let mut more = quota::usage(group, plural, new);
+    let is_held = |object: &&Value| quota::covers(quota_spec, plural, object);
+    let mut more = Some(new)
+        .filter(is_held)
+        .map(|new| quota::usage(group, plural, new))?;
     for (name, before) in old
+        .filter(is_held)
         .map(|old| quota::usage(group, plural, old))
         .unwrap_or_default()
     {
@@ -103,13 +108,18 @@ fn more(call: &Call, new: &Value, old: Option<&Value>) -> Amounts {
         more.insert(name, now - before);
     }
     more.retain(|_, amount| !amount.is_zero());
-    more
+    Some(more)
 }
 
-/// Whether a change of this can take more than the object had.
-fn may_grow(call: &Call, subresource: &str) -> bool {
+/// Whether a change of this can take more than the object had, of one quota or another.
+fn may_grow(call: &Call, subresource: &str, new: &Value, old: &Value) -> bool {
     match (call.resource.group, call.resource.plural) {
         ("", "services" | "persistentvolumeclaims") => subresource.is_empty(),
+        // A deadline is all of a pod that both scopes look at and a change may set.
+        ("", "pods") if subresource.is_empty() => {
+            let deadline = |pod: &Value| pod.pointer("/spec/activeDeadlineSeconds").is_some();
+            deadline(new) != deadline(old)
+        }
         ("", "pods") => subresource == "resize",
         _ => false,
     }
@@ -136,7 +146,7 @@ pub(crate) async fn reserve_change(
     old: &Value,
     is_dry_run: bool,
 ) -> Result<Reservation, Status> {
-    if !may_grow(call, subresource) {
+    if !may_grow(call, subresource, new, old) {
         return Ok(Reservation::default());
     }
     reserve(call, call.namespace(), new, Some(old), is_dry_run).await
@@ -157,18 +167,20 @@ async fn reserve(
             .map(|list| list.items)
             .map_err(|error| store_status(row(), "", error))
     };
-    if list().await?.is_empty() {
-        return Ok(Reservation::default());
-    }
-    let more = more(call, new, old);
-    if more.values().all(|amount| *amount <= Quantity::ZERO) {
+    let quotas = list().await?;
+    let asks = |kv: &KeyValue| {
+        let more = more(call, &stored::decode(kv)["spec"], new, old);
+        more.is_some_and(|more| more.values().any(|amount| *amount > Quantity::ZERO))
+    };
+    // What gets less is counted anew by the controller.
+    if quotas.is_empty() || (old.is_some() && !quotas.iter().any(asks)) {
         return Ok(Reservation::default());
     }
     let _turn = app.quota_turns.take(namespace).await;
     for _ in 0..TRIES_MAX {
         let mut wanted = Vec::new();
         for kv in list().await? {
-            if let Some(asked) = asked(call, &kv, new, old, &more)? {
+            if let Some(asked) = asked(call, &kv, new, old)? {
                 wanted.push((kv, asked));
             }
         }
@@ -209,14 +221,13 @@ fn asked(
     kv: &KeyValue,
     new: &Value,
     old: Option<&Value>,
-    more: &Amounts,
 ) -> Result<Option<Amounts>, Status> {
     let object = stored::decode(kv);
-    if !quota::covers(&object["spec"], call.resource.plural, new) {
+    let Some(more) = more(call, &object["spec"], new, old) else {
         return Ok(None);
-    }
+    };
     let hard = quota::amounts(&object["status"], "hard");
-    let asked = quota::held(more, &hard);
+    let asked = quota::held(&more, &hard);
     let name = meta::name(new);
     let refuse = |detail: String| Err(Status::forbidden(call.resource, name, &detail));
     if old.is_none()

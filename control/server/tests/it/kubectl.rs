@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::harness::TestServer;
+use crate::harness::{PATIENCE, TestServer};
 
 struct Kubectl<'a>(&'a TestServer);
 
@@ -49,6 +49,15 @@ impl Kubectl<'_> {
             assert!(is_ok, "kubectl {words:?}: {error}");
             out
         }
+    }
+
+    /// Asks until it is done: roles are read a moment after they were written.
+    async fn until(&self, arguments: &str, input: &str) {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let done = async { while !self.run(&words, input).await.0 {} };
+        tokio::time::timeout(PATIENCE, done)
+            .await
+            .expect("kubectl does it in time");
     }
 
     async fn fails(&self, arguments: &str) -> String {
@@ -386,4 +395,87 @@ async fn roles_are_made_and_asked_about() {
             .await
             .contains("cluster-admin")
     );
+}
+
+#[tokio::test]
+async fn auth_reconcile_makes_roles_adds_to_them_and_gives_nothing_away() {
+    let server = TestServer::start().await;
+    let kubectl = Kubectl(&server);
+    let roles = |verbs: &str, subject: &str| {
+        format!(
+            "{}\n---\n{}",
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+                "metadata": {"name": "reader", "namespace": "default"},
+                "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs.split(',').collect::<Vec<_>>()}],
+            }),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+                "metadata": {"name": "readers", "namespace": "default"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": subject}],
+            }),
+        )
+    };
+    let reconcile = "auth reconcile -f -";
+    let verbs = "get role reader -o jsonpath={.rules[*].verbs[*]}";
+    let said = kubectl.ok(reconcile, &roles("get", "jane")).await;
+    assert!(
+        said.contains("role.rbac.authorization.k8s.io/reader reconciled")
+            && said.contains("rolebinding.rbac.authorization.k8s.io/readers reconciled"),
+        "{said}"
+    );
+    kubectl.ok(reconcile, &roles("list", "joe")).await;
+    assert_eq!(kubectl.ok(verbs, "").await, "get list");
+    let subjects = "get rolebinding readers -o jsonpath={.subjects[*].name}";
+    assert_eq!(kubectl.ok(subjects, "").await, "jane joe");
+    let all = format!("{reconcile} --remove-extra-permissions --remove-extra-subjects");
+    kubectl.ok(&all, &roles("list", "joe")).await;
+    assert_eq!(kubectl.ok(verbs, "").await, "list");
+    assert_eq!(kubectl.ok(subjects, "").await, "joe");
+
+    // Somebody who may write roles, and reads no pods: only who may escalate gives more than they have.
+    kubectl
+        .ok(
+            "create clusterrole writer --verb=get,list,create,update,patch \
+             --resource=roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,namespaces",
+            "",
+        )
+        .await;
+    kubectl
+        .ok(
+            "create clusterrolebinding writer --clusterrole=writer --user=jill",
+            "",
+        )
+        .await;
+    kubectl
+        .until(
+            "auth can-i update rolebindings.rbac.authorization.k8s.io --as=jill",
+            "",
+        )
+        .await;
+    let as_jill = format!("{reconcile} --as=jill");
+    let words: Vec<&str> = as_jill.split(' ').collect();
+    let (is_ok, _, error) = kubectl.run(&words, &roles("delete", "jill")).await;
+    assert!(
+        !is_ok && error.contains("attempting to grant RBAC permissions not currently held"),
+        "{error}"
+    );
+    assert_eq!(kubectl.ok(verbs, "").await, "list");
+    assert_eq!(kubectl.ok(subjects, "").await, "joe");
+    kubectl
+        .ok(
+            "create clusterrole giver --verb=escalate,bind --resource=roles.rbac.authorization.k8s.io",
+            "",
+        )
+        .await;
+    kubectl
+        .ok(
+            "create clusterrolebinding giver --clusterrole=giver --user=jill",
+            "",
+        )
+        .await;
+    kubectl.until(&as_jill, &roles("delete", "jill")).await;
+    assert_eq!(kubectl.ok(verbs, "").await, "list delete");
+    assert_eq!(kubectl.ok(subjects, "").await, "joe jill");
 }

@@ -216,6 +216,43 @@ async fn an_agent_writes_about_its_own_node_and_pods() {
             "cannot patch resource",
         ),
         (
+            &patch,
+            format!("{NS}/persistentvolumeclaims/claim-a/status"),
+            json!({"status": {"capacity": {"storage": "2Gi"}, "conditions": [
+                {"type": "FileSystemResizePending", "status": "True"},
+            ]}}),
+            200,
+            "",
+        ),
+        (
+            &patch,
+            format!("{NS}/persistentvolumeclaims/claim-b/status"),
+            json!({"status": {"capacity": {"storage": "2Gi"}}}),
+            403,
+            "no relationship found between node 'a' and this object",
+        ),
+        (
+            &patch,
+            format!("{NS}/persistentvolumeclaims/claim-a/status"),
+            json!({"status": {"phase": "Lost"}}),
+            403,
+            "is not allowed to update fields other than",
+        ),
+        (
+            &patch,
+            format!("{NS}/persistentvolumeclaims/claim-a/status"),
+            label("l"),
+            403,
+            "is not allowed to update fields other than",
+        ),
+        (
+            &patch,
+            format!("{NS}/persistentvolumeclaims/claim-a"),
+            label("l"),
+            403,
+            "cannot patch resource",
+        ),
+        (
             &delete,
             format!("{NS}/pods/pod-b"),
             Value::Null,

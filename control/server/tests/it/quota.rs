@@ -123,6 +123,40 @@ async fn what_is_not_made_gives_back_what_was_reserved() {
 }
 
 #[tokio::test]
+async fn a_pod_that_comes_into_a_scope_takes_all_of_what_it_has_of_it() {
+    let server = TestServer::start().await;
+    for (scope, cpu) in [("Terminating", "1"), ("NotTerminating", "2")] {
+        let spec = json!({"hard": {"pods": "2", "requests.cpu": cpu}, "scopes": [scope]});
+        let used = json!({"pods": "0", "requests.cpu": "0"});
+        quota(&server, &scope.to_lowercase(), spec, used).await;
+    }
+    let path = format!("{NS}/pods");
+    for name in ["a", "b"] {
+        let resources = json!({"requests": {"cpu": "600m"}});
+        server.post(&path, &pod(name, resources)).await.expect(201);
+    }
+    let ends = json!({"spec": {"activeDeadlineSeconds": 60}});
+    server.merge(&format!("{path}/a"), &ends).await.expect(200);
+    assert_eq!(
+        used(&server, "terminating").await,
+        json!({"pods": "1", "requests.cpu": "600m"})
+    );
+    server.merge(&format!("{path}/b"), &ends).await.fails(
+        403,
+        "Forbidden",
+        "pods \"b\" is forbidden: exceeded quota: terminating, requested: requests.cpu=600m, used: requests.cpu=600m, \
+         limited: requests.cpu=1",
+    );
+    // What stays in its scope takes nothing anew.
+    let sooner = json!({"spec": {"activeDeadlineSeconds": 30}});
+    server
+        .merge(&format!("{path}/a"), &sooner)
+        .await
+        .expect(200);
+    assert_eq!(used(&server, "terminating").await["pods"], "1");
+}
+
+#[tokio::test]
 async fn a_quota_wants_pods_to_say_what_they_take() {
     let server = TestServer::start().await;
     quota(

@@ -513,6 +513,46 @@ async fn services_get_addresses_and_give_them_back() {
 }
 
 #[tokio::test]
+async fn a_balancer_that_keeps_who_asks_gets_a_port_for_the_health_of_nodes() {
+    let server = TestServer::start().await;
+    let path = "/api/v1/namespaces/default/services";
+    let spec = json!({"type": "LoadBalancer", "ports": [{"port": 80}]});
+    let made = server
+        .post(path, &json!({"metadata": {"name": "a"}, "spec": spec}))
+        .await
+        .expect(201);
+    let port_of =
+        |answered: &crate::harness::Answered| answered.body["spec"]["healthCheckNodePort"].as_u64();
+    assert_eq!(port_of(&made), None);
+    let policy = |policy: &str| json!({"spec": {"externalTrafficPolicy": policy}});
+    let a = format!("{path}/a");
+    let local = server.merge(&a, &policy("Local")).await.expect(200);
+    let port = port_of(&local).expect("it is given one");
+    assert!((30_000..=32_767).contains(&port), "{port}");
+    let relabelled = server
+        .merge(&a, &json!({"metadata": {"labels": {"x": "y"}}}))
+        .await
+        .expect(200);
+    assert_eq!(port_of(&relabelled), Some(port));
+    let mut other = json!({"metadata": {"name": "b"}, "spec": spec});
+    other["spec"]["externalTrafficPolicy"] = "Local".into();
+    other["spec"]["healthCheckNodePort"] = port.into();
+    let refused = server.post(path, &other).await.expect(422);
+    let trouble = format!(
+        "spec.healthCheckNodePort: Invalid value: {port}: provided port is already allocated"
+    );
+    assert!(
+        refused.message().contains(&trouble),
+        "{}",
+        refused.message()
+    );
+    let spread = server.merge(&a, &policy("Cluster")).await.expect(200);
+    assert_eq!(port_of(&spread), None);
+    let made = server.post(path, &other).await.expect(201);
+    assert_eq!(port_of(&made), Some(port));
+}
+
+#[tokio::test]
 async fn bodies_that_cannot_be_read_are_refused() {
     let server = TestServer::start().await;
     let send = |content_type: &'static str, body: String| {
