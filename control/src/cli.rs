@@ -296,6 +296,14 @@ pub(crate) struct ServerArgs {
     /// Run controllers and scheduler; `false` leaves them to others, such as `wherry control controllers`.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) run_controllers: bool,
+    /// Take requests without credentials for those of `system:anonymous`, whom roles let see health and version alone;
+    /// `false` turns them away.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) anonymous_auth: bool,
+    /// Levels of PodSecurity where a namespace has no labels, and who is exempt: an apiserver.config.k8s.io/v1
+    /// AdmissionConfiguration.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) admission_control_config_file: Option<PathBuf>,
     /// Log requests to this file, as lines of audit.k8s.io/v1 Events; `-` is standard output.
     #[arg(long, requires = "audit_policy_file", value_name = "FILE")]
     pub(crate) audit_log_path: Option<PathBuf>,

@@ -112,6 +112,8 @@ pub(crate) async fn build(
         names: Vec::new(),
         service_cidr,
         store,
+        anonymous_auth: args.anonymous_auth,
+        pod_security: pod_security(args)?,
         audit: audit(args)?,
     })
     .await?;
@@ -130,6 +132,15 @@ pub(crate) async fn build(
         wherry_server::pki::write_file(&path, kubeconfig.as_bytes(), 0o600)?;
     }
     Ok(Control { server, is_shared })
+}
+
+/// What pods may do where their namespace does not say.
+fn pod_security(args: &ServerArgs) -> Result<wherry_server::PodSecurityConfig> {
+    let Some(path) = &args.admission_control_config_file else {
+        return Ok(wherry_server::PodSecurityConfig::default());
+    };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(wherry_server::PodSecurityConfig::parse(&text)?)
 }
 
 /// What is logged of requests.

@@ -13,6 +13,8 @@ mod service_account;
 mod storage;
 mod tolerations;
 
+pub use pod_security::{PodSecurityConfig, PodSecurityError};
+
 use std::sync::atomic::Ordering;
 
 use serde_json::Value;

@@ -13,6 +13,7 @@ mod policy;
 mod writer;
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -207,6 +208,13 @@ impl Trail {
                 Ok(()) => Some(("allow", String::new())),
                 Err(reason) => Some(("forbid", reason.clone())),
             };
+        }
+    }
+
+    /// What admission has to say.
+    pub(crate) fn noted(&mut self, notes: BTreeMap<String, String>) {
+        if let Some(followed) = &mut self.0 {
+            followed.facts.notes = notes;
         }
     }
 

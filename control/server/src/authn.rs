@@ -17,6 +17,7 @@ use crate::{
     bootstrap_token::BootstrapToken,
     stored,
     token::{Claims, ISSUER},
+    user::{ANONYMOUS, UNAUTHENTICATED},
 };
 
 /// Tokens whose signature has been checked and need no second look, at most; a node has one per pod.
@@ -69,20 +70,24 @@ impl CheckedTokens {
     }
 }
 
-/// Finds the user of a request. `Ok(None)`: nobody says who they are.
+/// Finds the user of a request. Who shows nothing is `system:anonymous`, unless such are turned away.
 pub(crate) async fn authenticate(
     app: &App,
     headers: &HeaderMap,
     extensions: &Extensions,
-) -> Result<Option<UserInfo>, Status> {
+) -> Result<UserInfo, Status> {
     if let Some(user) = extensions.get::<UserInfo>() {
-        return Ok(Some(user.clone()));
+        return Ok(user.clone());
     }
     if let Some(CertificateUser(user)) = extensions.get() {
-        return Ok(Some(user.clone()));
+        return Ok(user.clone());
     }
     let Some(header) = headers.get(header::AUTHORIZATION) else {
-        return Ok(None);
+        return if app.anonymous_auth {
+            Ok(UserInfo::anonymous())
+        } else {
+            Err(Status::unauthorized())
+        };
     };
     let token = header
         .to_str()
@@ -92,7 +97,7 @@ pub(crate) async fn authenticate(
         .map(|(_, token)| token.trim())
         .ok_or_else(Status::unauthorized)?;
     match token_user(app, token, &[ISSUER.to_owned()]).await {
-        Ok((user, _)) => Ok(Some(user)),
+        Ok((user, _)) => Ok(user),
         Err(reason) => {
             tracing::debug!(%reason, "Unable to authenticate the request");
             Err(Status::unauthorized())
@@ -187,8 +192,8 @@ pub(crate) async fn impersonate(
         let user = UserInfo::service_account(namespace, account, &uid);
         return Ok(UserInfo { extra, ..user });
     }
-    let everybody = if name == "system:anonymous" {
-        "system:unauthenticated"
+    let everybody = if name == ANONYMOUS {
+        UNAUTHENTICATED
     } else {
         "system:authenticated"
     };

@@ -1,6 +1,9 @@
 //! A request to a resource, with who asks and how they want the answer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -38,6 +41,8 @@ pub(crate) struct Call {
     pub(crate) user_agent: String,
     /// Sent back in `Warning` headers.
     pub(crate) warnings: Warnings,
+    /// For the audit log.
+    pub(crate) notes: Notes,
 }
 
 /// What a client is to be told beside its answer, each once.
@@ -53,6 +58,21 @@ impl Warnings {
     }
 
     pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What admission has to say to the audit log, by the annotation's key.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Notes {
+    pub(crate) fn put(&self, key: String, text: String) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.insert(key, text);
+    }
+
+    pub(crate) fn take(&self) -> BTreeMap<String, String> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

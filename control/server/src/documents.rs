@@ -26,14 +26,6 @@ mod openapi_v2;
 /// The Kubernetes version whose API this is; kubectl warns when it is more than one minor version away.
 const MINOR: &str = "33";
 
-/// Paths everybody may see, known or not.
-pub(crate) fn is_open(path: &str) -> bool {
-    path == "/version"
-        || ["/livez", "/readyz", "/healthz"]
-            .iter()
-            .any(|open| path == *open || path.starts_with(&format!("{open}/")))
-}
-
 /// Hashes of OpenAPI documents; the documents themselves are made when asked for.
 #[derive(Default)]
 pub(crate) struct DocumentHashes(Mutex<HashMap<String, String>>);
@@ -96,9 +88,11 @@ fn is_known(headers: &HeaderMap, etag: &str) -> bool {
         .any(|known| known == "*" || known.trim_start_matches("W/") == etag)
 }
 
-/// Whether a path takes care of the form of its answer itself.
+/// Whether a path takes care of the form of its answer itself, or has one form for everybody.
 pub(crate) fn is_negotiated(path: &str) -> bool {
-    path.trim_matches('/') == "openapi/v2"
+    let path = path.trim_matches('/');
+    let first = path.split('/').next().unwrap_or_default();
+    path == "openapi/v2" || matches!(first, "livez" | "readyz" | "healthz" | "version")
 }
 
 /// Answers a path that is no resource.

@@ -69,6 +69,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wherry_store::Store;
 
+pub use admission::{PodSecurityConfig, PodSecurityError};
 pub use audit::{AuditConfig, AuditError, PolicyError};
 pub use authz::Attributes;
 pub use bootstrap::BootstrapError;
@@ -95,6 +96,10 @@ pub struct Config {
     pub service_cidr: Cidr,
     /// Where objects are kept.
     pub store: Arc<dyn Store>,
+    /// Whether who shows no credentials is `system:anonymous`, whom roles let see health and version, or nobody.
+    pub anonymous_auth: bool,
+    /// What pods may do where their namespace does not say, and who is exempt.
+    pub pod_security: PodSecurityConfig,
     /// What is logged of requests; `None`: nothing.
     pub audit: Option<AuditConfig>,
 }
@@ -129,6 +134,8 @@ pub(crate) struct App {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) feeds: feed::Feeds,
     pub(crate) tokens: token::Tokens,
+    /// Whether anybody is let in without credentials, as far as roles go.
+    pub(crate) anonymous_auth: bool,
     pub(crate) checked_tokens: authn::CheckedTokens,
     pub(crate) graph: Arc<authz::graph::NodeGraph>,
     pub(crate) service_ips: service_ips::ServiceIps,
@@ -137,6 +144,7 @@ pub(crate) struct App {
     pub(crate) node_metrics: node_metrics::NodeMetrics,
     pub(crate) audit: audit::Audit,
     pub(crate) rbac: rbac::Rbac,
+    pub(crate) pod_security: PodSecurityConfig,
     pub(crate) quota_turns: admission::quota::Turns,
     pub(crate) document_hashes: documents::DocumentHashes,
     /// `address:port`, for `/api`.
@@ -212,6 +220,7 @@ impl Server {
             store: config.store,
             tokens: token::Tokens::new(pki.service_account_key())
                 .map_err(|error| ServerError::TokenKey(error.to_string()))?,
+            anonymous_auth: config.anonymous_auth,
             checked_tokens: authn::CheckedTokens::default(),
             graph: Arc::default(),
             service_ips: service_ips::ServiceIps::new(config.service_cidr),
@@ -220,6 +229,7 @@ impl Server {
             node_metrics: node_metrics::NodeMetrics::default(),
             audit,
             rbac: rbac::Rbac::default(),
+            pod_security: config.pod_security,
             quota_turns: admission::quota::Turns::default(),
             document_hashes: documents::DocumentHashes::default(),
             public_address: SocketAddr::new(public, address.port()).to_string(),

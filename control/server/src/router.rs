@@ -23,7 +23,7 @@ use crate::{
     audit::{Stage, Trail},
     authn,
     authz::Attributes,
-    call::{self, BODY_BYTES_MAX, Call, Warnings},
+    call::{self, BODY_BYTES_MAX, Call, Notes, Warnings},
     compress, computed, documents,
     request::{self, Accept, Query, ResourcePath},
     reviews, subresources, verbs,
@@ -172,13 +172,7 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
         verb,
         accept,
     } = incoming;
-    if documents::is_open(path) {
-        let accept = accept.unwrap_or_default();
-        return documents::serve(app, path, &query, accept, request.headers()).await;
-    }
-    let user = authn::authenticate(app, request.headers(), request.extensions())
-        .await?
-        .ok_or_else(Status::unauthorized)?;
+    let user = authn::authenticate(app, request.headers(), request.extensions()).await?;
     trail.asked_by(&user);
     let user = authn::impersonate(app, user, request.headers()).await?;
     trail.impersonates(&user);
@@ -268,6 +262,7 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
             .unwrap_or_default()
             .to_owned(),
         warnings: Warnings::default(),
+        notes: Notes::default(),
     };
     check_scope(&call)?;
     if subresources::is_streamed(&target.subresource) {
@@ -290,6 +285,7 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
         dispatch(&mut call, &parts.method, &parts.headers, &body).await
     })
     .await;
+    trail.noted(call.notes.take());
     let mut response = answered
         .map_err(|_| Status::timeout("request did not complete within the allotted timeout"))??;
     for warning in call.warnings.take() {

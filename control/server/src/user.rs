@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+/// The name of those without credentials.
+pub(crate) const ANONYMOUS: &str = "system:anonymous";
+/// Their group.
+pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
+
 /// A user as authentication found it. Put into a request's extensions it stands for one that has been authenticated,
 /// which is how the parts of one process talk to the server in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +40,15 @@ impl UserInfo {
     /// The administrator.
     pub fn admin() -> Self {
         Self::new("kubernetes-admin", &["system:masters"])
+    }
+
+    /// Somebody without credentials, where such are let in (`--anonymous-auth`).
+    pub fn anonymous() -> Self {
+        Self {
+            name: ANONYMOUS.to_owned(),
+            groups: vec![UNAUTHENTICATED.to_owned()],
+            ..Self::default()
+        }
     }
 
     /// The agent of a node.

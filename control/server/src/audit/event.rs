@@ -1,5 +1,7 @@
 //! `audit.k8s.io/v1` Event: one line of the log. Pure.
 
+use std::collections::BTreeMap;
+
 use http::header;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -29,6 +31,8 @@ pub(crate) struct Facts {
     pub(super) request_object: Option<Value>,
     pub(super) response_object: Option<Value>,
     pub(super) is_truncated: bool,
+    /// Annotations that admission gives.
+    pub(super) notes: BTreeMap<String, String>,
     /// Reason and message of a failure.
     pub(super) failure: Option<(String, String)>,
     pub(super) code: u16,
@@ -133,6 +137,9 @@ impl Facts {
             if let Some((decision, reason)) = &self.decision {
                 annotations.insert("authorization.k8s.io/decision".into(), (*decision).into());
                 annotations.insert("authorization.k8s.io/reason".into(), reason.clone().into());
+            }
+            for (key, text) in &self.notes {
+                annotations.insert(key.clone(), text.clone().into());
             }
             let shown = |object: &Value| match rule.omits_managed_fields {
                 true => without_managed_fields(object),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::Method;
 use serde_json::{Value, json};
-use wherry_server::{AuditConfig, UserInfo};
+use wherry_server::{AuditConfig, PodSecurityConfig, UserInfo};
 use wherry_store::MemoryStore;
 
 use crate::harness::{PATIENCE, TestServer};
@@ -152,4 +152,67 @@ async fn a_watch_is_logged_when_it_begins_and_when_it_ends() {
         stages(&events(dir.path(), path, 3).await),
         ["RequestReceived", "ResponseStarted", "ResponseComplete"]
     );
+}
+
+#[tokio::test]
+async fn what_pods_do_beyond_their_level_is_logged_and_who_is_exempt_is_not_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = AuditConfig {
+        log_path: dir.path().join("audit.log"),
+        policy: "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}"
+            .to_owned(),
+        bytes_max: 1 << 20,
+        backups_max: 1,
+    };
+    let config = PodSecurityConfig::parse(
+        "{apiVersion: apiserver.config.k8s.io/v1, kind: AdmissionConfiguration, plugins: [{name: PodSecurity,
+          configuration: {apiVersion: pod-security.admission.config.k8s.io/v1, kind: PodSecurityConfiguration,
+          defaults: {enforce: baseline, audit: restricted}, exemptions: {namespaces: [free]}}}]}",
+    );
+    let server = TestServer::with_pod_security(config.expect("a configuration"), audit).await;
+    for namespace in ["free", "own"] {
+        let labels = json!({"pod-security.kubernetes.io/enforce": "privileged"});
+        let namespace = json!({"metadata": {"name": namespace, "labels": labels}});
+        server
+            .post("/api/v1/namespaces", &namespace)
+            .await
+            .expect(201);
+        let account = json!({"metadata": {"name": "default"}});
+        let namespace = namespace["metadata"]["name"].as_str().unwrap();
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+        server.post(&path, &account).await.expect(201);
+    }
+    let account = json!({"metadata": {"name": "default"}});
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    server.post(accounts, &account).await.expect(201);
+    let pod = json!({"metadata": {"name": "p"}, "spec": {
+        "containers": [{"name": "c", "image": "i", "securityContext": {"privileged": true}}],
+    }});
+    for (namespace, code, annotations) in [
+        (
+            "default",
+            403,
+            json!({"enforce-policy": "baseline:latest", "audit-violations": true}),
+        ),
+        ("own", 201, json!({"audit-violations": true})),
+        ("free", 201, json!({"exempt": "namespace"})),
+    ] {
+        let path = format!("/api/v1/namespaces/{namespace}/pods");
+        server.post(&path, &pod).await.expect(code);
+        let found = events(dir.path(), &path, 2).await;
+        let logged = found[1]["annotations"].as_object().expect("annotations");
+        let mut ours = json!({});
+        for (key, text) in logged {
+            if let Some(key) = key.strip_prefix("pod-security.kubernetes.io/") {
+                ours[key] = if key == "audit-violations" {
+                    let text = text.as_str().expect("a text");
+                    text.starts_with("would violate PodSecurity \"restricted:latest\": ")
+                        .into()
+                } else {
+                    text.clone()
+                };
+            }
+        }
+        assert_eq!(ours, annotations, "{namespace}");
+    }
 }

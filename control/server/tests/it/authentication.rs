@@ -25,26 +25,67 @@ async fn bearer(
 }
 
 #[tokio::test]
-async fn nobody_gets_in_but_to_the_open_paths() {
+async fn who_shows_no_credentials_sees_health_and_version_alone() {
     let server = TestServer::start().await;
     let ask =
         |path: &'static str| server.send(None, Request::get(path).body(Body::empty()).unwrap());
-    for path in ["/livez", "/readyz", "/healthz", "/readyz/ping", "/version"] {
+    for path in [
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/readyz?verbose",
+        "/version",
+        "/version/",
+    ] {
         ask(path).await.expect(200);
     }
+    // Whatever form a prober asks for.
+    let html = Request::get("/healthz").header(header::ACCEPT, "text/html");
+    let answered = server.send(None, html.body(Body::empty()).unwrap()).await;
+    assert_eq!(answered.expect(200).text, "ok");
     for path in [
+        "/",
         "/api",
         "/apis",
-        "/api/v1/pods",
         "/openapi/v2",
         "/metrics",
         "/nonsense",
+        "/readyz/ping",
     ] {
-        ask(path).await.fails(401, "Unauthorized", "Unauthorized");
+        let message = format!("forbidden: User \"system:anonymous\" cannot get path \"{path}\"");
+        ask(path).await.fails(403, "Forbidden", &message);
     }
-    bearer(&server, "GET", "/api", "nonsense", Value::Null)
+    ask("/api/v1/pods").await.fails(
+        403,
+        "Forbidden",
+        "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" at the cluster \
+         scope",
+    );
+    let reviews = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let request = Request::post(reviews).header(header::CONTENT_TYPE, "application/json");
+    let request = request.body(Body::from("{}")).unwrap();
+    server.send(None, request).await.expect(403);
+    let request = Request::get("/healthz").header("Impersonate-User", "system:admin");
+    server
+        .send(None, request.body(Body::empty()).unwrap())
         .await
-        .fails(401, "Unauthorized", "Unauthorized");
+        .expect(403);
+    for path in ["/api", "/healthz"] {
+        bearer(&server, "GET", path, "nonsense", Value::Null)
+            .await
+            .fails(401, "Unauthorized", "Unauthorized");
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_is_anonymous_who_shows_no_credentials_is_unauthorized() {
+    let server = TestServer::without_anonymous().await;
+    for path in ["/healthz", "/version", "/api/v1/pods"] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let answered = server.send(None, request).await;
+        answered.fails(401, "Unauthorized", "Unauthorized");
+    }
+    server.get("/healthz").await.expect(200);
 }
 
 #[tokio::test]

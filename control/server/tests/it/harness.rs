@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt;
-use wherry_server::{AuditConfig, Config, Pki, SERVICE_CIDR_DEFAULT, Server, UserInfo};
+use wherry_server::{
+    AuditConfig, Config, Pki, PodSecurityConfig, SERVICE_CIDR_DEFAULT, Server, UserInfo,
+};
 use wherry_store::{MemoryStore, Store};
 
 /// The one timeout of everything that is waited for.
@@ -96,6 +98,30 @@ impl TestServer {
 
     /// Serving what is in a store, and logging who asks.
     pub(crate) async fn with(store: Arc<dyn Store>, audit: Option<AuditConfig>) -> Self {
+        Self::made(store, audit, true, PodSecurityConfig::default()).await
+    }
+
+    /// Turning away who shows no credentials.
+    pub(crate) async fn without_anonymous() -> Self {
+        let store = Arc::new(MemoryStore::default());
+        Self::made(store, None, false, PodSecurityConfig::default()).await
+    }
+
+    /// Letting pods do what this says, and logging what is to be known of it.
+    pub(crate) async fn with_pod_security(
+        pod_security: PodSecurityConfig,
+        audit: AuditConfig,
+    ) -> Self {
+        let store = Arc::new(MemoryStore::default());
+        Self::made(store, Some(audit), true, pod_security).await
+    }
+
+    async fn made(
+        store: Arc<dyn Store>,
+        audit: Option<AuditConfig>,
+        anonymous_auth: bool,
+        pod_security: PodSecurityConfig,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let server = Server::build(Config {
             pki_dir: dir.path().join("pki"),
@@ -104,6 +130,8 @@ impl TestServer {
             names: Vec::new(),
             service_cidr: SERVICE_CIDR_DEFAULT.parse().expect("a range"),
             store: store.clone(),
+            anonymous_auth,
+            pod_security,
             audit,
         })
         .await
