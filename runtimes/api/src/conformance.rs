@@ -15,6 +15,7 @@ mod logs;
 mod mounts;
 mod namespaces;
 mod security;
+mod shell;
 mod stop;
 mod streams;
 mod support;
@@ -24,6 +25,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use async_trait::async_trait;
 use futures::{FutureExt, future::LocalBoxFuture};
 
+pub use shell::{ShellFixture, ShellNode};
 pub use support::read_log;
 
 use crate::*;

@@ -2,7 +2,10 @@
 
 use std::{process::Command, time::Duration};
 
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{
+    conformance::{ShellNode, read_log},
+    *,
+};
 
 use crate::node::{Node, eventually, open, tests};
 

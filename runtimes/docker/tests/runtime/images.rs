@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::ShellNode, *};
 
 use crate::node::{Node, import_busybox, tests};
 

@@ -9,12 +9,16 @@ use std::{
     time::Instant,
 };
 
+use async_trait::async_trait;
 use libtest_mimic::Trial;
 use sha2::{Digest, Sha256};
 use wherry_docker::{Config, DockerRuntime};
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{conformance::ShellNode, *};
 
 use crate::engine::{self, TIMEOUT};
+
+/// The reference of the image that containers are of.
+const BUSYBOX: &str = "wherry.test/busybox:1";
 
 pub(crate) type Body = fn(Node) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -60,6 +64,29 @@ pub(crate) struct Node {
     pub(crate) image: String,
 }
 
+#[async_trait]
+impl ShellNode for Node {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        self.runtime.clone()
+    }
+
+    async fn restart(&mut self) {
+        self.runtime = open(&self.socket, &self.place).await;
+    }
+
+    fn place(&self) -> &Path {
+        &self.place
+    }
+
+    fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    fn shell_image(&self) -> (String, &'static str) {
+        (self.image.clone(), BUSYBOX)
+    }
+}
+
 impl Node {
     pub(crate) async fn new(name: &str, socket: PathBuf) -> Self {
         let place = tempfile::Builder::new()
@@ -68,7 +95,7 @@ impl Node {
             .unwrap()
             .keep();
         let runtime = open(&socket, &place).await;
-        let image = import_busybox(&runtime, &place, "wherry.test/busybox:1", None).await;
+        let image = import_busybox(&runtime, &place, BUSYBOX, None).await;
         Self {
             cgroup: format!(
                 "wherry-test-{}-{}",
@@ -80,96 +107,6 @@ impl Node {
             runtime,
             image,
         }
-    }
-
-    /// The agent ends and another begins.
-    pub(crate) async fn restart(&mut self) {
-        self.runtime = open(&self.socket, &self.place).await;
-    }
-
-    pub(crate) fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
-        let logs = self.place.join("log").join(name);
-        fs::create_dir_all(&logs).unwrap();
-        PodSandboxConfig {
-            hostname: Some(name.into()),
-            ..PodSandboxConfig::new(
-                format!("uid-{name}"),
-                name,
-                "default",
-                logs,
-                format!("{}/kubepods/besteffort/pod-{name}", self.cgroup),
-            )
-        }
-    }
-
-    pub(crate) async fn sandbox(&self, name: &str) -> PodSandbox {
-        self.runtime
-            .run_pod_sandbox(&self.sandbox_config(name))
-            .await
-            .unwrap()
-    }
-
-    /// A container that runs a shell script.
-    pub(crate) fn script(&self, sandbox: &PodSandbox, name: &str, script: &str) -> ContainerConfig {
-        ContainerConfig {
-            command: vec!["/bin/sh".into(), "-c".into(), script.into()],
-            labels: vec![("k".into(), "v".into())],
-
-            ..ContainerConfig::new(
-                name,
-                self.image.clone(),
-                "wherry.test/busybox:1",
-                sandbox.config.log_directory.join(format!("{name}.log")),
-            )
-        }
-    }
-
-    pub(crate) async fn start(
-        &self,
-        sandbox: &PodSandbox,
-        config: &ContainerConfig,
-    ) -> ContainerId {
-        let id = self
-            .runtime
-            .create_container(sandbox, config)
-            .await
-            .unwrap();
-        self.runtime.start_container(&id).await.unwrap();
-        id
-    }
-
-    /// Runs a container to its end: how it ended, and its log without the marks.
-    pub(crate) async fn run(
-        &self,
-        sandbox: &PodSandbox,
-        config: &ContainerConfig,
-    ) -> (ContainerExit, String) {
-        let id = self.start(sandbox, config).await;
-        let exit = self.exit(&id).await;
-        (exit, read_log(&config.log_path))
-    }
-
-    pub(crate) async fn exit(&self, id: &ContainerId) -> ContainerExit {
-        let mut events = self.runtime.subscribe();
-        let wait = async {
-            loop {
-                if let ContainerState::Exited(exit) =
-                    self.runtime.container_status(id).await.unwrap().state
-                {
-                    return exit;
-                }
-                let _ = events.recv().await;
-            }
-        };
-        tokio::time::timeout(TIMEOUT, wait)
-            .await
-            .expect("the container exits")
-    }
-
-    pub(crate) async fn exec_text(&self, id: &ContainerId, script: &str) -> String {
-        let command = ["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
-        let answer = self.runtime.exec_sync(id, &command, TIMEOUT).await.unwrap();
-        String::from_utf8(answer.stdout).unwrap()
     }
 
     /// Removes every sandbox, as the agent would, and checks that nothing is left.

@@ -5,7 +5,10 @@ use std::{fs, sync::Arc, time::Duration};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use wherry_docker::DockerRuntime;
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{
+    conformance::{ShellNode, read_log},
+    *,
+};
 
 use crate::{
     engine::{Engine, TIMEOUT},

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{
+    conformance::{ShellNode, read_log},
+    *,
+};
 
 use crate::harness::{Node, eventually, tests};
 

@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use wherry_images::{Store, StoreConfig, layout::PackConfig};
 use wherry_oci::{Config, OciRuntime};
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{conformance::ShellNode, *};
 
 /// Tests under way at once. They mostly wait.
 const PARALLEL: usize = 8;
@@ -162,6 +163,29 @@ pub(crate) struct Node {
     image_ids: Vec<(String, String)>,
 }
 
+#[async_trait]
+impl ShellNode for Node {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        self.runtime.clone()
+    }
+
+    async fn restart(&mut self) {
+        self.runtime = open(&self.place, &self.images).await;
+    }
+
+    fn place(&self) -> &Path {
+        &self.place
+    }
+
+    fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    fn shell_image(&self) -> (String, &'static str) {
+        (self.image("busybox"), "busybox")
+    }
+}
+
 impl Node {
     async fn new(name: &str, image: &BusyboxImage) -> Self {
         let place = tempfile::Builder::new()
@@ -207,11 +231,6 @@ impl Node {
         }
     }
 
-    /// The agent ends and another begins.
-    pub(crate) async fn restart(&mut self) {
-        self.runtime = open(&self.place, &self.images).await;
-    }
-
     /// The agent ends, and there is one that knows of nothing here.
     pub(crate) async fn stop_agent(&mut self) {
         let elsewhere = self.place.join("elsewhere");
@@ -225,94 +244,6 @@ impl Node {
             .unwrap()
             .1
             .clone()
-    }
-
-    pub(crate) fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
-        let logs = self.place.join("log").join(name);
-        fs::create_dir_all(&logs).unwrap();
-        PodSandboxConfig {
-            hostname: Some(name.into()),
-            ..PodSandboxConfig::new(
-                format!("uid-{name}"),
-                name,
-                "default",
-                logs,
-                format!("{}/kubepods/besteffort/pod-{name}", self.cgroup),
-            )
-        }
-    }
-
-    pub(crate) async fn sandbox(&self, name: &str) -> PodSandbox {
-        self.runtime
-            .run_pod_sandbox(&self.sandbox_config(name))
-            .await
-            .unwrap()
-    }
-
-    /// A container that runs a shell script.
-    pub(crate) fn script(&self, sandbox: &PodSandbox, name: &str, script: &str) -> ContainerConfig {
-        ContainerConfig {
-            command: vec!["/bin/sh".into(), "-c".into(), script.into()],
-            labels: vec![("k".into(), "v".into())],
-
-            ..ContainerConfig::new(
-                name,
-                self.image("busybox"),
-                "busybox",
-                sandbox.config.log_directory.join(format!("{name}.log")),
-            )
-        }
-    }
-
-    pub(crate) async fn start(
-        &self,
-        sandbox: &PodSandbox,
-        config: &ContainerConfig,
-    ) -> ContainerId {
-        let id = self
-            .runtime
-            .create_container(sandbox, config)
-            .await
-            .unwrap();
-        self.runtime.start_container(&id).await.unwrap();
-        id
-    }
-
-    /// Runs a container to its end: how it ended, and its log without the marks.
-    pub(crate) async fn run(
-        &self,
-        sandbox: &PodSandbox,
-        config: &ContainerConfig,
-    ) -> (ContainerExit, String) {
-        let id = self.start(sandbox, config).await;
-        let exit = self.exit(&id).await;
-        (exit, read_log(&config.log_path))
-    }
-
-    pub(crate) async fn exit(&self, id: &ContainerId) -> ContainerExit {
-        let mut events = self.runtime.subscribe();
-        let wait = async {
-            loop {
-                if let ContainerState::Exited(exit) =
-                    self.runtime.container_status(id).await.unwrap().state
-                {
-                    return exit;
-                }
-                let _ = events.recv().await;
-            }
-        };
-        tokio::time::timeout(TIMEOUT, wait)
-            .await
-            .expect("the container exits")
-    }
-
-    pub(crate) async fn exec(&self, id: &ContainerId, script: &str) -> ExecSyncResponse {
-        let command = ["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
-        self.runtime.exec_sync(id, &command, TIMEOUT).await.unwrap()
-    }
-
-    pub(crate) async fn exec_text(&self, id: &ContainerId, script: &str) -> String {
-        String::from_utf8(self.exec(id, script).await.stdout).unwrap()
     }
 }
 

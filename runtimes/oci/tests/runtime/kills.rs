@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{
+    conformance::{ShellNode, read_log},
+    *,
+};
 
 use crate::harness::{Node, eventually, tests};
 

@@ -2,7 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{
+    conformance::{ShellNode, read_log},
+    *,
+};
 
 use crate::harness::{Node, TIMEOUT, eventually, tests};
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use wherry_runtime_api::*;
+use wherry_runtime_api::{conformance::ShellNode, *};
 
 use crate::harness::{Node, tests};
 

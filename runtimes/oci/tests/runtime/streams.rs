@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use wherry_runtime_api::{conformance::read_log, *};
+use wherry_runtime_api::{
+    conformance::{ShellNode, read_log},
+    *,
+};
 
 use crate::harness::{Node, TIMEOUT, eventually, tests};
 
