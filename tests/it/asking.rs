@@ -1,6 +1,6 @@
 //! Who asks Services while other things happen: curl, now and then, and pods that never stop.
 
-use wherry_tests::{Nodes, eventually};
+use wherry_tests::{Nodes, eventually, outcome};
 
 /// Fetches a URL from outside, on a new connection.
 pub(crate) fn curl_outside(nodes: &Nodes, url: &str) -> Result<String, String> {
@@ -14,13 +14,7 @@ pub(crate) fn curl_on(nodes: &Nodes, index: usize, args: &[&str]) -> Result<Stri
 }
 
 fn curl(command: &mut std::process::Command, args: &[&str]) -> Result<String, String> {
-    let command = command.args(["-fsS", "--max-time", "5"]).args(args);
-    let output = command.output().expect("curl starts");
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
+    outcome(command.args(["-fsS", "--max-time", "5"]).args(args))
 }
 
 /// Asks a Service by its name again and again, once that is known at all.

@@ -34,7 +34,7 @@ use libtest_mimic::{Failed, Trial};
 
 use case::{Case, Outcome};
 
-use crate::{Node, Shared};
+use crate::{Node, Shared, timed};
 
 /// The runtimes, in the order of the table's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,12 +175,11 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
                 );
                 let (shared, test) = (shared.clone(), row.test);
                 let node = (row.nodes)(runtime);
-                trials.push(Trial::test(name, move || {
+                trials.push(timed(name, move || {
                     let cluster = shared.cluster(node);
                     shared.in_namespace(cluster, |namespace| {
                         case::judge(test, &Case::new(cluster, namespace, runtime, refusal));
                     });
-                    Ok::<(), Failed>(())
                 }));
             }
         }

@@ -3,13 +3,13 @@
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use libtest_mimic::Trial;
-use wherry_tests::{Network, eventually, wherry};
+use wherry_tests::{Network, eventually, outcome, wherry};
 
-use crate::own_trials;
+use crate::{etcd::Etcd, own_trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     own_trials![
@@ -17,8 +17,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         state_moves_by_snapshot_and_from_the_embedded_store_to_etcd
     ]
 }
-
-const ETCD: &str = "etcd://127.0.0.1:2379";
 
 /// A network with room for an etcd and control planes, each with a root of its own.
 struct Site {
@@ -46,21 +44,8 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    fn start_etcd(&mut self) {
-        let etcd = self
-            .network
-            .command("etcd")
-            .arg("--data-dir")
-            .arg(self.root("etcd"))
-            .args(["--listen-client-urls", "http://127.0.0.1:2379"])
-            .args(["--advertise-client-urls", "http://127.0.0.1:2379"])
-            .args(["--listen-peer-urls", "http://127.0.0.1:2380"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd starts");
-        self.processes.push(etcd);
+    fn start_etcd(&self) -> Etcd {
+        Etcd::start(self.network.name(), "127.0.0.1", 1)
     }
 
     fn start_control(&mut self, name: &str, port: u16, args: &[&str]) -> Control {
@@ -118,13 +103,13 @@ impl Site {
             .env("KUBECONFIG", &control.kubeconfig)
             .env("HOME", self.directory.path())
             .args(args);
-        output(command)
+        outcome(&mut command)
     }
 
     fn wherry(&self, args: &[&str], root: &Path) -> Result<String, String> {
         let mut command = self.network.command(wherry());
         command.args(args).arg("--root").arg(root);
-        output(command)
+        outcome(&mut command)
     }
 
     fn config_map(&self, control: &Control, name: &str) {
@@ -171,25 +156,17 @@ impl Drop for Site {
     }
 }
 
-fn output(mut command: Command) -> Result<String, String> {
-    let output = command.output().expect("a program starts");
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-}
-
 fn control_planes_on_one_etcd_take_over_from_each_other() {
     let mut site = Site::new();
-    site.start_etcd();
-    let first = site.start_control("a", 6443, &["--store", ETCD]);
+    let etcd = site.start_etcd();
+    let store = etcd.store();
+    let first = site.start_control("a", 6443, &["--store", &store]);
     let leader = eventually("a leader", || match site.holder(&first) {
         holder if holder.is_empty() => Err("nobody".to_owned()),
         holder => Ok(holder),
     });
     let keys = site.root("a").join("control/pki").display().to_string();
-    let shared = ["--store", ETCD, "--cert-dir", &keys];
+    let shared = ["--store", &store, "--cert-dir", &keys];
     let second = site.start_control("b", 6444, &shared);
     site.wait_for_controllers(&second, "before");
     assert_eq!(site.holder(&second), leader, "two leaders");
@@ -201,7 +178,7 @@ fn control_planes_on_one_etcd_take_over_from_each_other() {
     for n in 5..10 {
         site.config_map(&second, &format!("n{n}"));
     }
-    let again = site.start_control("a", 6443, &["--store", ETCD]);
+    let again = site.start_control("a", 6443, &["--store", &store]);
     let all = site.config_maps(&again);
     for n in 0..10 {
         assert!(
@@ -212,11 +189,8 @@ fn control_planes_on_one_etcd_take_over_from_each_other() {
     site.wait_for_controllers(&second, "after");
     assert_ne!(site.holder(&again), leader, "a dead leader leads");
 
-    let mut etcdctl = site.network.command("etcdctl");
-    etcdctl
-        .env("ETCDCTL_API", "3")
-        .args(["get", "/registry", "--prefix", "--keys-only"]);
-    let keys = output(etcdctl).expect("etcdctl reads");
+    let mut get = etcd.etcdctl(&["get", "/registry", "--prefix", "--keys-only"]);
+    let keys = outcome(&mut get).expect("etcdctl reads");
     for key in [
         "/registry/configmaps/default/n3",
         "/registry/namespaces/after",
@@ -268,14 +242,15 @@ fn state_moves_by_snapshot_and_from_the_embedded_store_to_etcd() {
     assert!(site.config_maps(&restored).contains("configmap/kept\n"));
     site.end(restored.pid, nix::sys::signal::Signal::SIGTERM);
 
-    site.start_etcd();
-    let migrate = ["control", "migrate", "--from", "embedded", "--to", ETCD];
-    let migrated = eventually("etcd takes it in", || site.wherry(&migrate, &a));
+    let etcd = site.start_etcd();
+    let store = etcd.store();
+    let migrate = ["control", "migrate", "--from", "embedded", "--to", &store];
+    let migrated = site.wherry(&migrate, &a).expect("etcd takes it in");
     assert!(
         migrated.contains(" keys copied from embedded to "),
         "{migrated}"
     );
-    let migrated = site.start_control("a", 6443, &["--store", ETCD]);
+    let migrated = site.start_control("a", 6443, &["--store", &store]);
     assert!(site.config_maps(&migrated).contains("configmap/kept\n"));
     site.wait_for_controllers(&migrated, "elsewhere");
 }

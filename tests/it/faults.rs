@@ -1,8 +1,10 @@
 //! What goes wrong in a cluster, one thing at a time: pods, Services and names go on, nothing that was acknowledged is
 //! lost, and in the end everything is as it should be and nothing is left over.
 
+mod alone;
 mod control;
 mod kills;
+mod leader;
 mod links;
 
 use libtest_mimic::Trial;
@@ -30,6 +32,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         control::pods_do_without_a_control_plane_for_two_minutes,
         control::a_member_of_etcd_is_lost_and_no_write_is,
         control::a_full_disk_under_the_store_refuses_writes_and_loses_none,
+        alone::agents_that_are_restarted_alone_keep_their_pods_and_tell_the_truth_later,
+        leader::control_planes_behind_one_address_take_over_in_the_middle_of_an_update,
     ]
 }
 

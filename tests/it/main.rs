@@ -10,6 +10,7 @@ mod behaviours;
 mod cgroup_v2;
 mod clients;
 mod control_planes;
+mod etcd;
 mod examples;
 mod faults;
 mod filesystems;
@@ -31,9 +32,12 @@ mod volumes;
 mod wasm;
 mod workloads;
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -55,6 +59,51 @@ struct Shared {
     /// Three nodes and a control plane of their own host.
     three: OnceLock<Nodes>,
     namespaces: AtomicU32,
+}
+
+/// How long each test took, in seconds; what the slowest are is said at the end.
+static TOOK: Mutex<Vec<(f32, String)>> = Mutex::new(Vec::new());
+
+/// So many of the slowest are said.
+const SLOWEST: usize = 25;
+
+/// Takes the time of a test, also of one that fails.
+struct Timed {
+    name: String,
+    start: Instant,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        let took = (
+            self.start.elapsed().as_secs_f32(),
+            std::mem::take(&mut self.name),
+        );
+        TOOK.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(took);
+    }
+}
+
+/// A test whose time is taken.
+fn timed(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    let name = name.into();
+    Trial::test(name.clone(), move || {
+        let _timed = Timed {
+            name,
+            start: Instant::now(),
+        };
+        test();
+        Ok::<(), Failed>(())
+    })
+}
+
+fn say_slowest() {
+    let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    took.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (seconds, name) in took.iter().take(SLOWEST) {
+        println!("{seconds:6.1} s  {name}");
+    }
 }
 
 /// A test on the shared node, given a namespace of its own.
@@ -168,26 +217,19 @@ macro_rules! own_trials {
 
 fn shared_trial(shared: &Arc<Shared>, name: &str, test: SharedTest) -> Trial {
     let shared = shared.clone();
-    Trial::test(name, move || {
-        shared.run(test);
-        Ok::<(), Failed>(())
-    })
+    timed(name, move || shared.run(test))
 }
 
 fn nodes_trial(shared: &Arc<Shared>, name: &str, test: NodesTest) -> Trial {
     let shared = shared.clone();
-    Trial::test(name, move || {
+    timed(name, move || {
         let nodes = shared.nodes();
         shared.in_namespace(nodes, |namespace| test(nodes, namespace));
-        Ok::<(), Failed>(())
     })
 }
 
 fn own_trial(name: &str, test: fn()) -> Trial {
-    Trial::test(name, move || {
-        test();
-        Ok::<(), Failed>(())
-    })
+    timed(name, test)
 }
 
 fn main() {
@@ -231,5 +273,6 @@ fn main() {
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
     // The trials and their hold on the node are gone; this ends it.
     drop(shared);
+    say_slowest();
     conclusion.exit();
 }

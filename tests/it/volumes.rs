@@ -14,7 +14,7 @@ use libtest_mimic::Trial;
 use wherry_tests::{Cluster, Network, eventually};
 
 use crate::{
-    Shared, import_all,
+    Shared, import_all, own_trials,
     pods::{apply, pod},
     trials,
 };
@@ -27,13 +27,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         a_volume_that_nobody_may_write_is_read_only,
         a_class_of_a_plugin_gives_volumes_to_claims,
     ];
-    trials.push(Trial::test(
-        "volumes::what_a_populator_wrote_outlives_the_agent",
-        || {
-            what_a_populator_wrote_outlives_the_agent();
-            Ok(())
-        },
-    ));
+    trials.extend(own_trials![what_a_populator_wrote_outlives_the_agent]);
     trials
 }
 

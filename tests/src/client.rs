@@ -34,7 +34,7 @@ impl Client {
 
     /// A command in the network that kubectl runs in, with what kubectl finds in its environment.
     pub fn client_command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = within(&self.network, program.as_ref());
+        let mut command = within(&self.network, program);
         command
             .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", &self.home);

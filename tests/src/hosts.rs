@@ -11,16 +11,19 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Output},
     sync::{
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
+    time::{Duration, Instant},
 };
 
-use crate::{Leftovers, PATIENCE, netns::within, success, tail, wherry};
+use crate::{Leftovers, PATIENCE, netns::within, spawn, success, tail, wherry};
+
+/// What takes longer to end is said.
+const SLOW: Duration = Duration::from_secs(5);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -118,7 +121,7 @@ impl Hosts {
         let switches = format!(
             "cd /proc/sys/net/ipv4; echo 1 > ip_forward; for at in lan0 {port}; do echo 1 > conf/$at/rp_filter; done"
         );
-        let mut shell = within(lan, OsStr::new("sh"));
+        let mut shell = within(lan, "sh");
         let done = shell.args(["-ec", &switches]).status();
         assert!(done.is_ok_and(|status| status.success()), "{switches}");
         host.address = address;
@@ -146,7 +149,7 @@ impl Hosts {
 
     /// A command that runs outside.
     pub fn outside_command(&self, program: impl AsRef<OsStr>) -> Command {
-        within(&self.lan, program.as_ref())
+        within(&self.lan, program)
     }
 
     /// Takes a host off the network, or puts it back.
@@ -194,7 +197,7 @@ impl Host {
 
     /// A command that runs in the host's network.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        within(&self.name, program.as_ref())
+        within(&self.name, program)
     }
 
     /// A `wherry` command of this host's root.
@@ -243,24 +246,9 @@ impl Host {
             .append(true)
             .open(self.log_path())
             .expect("a log file");
-        let mut process = self
-            .wherry_command(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("wherry starts");
-        let stdout = process.stdout.take().expect("stdout is piped");
+        let (process, said) = spawn(self.wherry_command(args).stderr(log));
         self.process = Some(process);
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        receiver
+        said
     }
 
     /// Starts `wherry` and waits until it says that it is ready.
@@ -308,9 +296,14 @@ impl Host {
 }
 
 impl Host {
-    /// Ends everything of this host, also after a failed test; what cannot be ended is said and left for a person.
+    /// Ends everything that runs here, also after a failed test; what cannot be ended is said and left for a person.
     fn end(&mut self) {
+        let start = Instant::now();
         let down = self.wherry_command(&["down"]).output();
+        let took = start.elapsed();
+        if took > SLOW {
+            eprintln!("{}: wherry down took {took:.1?}", self.name);
+        }
         if let Some(process) = &mut self.process {
             let _ = process.kill();
             let _ = process.wait();
@@ -320,9 +313,6 @@ impl Host {
             Ok(output) => eprintln!("wherry down: {}", String::from_utf8_lossy(&output.stderr)),
             Err(error) => eprintln!("wherry down: {error}"),
         }
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.name])
-            .status();
     }
 }
 
@@ -338,8 +328,9 @@ impl Drop for Hosts {
                 scope.spawn(|| host.end());
             }
         });
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.lan])
-            .status();
+        // Only now: nobody waits for an answer from a host that has vanished.
+        for name in self.hosts.iter().map(|host| &host.name).chain([&self.lan]) {
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
     }
 }

@@ -235,7 +235,7 @@ fn routes(network: &str) -> BTreeSet<String> {
 }
 
 fn lines(network: &str, program: &str, args: &[&str]) -> BTreeSet<String> {
-    let output = within(network, program.as_ref())
+    let output = within(network, program)
         .args(args)
         .output()
         .expect("the program starts");

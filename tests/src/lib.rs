@@ -9,6 +9,7 @@
 
 mod client;
 mod docker;
+mod front;
 mod hosts;
 mod leaks;
 mod load;
@@ -20,17 +21,18 @@ use std::{
     io::{BufRead, BufReader},
     ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
 };
 
 pub use client::Client;
 pub use docker::Engine;
+pub use front::Front;
 pub use hosts::{Host, Hosts};
 pub use leaks::Leftovers;
 pub use load::{Load, Loaded, in_network};
-pub use netns::Network;
+pub use netns::{Network, within};
 pub use nodes::Nodes;
 
 /// How long anything awaited may take; generous, for two busy cores.
@@ -206,28 +208,11 @@ impl Cluster {
             .append(true)
             .open(self.root().join("up.log"))
             .expect("a log file");
-        let mut node = self
-            .network
-            .command(wherry())
-            .args(["up", "--root"])
-            .arg(self.root())
-            .args(&self.args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("wherry starts");
-        let stdout = node.stdout.take().expect("stdout is piped");
+        let mut up = self.network.command(wherry());
+        up.args(["up", "--root"]).arg(self.root()).args(&self.args);
+        let (node, said) = spawn(up.stderr(log));
         self.node = Some(node);
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        receiver
+        said
     }
 
     /// Ends the node's process with a signal and waits for it; pods run on.
@@ -264,17 +249,11 @@ impl Cluster {
 
     /// Fetches a URL from the node.
     pub fn curl(&self, url: &str) -> Result<String, String> {
-        let output = self
-            .network
-            .command("curl")
-            .args(["-sS", "--max-time", "10", url])
-            .output()
-            .expect("curl starts");
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
+        outcome(
+            self.network
+                .command("curl")
+                .args(["-sS", "--max-time", "10", url]),
+        )
     }
 
     /// What exists on this machine because of this node.
@@ -319,6 +298,37 @@ impl Drop for Cluster {
             eprintln!("the node's log ends with:\n{}", tail(&self.log()));
         }
     }
+}
+
+/// Starts a program of which every line that it prints arrives on the channel.
+fn spawn(command: &mut Command) -> (Child, mpsc::Receiver<String>) {
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = piped.spawn().expect("the program starts");
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    (child, receiver)
+}
+
+/// Runs a program to its end; what it printed, or what it complained of.
+///
+/// # Errors
+/// Its stderr, if its status is not 0.
+pub fn outcome(command: &mut Command) -> Result<String, String> {
+    let output = command.output().expect("the program starts");
+    let said = if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(output.stderr)
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    said.map(text).map_err(text)
 }
 
 #[track_caller]

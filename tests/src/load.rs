@@ -16,6 +16,8 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
+use crate::eventually;
+
 /// How long a request may take before it has failed; time for a connection whose packets were lost four times.
 const REQUEST_MAX: Duration = Duration::from_secs(20);
 
@@ -89,6 +91,20 @@ impl Load {
     /// Requests answered so far.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more are answered.
+    #[track_caller]
+    pub fn wait_answers(&self, more: u64) {
+        let enough = self.answered() + more;
+        eventually(&format!("{more} more answers"), || {
+            let now = self.answered();
+            if now >= enough {
+                Ok(())
+            } else {
+                Err(format!("{now} of {enough}"))
+            }
+        });
     }
 
     /// Ends the load and counts.

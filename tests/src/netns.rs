@@ -68,17 +68,18 @@ impl Network {
 
     /// A command that will run in the node's network, and shares all else with this process.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        within(&self.name, program.as_ref())
+        within(&self.name, program)
     }
 
     /// A command that will run outside.
     pub fn outside_command(&self, program: impl AsRef<OsStr>) -> Command {
-        within(&self.outside, program.as_ref())
+        within(&self.outside, program)
     }
 }
 
-/// `ip netns exec` would also hide the cgroups mounted under /sys.
-pub(crate) fn within(namespace: &str, program: &OsStr) -> Command {
+/// A command that will run in a network namespace (`ip netns`).
+// `ip netns exec` would also hide the cgroups mounted under /sys.
+pub fn within(namespace: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--net=/run/netns/{namespace}"))

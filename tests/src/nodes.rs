@@ -6,8 +6,10 @@
 //!  10.52.0.3    host 2: wherry agent, node n2 …
 //!  10.52.0.254  outside
 //! ```
+//!
+//! More control planes, if there are any, have the hosts after those of the nodes.
 
-use std::{fs, ops::Deref, path::Path, thread};
+use std::{fs, net::SocketAddr, ops::Deref, path::Path, thread};
 
 use nix::sys::signal::Signal;
 
@@ -18,6 +20,7 @@ pub struct Nodes {
     client: Client,
     /// Host 0 is the control plane's, host `n` is node `n<n>`'s.
     pub hosts: Hosts,
+    count: usize,
     /// How each host's `wherry` was started.
     args: Vec<Vec<String>>,
 }
@@ -46,25 +49,51 @@ impl Nodes {
 
     /// The hosts alone, where nothing runs yet.
     pub fn prepare(count: usize) -> Self {
-        let hosts = Hosts::new(count + 1);
+        Self::prepare_with(count, 1)
+    }
+
+    /// The same for several control planes.
+    pub fn prepare_with(count: usize, control_planes: usize) -> Self {
+        let hosts = Hosts::new(count + control_planes);
         let first = hosts.at(0);
         let kubeconfig = first.root().join("control/admin.kubeconfig");
         Self {
             client: Client::new(first.name(), kubeconfig, first.root()),
+            args: vec![Vec::new(); hosts.count()],
             hosts,
-            args: Vec::new(),
+            count,
         }
     }
 
     /// Starts the control plane, for the first time.
     pub fn start_control(&mut self, more: &[&str]) {
-        let address = self.hosts.at(0).address();
+        let address = self.hosts.at(0).address().to_owned();
+        self.start_control_at(0, &address, more);
+    }
+
+    /// Starts a control plane on a host, for the first time, that says it is met at an address.
+    #[track_caller]
+    pub fn start_control_at(&mut self, index: usize, address: &str, more: &[&str]) {
         let mut args: Vec<String> = ["control", "--advertise-address", address]
             .map(String::from)
             .into();
         args.extend(more.iter().map(ToString::to_string));
-        self.hosts.host(0).start(&args);
-        self.args = vec![args];
+        self.hosts.host(index).start(&args);
+        self.args[index] = args;
+    }
+
+    /// Lets kubectl run outside and meet the control plane at an address, whoever is there.
+    pub fn meet_control_at(&mut self, address: SocketAddr) {
+        let first = self.hosts.at(0);
+        let own = fs::read_to_string(self.client.kubeconfig()).expect("the kubeconfig is there");
+        let met = own.replace(
+            &format!("https://127.0.0.1:{}", address.port()),
+            &format!("https://{address}"),
+        );
+        assert_ne!(own, met, "the kubeconfig names another server");
+        let kubeconfig = first.root().join("outside.kubeconfig");
+        fs::write(&kubeconfig, met).expect("it can be written");
+        self.client = Client::new(self.hosts.outside(), kubeconfig, first.root());
     }
 
     /// Lets every other host join with the command that `wherry token create` prints, and waits for them.
@@ -73,7 +102,7 @@ impl Nodes {
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(words[..3], ["wherry", "agent", "--join"], "{line}");
         let mut ready = Vec::new();
-        for index in 1..self.hosts.count() {
+        for index in 1..=self.count {
             let host = self.hosts.host(index);
             let manifests = host.root().join("manifests");
             fs::create_dir_all(&manifests).expect("a directory can be made");
@@ -85,7 +114,7 @@ impl Nodes {
             ]);
             args.extend(more.iter().map(ToString::to_string));
             ready.push((index, host.spawn(&args)));
-            self.args.push(args);
+            self.args[index] = args;
         }
         for (index, said) in ready {
             let said = said.recv_timeout(PATIENCE);
@@ -93,14 +122,14 @@ impl Nodes {
             let is_ready = said.as_ref().is_ok_and(|line| line.starts_with("ready"));
             assert!(is_ready, "n{index} said {said:?}; its log:\n{}", log());
         }
-        for index in 1..self.hosts.count() {
+        for index in 1..=self.count {
             self.wait_node(index, "True");
         }
     }
 
     /// How many nodes there are.
     pub fn count(&self) -> usize {
-        self.hosts.count() - 1
+        self.count
     }
 
     /// The host of node `n<index>`; that of the control plane for 0.
@@ -126,7 +155,14 @@ impl Nodes {
         self.start_again(index);
     }
 
+    /// The same, for one that does not come to be Ready: there is nobody who would say so.
+    pub fn start_again_alone(&mut self, index: usize) {
+        let args = self.args[index].clone();
+        drop(self.hosts.host(index).spawn(&args));
+    }
+
     /// Starts the `wherry` of a host as it was started before.
+    #[track_caller]
     pub fn start_again(&mut self, index: usize) {
         let args = self.args[index].clone();
         self.hosts.host(index).start(&args);
@@ -136,7 +172,7 @@ impl Nodes {
     pub fn import(&self, path: &Path, name: &str) {
         let path = path.to_string_lossy().into_owned();
         thread::scope(|scope| {
-            for index in 1..self.hosts.count() {
+            for index in 1..=self.count {
                 let (host, path) = (self.hosts.at(index), &path);
                 scope.spawn(move || host.wherry(&["image", "import", path, "--name", name]));
             }

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -11,9 +10,10 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::Signal::SIGKILL,
 };
-use wherry_tests::{Nodes, eventually};
+use wherry_tests::{Nodes, eventually, outcome};
 
 use super::{NS, Site, Writer, assert_are_there, of_webapp};
+use crate::etcd::Etcd;
 
 /// How long the control plane is away.
 const AWAY: Duration = Duration::from_secs(120);
@@ -74,123 +74,10 @@ pub(super) fn pods_do_without_a_control_plane_for_two_minutes() {
     site.end();
 }
 
-/// Three members of an etcd on the host of the control plane.
-struct Etcd {
-    members: Vec<Option<Child>>,
-    directory: tempfile::TempDir,
-}
-
-impl Etcd {
-    fn start(nodes: &Nodes) -> Self {
-        let mut etcd = Self {
-            members: vec![None, None, None],
-            directory: tempfile::tempdir().expect("a temporary directory"),
-        };
-        for member in 0..3 {
-            etcd.start_member(nodes, member);
-        }
-        eventually("three members agree", || {
-            let output = etcd
-                .etcdctl(nodes, &["endpoint", "health", "--cluster"])
-                .output()
-                .expect("etcdctl starts");
-            let said = [output.stdout, output.stderr].concat();
-            let said = String::from_utf8_lossy(&said).into_owned();
-            if said.matches("is healthy").count() == 3 {
-                Ok(())
-            } else {
-                Err(said)
-            }
-        });
-        etcd
-    }
-
-    fn port(member: usize) -> usize {
-        2379 + 100 * member
-    }
-
-    fn endpoints() -> String {
-        let all: Vec<String> = (0..3)
-            .map(|member| format!("127.0.0.1:{}", Self::port(member)))
-            .collect();
-        all.join(",")
-    }
-
-    fn start_member(&mut self, nodes: &Nodes, member: usize) {
-        let peer = |member: usize| format!("http://127.0.0.1:{}", Self::port(member) + 1);
-        let client = format!("http://127.0.0.1:{}", Self::port(member));
-        let cluster: Vec<String> = (0..3)
-            .map(|each| format!("m{each}={}", peer(each)))
-            .collect();
-        let name = format!("m{member}");
-        let process = nodes
-            .at(0)
-            .command("etcd")
-            .arg("--data-dir")
-            .arg(self.directory.path().join(&name))
-            .args(["--name", &name, "--initial-cluster", &cluster.join(",")])
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer(member),
-                "--initial-advertise-peer-urls",
-                &peer(member),
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd starts");
-        self.members[member] = Some(process);
-    }
-
-    fn etcdctl(&self, nodes: &Nodes, args: &[&str]) -> Command {
-        let mut command = nodes.at(0).command("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &Self::endpoints()])
-            .args(args);
-        command
-    }
-
-    /// The member that leads.
-    fn leader(&self, nodes: &Nodes) -> usize {
-        eventually("a leader", || {
-            let output = self.etcdctl(nodes, &["endpoint", "status"]).output();
-            let output = output.expect("etcdctl starts");
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            // "127.0.0.1:2379, 8e9e05c52164694d, 3.4.23, 20 kB, true, …": the fifth column says who leads.
-            let leads = |line: &&str| line.split(", ").nth(4) == Some("true");
-            let leader = said.lines().find(leads).and_then(|line| {
-                (0..3).find(|member| line.contains(&format!(":{},", Self::port(*member))))
-            });
-            leader.ok_or(said)
-        })
-    }
-
-    fn kill(&mut self, member: usize) {
-        if let Some(mut process) = self.members[member].take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        (0..3).for_each(|member| self.kill(member));
-    }
-}
-
 pub(super) fn a_member_of_etcd_is_lost_and_no_write_is() {
     let mut nodes = Nodes::prepare(3);
-    let mut etcd = Etcd::start(&nodes);
-    nodes.start_control(&["--store", &format!("etcd://{}", Etcd::endpoints())]);
+    let mut etcd = Etcd::start(nodes.at(0).name(), "127.0.0.1", 3);
+    nodes.start_control(&["--store", &etcd.store()]);
     nodes.join(&[]);
     let site = Site::on(nodes);
     let containers = site.containers();
@@ -198,7 +85,7 @@ pub(super) fn a_member_of_etcd_is_lost_and_no_write_is() {
     // Twice: the member that leads goes, something new is done without it, and it comes back.
     for round in 1..=2 {
         let writer = Writer::start(&site.nodes);
-        let leader = etcd.leader(&site.nodes);
+        let leader = etcd.leader();
         etcd.kill(leader);
         let replicas = 3 + round;
         eventually("a write without the member", || {
@@ -209,16 +96,10 @@ pub(super) fn a_member_of_etcd_is_lost_and_no_write_is() {
                 &flag,
                 "--request-timeout=5s",
             ];
-            let output = site.nodes.kubectl_command(&args).output();
-            let output = output.expect("kubectl starts");
-            if output.status.success() {
-                Ok(())
-            } else {
-                Err(String::from_utf8_lossy(&output.stderr).into_owned())
-            }
+            outcome(&mut site.nodes.kubectl_command(&args))
         });
         site.nodes.wait_pods(NS, "app=component", replicas);
-        etcd.start_member(&site.nodes, leader);
+        etcd.start_member(leader);
         let written = writer.assert_nothing_is_lost(&site.nodes);
         assert!(written > 0, "nothing was written in round {round}");
         site.nodes.k(NS, &["delete", "configmap", "--all"]);
@@ -290,14 +171,7 @@ pub(super) fn a_full_disk_under_the_store_refuses_writes_and_loses_none() {
         let name = format!("big{number}");
         number += 1;
         let args = ["create", "configmap", &name, &value];
-        let output = site.nodes.kubectl_command(&args).output();
-        let output = output.expect("kubectl starts");
-        if output.status.success() {
-            written.push(name);
-            Ok(())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
+        outcome(&mut site.nodes.kubectl_command(&args)).map(|_| written.push(name))
     };
     for _ in 0..3 {
         write(&site, &mut written).expect("there is room");
