@@ -23,7 +23,10 @@ use wherry_volumes::{ObjectSource, TokenParams, VolumeConfig, VolumeManager};
 use wherry_wasm::WasmRuntime;
 
 use crate::{
-    agent::docker_config, cli::RootArgs, lock, network, plugins::VOLUME_SERVER_SOCKET,
+    agent::docker_config,
+    cli::RootArgs,
+    lock, network,
+    plugins::{self, VOLUME_SERVER_SOCKET},
     record::Record,
 };
 
@@ -49,6 +52,7 @@ pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
     end_mounts(root).await?;
     let volumes = remove_volumes(root).await?;
     end_volume_server(&root.run()).await?;
+    end_plugins(&record.cgroup_root);
     network::down(root, &record).await.context("pod network")?;
     let cgroups = remove_cgroups(&record.cgroup_root).await?;
 
@@ -236,6 +240,13 @@ async fn end_volume_server(run: &Path) -> Result<()> {
         }
     })
     .await
+}
+
+/// Ends what is left of plugins' processes. They end with whoever started them, unless they hang.
+fn end_plugins(cgroup_root: &str) {
+    for group in plugins::cgroups(cgroup_root) {
+        wherry_plugin_host::end_processes(&group);
+    }
 }
 
 async fn remove_volumes(root: &RootArgs) -> Result<usize> {

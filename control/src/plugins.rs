@@ -75,6 +75,11 @@ pub(crate) struct NodePlugins {
 /// Where the volume server listens, below the root's run directory.
 pub(crate) const VOLUME_SERVER_SOCKET: &str = "plugins/volume-server.sock";
 
+/// Where plugins' processes are: the worker, and the volume server with its workers.
+pub(crate) fn cgroups(cgroup_root: &str) -> [String; 2] {
+    ["plugins", "volumes"].map(|group| format!("{cgroup_root}/{group}"))
+}
+
 /// A node's plugins. Without an API server there are no Plugin objects.
 pub(crate) fn of_node(
     root: &RootArgs,
@@ -86,7 +91,9 @@ pub(crate) fn of_node(
 ) -> Result<NodePlugins> {
     let exe = std::env::current_exe().context("this program's own path")?;
     let mut config = HostConfig::new(&root.root, &root.run(), exe);
-    config.cgroup = Some(format!("{cgroup_root}/plugins"));
+    let [worker, volumes] = cgroups(cgroup_root);
+    config.cgroup = Some(worker);
+    config.volumes_cgroup = Some(volumes);
     let host = PluginHost::open(config).context("plugins")?;
     let installer = kube.map(|client| {
         let installer = Installer {

@@ -13,10 +13,11 @@ use wherry_runtime_api::PodUid;
 use crate::{context::Context, events::Kind};
 
 /// Reasons of events; what is said for any other is a `VolumeError`.
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 10] = [
     "PluginDenied",
     "PluginError",
     "PluginReplaced",
+    "VolumeCallSetApart",
     "VolumeLost",
     "VolumeNotOpened",
     "VolumeReopened",

@@ -4,6 +4,7 @@
 //! ```text
 //!  kernel ── /dev/fuse ──▶ volume.rs ── frames ──▶ plugin-worker filesystem   a process each plugin, which may die
 //!  agent  ── socket ─────▶ server.rs    nodes.rs   whose is which number
+//!                                       seen.rs    counters, what is set apart
 //!                                       blocks.rs  what guests keep, in memory that every holder can open
 //! ```
 //! It lives through agents and workers, so that their ends are no end of a mount. Of itself the agent keeps
@@ -16,11 +17,18 @@ mod abi;
 mod blocks;
 mod device;
 mod nodes;
+mod seen;
 mod server;
 mod volume;
 mod worker;
 
-use std::{ffi::OsString, io, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use caps::{CapSet, Capability};
 
@@ -33,6 +41,10 @@ const KEPT: [Capability; 4] = [
     Capability::CAP_SETUID,
     Capability::CAP_SYS_CHROOT,
 ];
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs a server; takes the path of its socket.
 pub fn main(args: Vec<OsString>) -> ExitCode {

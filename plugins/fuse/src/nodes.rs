@@ -11,6 +11,9 @@ pub(crate) const ROOT: u64 = 1;
 /// Most nodes that are remembered; the kernel forgets what it does not use as memory gets tight.
 const NODES_MAX: usize = 4 << 20;
 
+/// Names of a path that are shown.
+const DEPTH_MAX: usize = 256;
+
 #[derive(Clone, Debug)]
 struct Node {
     /// As the instance numbered `epoch` says it.
@@ -158,6 +161,21 @@ impl Nodes {
         (self.is_kept || gone.epoch == self.epoch).then_some(gone.guest)
     }
 
+    /// How people call a node, whatever its number: its path, as far as it is known.
+    pub(crate) fn path(&self, node: u64) -> String {
+        let mut names = Vec::new();
+        let mut at = node;
+        while at != ROOT && names.len() < DEPTH_MAX {
+            let Some(known) = self.nodes.get(&at) else {
+                names.push(format!("#{at}"));
+                break;
+            };
+            names.push(known.name.clone());
+            at = known.parent;
+        }
+        names.iter().rev().map(|name| format!("/{name}")).collect()
+    }
+
     /// A node has another name. Nodes are few and renames rare.
     pub(crate) fn renamed(&mut self, parent: u64, name: &str, new_parent: u64, new_name: &str) {
         for node in self.nodes.values_mut() {
@@ -193,6 +211,11 @@ mod tests {
         let dir = nodes.tell(ROOT, "dir", 2, true).unwrap();
         let file = nodes.tell(dir, "file", 3, true).unwrap();
         assert_eq!((dir, file), (1000, 1001));
+        assert_eq!(
+            (nodes.path(file), nodes.path(ROOT)),
+            ("/dir/file".into(), String::new())
+        );
+        assert_eq!(nodes.path(7), "/#7");
         assert_eq!(nodes.tell(dir, "file", 3, true), Some(file));
         assert_eq!(nodes.guest(file), Found::Guest(3));
 

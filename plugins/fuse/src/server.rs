@@ -1,12 +1,12 @@
 //! The server's other side: agents, which come and go, ask for volumes to be served.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use tokio::{
     time::sleep,
 };
 use wherry_plugin_host::{
-    VolumeError,
+    PluginStats, VolumeError,
     filesystem::protocol::{Component, FromServer, Hello, News, Opened, Served, Status, ToServer},
 };
 use wherry_wasm_aot::wire;
@@ -24,6 +24,8 @@ use wherry_wasm_aot::wire;
 use crate::{
     blocks::Blocks,
     device::Device,
+    lock,
+    seen::Seen,
     volume::{Command, Counted, End, Volume},
     worker::Plugin,
 };
@@ -35,14 +37,11 @@ const NEWS_MAX: usize = 64;
 /// Commands that wait for a volume.
 const COMMANDS_MAX: usize = 8;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 struct Known {
     served: Served,
     plugin: Arc<Plugin>,
     commands: mpsc::Sender<Command>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 #[derive(Default)]
@@ -51,8 +50,30 @@ struct State {
     /// By name: those that volumes are served by, and what replaces them.
     plugins: HashMap<String, Arc<Plugin>>,
     volumes: HashMap<String, Known>,
+    /// What was counted of volumes that are gone, by plugin.
+    ended: BTreeMap<String, PluginStats>,
     /// Nobody has heard of these yet.
     news: VecDeque<News>,
+}
+
+impl State {
+    /// What has been counted of each plugin.
+    fn counted(&self) -> BTreeMap<String, PluginStats> {
+        let mut counted = self.ended.clone();
+        for known in self.volumes.values() {
+            let of_plugin = counted.entry(known.served.plugin.name.clone()).or_default();
+            of_plugin.merge(&lock(&known.seen).stats());
+        }
+        counted
+    }
+
+    /// A volume is gone. Calls of its that are still under way are not counted.
+    fn take_leave(&mut self, known: &Known) {
+        let mut stats = lock(&known.seen).stats();
+        stats.set_apart = 0;
+        let ended = self.ended.entry(known.served.plugin.name.clone());
+        ended.or_default().merge(&stats);
+    }
 }
 
 /// The volumes and who asks for them.
@@ -112,7 +133,12 @@ impl Server {
                     sender.send(&FromServer::Serving { result }, &[]).await?;
                 }
                 ToServer::Close { id } => {
-                    let known = lock(&self.state).volumes.remove(&id);
+                    let known = {
+                        let mut state = lock(&self.state);
+                        let known = state.volumes.remove(&id);
+                        known.iter().for_each(|known| state.take_leave(known));
+                        known
+                    };
                     if let Some(known) = known {
                         let _ = known.commands.send(Command::Close).await;
                     }
@@ -122,6 +148,12 @@ impl Server {
                 ToServer::Replace { plugin } => {
                     let volumes = self.replace(plugin, descriptors).await;
                     sender.send(&FromServer::Replaced { volumes }, &[]).await?;
+                }
+                ToServer::Count => {
+                    let plugins = lock(&self.state).counted();
+                    let pid = std::process::id();
+                    let counted = FromServer::Counted { pid, plugins };
+                    sender.send(&counted, &[]).await?;
                 }
                 ToServer::List => self.list(&sender).await?,
             }
@@ -229,22 +261,23 @@ impl Server {
                 served,
                 plugin,
                 commands: commands.clone(),
+                seen: volume.seen(),
             };
             // Its descriptors say that one there by that name is of a mount that is gone.
-            state.volumes.insert(id.clone(), known);
+            let before = state.volumes.insert(id.clone(), known);
+            before.iter().for_each(|known| state.take_leave(known));
         }
         self.changed.notify_one();
         let server = Arc::clone(self);
         tokio::spawn(async move {
             let _: End = volume.run(receiver).await;
             let mut state = lock(&server.state);
-            if state
-                .volumes
-                .get(&id)
-                .is_some_and(|known| known.commands.same_channel(&commands))
-            {
-                state.volumes.remove(&id);
-            }
+            let is_it = |known: &mut Known| known.commands.same_channel(&commands);
+            let known = match state.volumes.get_mut(&id).is_some_and(is_it) {
+                true => state.volumes.remove(&id),
+                false => None,
+            };
+            known.iter().for_each(|known| state.take_leave(known));
             drop(state);
             server.tidy();
         });
@@ -301,6 +334,7 @@ impl Server {
                     served,
                     plugin,
                     commands,
+                    ..
                 } = known;
                 (served.clone(), Arc::clone(plugin), commands.clone())
             })

@@ -15,7 +15,7 @@ mod request;
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -38,6 +38,7 @@ use crate::{
     blocks::Blocks,
     device::Device,
     nodes::Nodes,
+    seen::Seen,
     worker::Plugin,
 };
 
@@ -113,6 +114,7 @@ pub(crate) struct Volume {
     sent: VecDeque<(u64, Pending)>,
     backoff: Duration,
     counted: Counts,
+    seen: Arc<Mutex<Seen>>,
     tell: Tell,
 }
 
@@ -156,8 +158,14 @@ impl Volume {
             sent: VecDeque::new(),
             backoff: Duration::ZERO,
             counted: Counts::default(),
+            seen: Arc::default(),
             tell,
         }
+    }
+
+    /// What its calls come to, to be looked at meanwhile.
+    pub(crate) fn seen(&self) -> Arc<Mutex<Seen>> {
+        Arc::clone(&self.seen)
     }
 
     /// Serves until there is nobody to be served.

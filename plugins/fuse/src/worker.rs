@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -26,6 +26,8 @@ use wherry_plugin_host::{
 };
 use wherry_wasm_aot::{child, wire};
 
+use crate::lock;
+
 /// A worker has to make an engine; a busy machine takes its time.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Wait before the second start; doubled for each further one.
@@ -40,10 +42,6 @@ const MESSAGES_MAX: usize = 4096;
 pub(crate) const PIPELINE: usize = 8;
 /// Messages of a worker that wait for one volume: an end for each call, and a question.
 const EVENTS_MAX: usize = PIPELINE + 4;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 type Event = (FromGuest, Vec<u8>);
 

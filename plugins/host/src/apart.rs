@@ -20,15 +20,15 @@ struct Input {
     until: Option<Instant>,
 }
 
-/// What is known of the inputs of one plugin.
+/// What is known of the inputs of one plugin, or of one volume of a plugin's.
 #[derive(Default)]
-pub(crate) struct Apart {
+pub struct Apart {
     inputs: HashMap<String, Input>,
 }
 
 impl Apart {
     /// How long an input must still wait; `None` if it may be tried.
-    pub(crate) fn wait(&self, input: &str, now: Instant) -> Option<Duration> {
+    pub fn wait(&self, input: &str, now: Instant) -> Option<Duration> {
         let until = self.inputs.get(input)?.until?;
         until
             .checked_duration_since(now)
@@ -36,12 +36,7 @@ impl Apart {
     }
 
     /// Takes in how a call with an input ended. Answers for how long the input is now set apart.
-    pub(crate) fn record(
-        &mut self,
-        input: &str,
-        was_violent: bool,
-        now: Instant,
-    ) -> Option<Duration> {
+    pub fn record(&mut self, input: &str, was_violent: bool, now: Instant) -> Option<Duration> {
         if !was_violent {
             self.inputs.remove(input);
             return None;
@@ -66,8 +61,13 @@ impl Apart {
         Some(apart)
     }
 
+    /// Whether no input has done harm lately: there is nothing to ask for.
+    pub fn is_empty(&self) -> bool {
+        self.inputs.is_empty()
+    }
+
     /// Inputs that may not be tried now.
-    pub(crate) fn count(&self, now: Instant) -> usize {
+    pub fn count(&self, now: Instant) -> usize {
         let apart = |input: &&Input| input.until.is_some_and(|until| until > now);
         self.inputs.values().filter(apart).count()
     }

@@ -1,4 +1,4 @@
-//! The worker's cgroup: what plugins take together is seen by name, and has a limit besides each call's own.
+//! Cgroups of the processes that run plugins: what those take is seen by name, and has a limit besides each call's own.
 
 use std::io;
 
@@ -7,32 +7,46 @@ use wherry_cgroup::Cgroups;
 use wherry_runtime_api::LinuxResources;
 
 /// Memory of the worker: its plugins' code, and the instances of many calls at once.
-const MEMORY_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const WORKER_MEMORY_BYTES_MAX: u64 = 1 << 30;
 /// Threads of the worker, which makes no processes.
-const PIDS_MAX: u64 = 64;
+pub(crate) const WORKER_PIDS_MAX: u64 = 64;
+/// Threads of the volume server and of its workers, one for each plugin whose volumes it serves.
+pub(crate) const VOLUMES_PIDS_MAX: u64 = 1024;
 
-/// Moves a worker that was just started into its group. One without is as good but for the limit.
-pub(crate) fn confine(path: &str, pid: u32) {
-    match try_confine(path, pid) {
+/// Makes a group, or sets its limits anew. A node without is as good but for the limit.
+pub(crate) fn limit(path: &str, memory_bytes_max: u64, pids_max: u64) {
+    let resources = LinuxResources {
+        memory_bytes_max: Some(memory_bytes_max),
+        pids_max: Some(pids_max),
+        ..LinuxResources::default()
+    };
+    let limited = || {
+        let cgroups = Cgroups::detect()?;
+        let group = cgroups.group(path);
+        group.create()?;
+        group.set(&resources)
+    };
+    match limited() {
         Ok(warnings) => {
             for warning in warnings {
-                info!(cgroup = path, %warning, "Limit of the plugin worker not set");
+                info!(cgroup = path, %warning, "Limit of plugins' processes not set");
             }
         }
-        Err(error) => debug!(cgroup = path, %error, "No cgroup for the plugin worker"),
+        Err(error) => debug!(cgroup = path, %error, "No limit for plugins' processes"),
     }
 }
 
-fn try_confine(path: &str, pid: u32) -> io::Result<Vec<String>> {
-    let cgroups = Cgroups::detect()?;
-    let group = cgroups.group(path);
-    group.create()?;
-    let resources = LinuxResources {
-        memory_bytes_max: Some(MEMORY_BYTES_MAX),
-        pids_max: Some(PIDS_MAX),
-        ..LinuxResources::default()
-    };
-    let warnings = group.set(&resources)?;
-    group.adopt(pid)?;
-    Ok(warnings)
+/// Kills what is in a group; without cgroups there is none to be in one.
+pub fn end_processes(path: &str) {
+    if let Ok(all) = Cgroups::detect() {
+        all.group(path).kill();
+    }
+}
+
+/// Moves a process that was just started into a group that is there.
+pub(crate) fn adopt(path: &str, pid: u32) {
+    let adopted: io::Result<()> = Cgroups::detect().and_then(|all| all.group(path).adopt(pid));
+    if let Err(error) = adopted {
+        debug!(cgroup = path, pid, %error, "No cgroup for plugins' processes");
+    }
 }

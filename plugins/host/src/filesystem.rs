@@ -9,6 +9,7 @@
 //! ```
 //! What the guest says goes to the kernel through the server; nothing of it comes here.
 
+pub(crate) mod counted;
 pub mod frames;
 mod mount;
 pub mod protocol;
@@ -16,7 +17,7 @@ mod server;
 mod size;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -34,6 +35,7 @@ use tracing::{info, warn};
 use crate::{
     PluginHost, VolumeError, World,
     agency::Agency,
+    cgroup,
     host::Installed,
     named::NamedHosts,
     populate::NoContainer,
@@ -57,6 +59,12 @@ pub const LOGGED: &str = "PluginLog";
 const NEWS_MAX: usize = 64;
 /// Wait before a server that ended is replaced again.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// Between looks at what the server has counted.
+const COUNT_PERIOD: Duration = Duration::from_secs(5);
+/// Memory of the server, and of a worker without its instances: code, threads, what is on its way.
+const PROCESS_BYTES: u64 = 128 << 20;
+/// Memory that a volume takes besides its blocks and its instance: their index and journal, and requests on their way.
+const VOLUME_BYTES: u64 = 64 << 20;
 
 /// What a guest that serves a file system asks of the node.
 pub async fn answer(ask: Ask, plugin: &Component, call: &VolumeCall, left: Duration) -> Answer {
@@ -124,9 +132,10 @@ impl FilesystemVolumes {
             uid: config.uid,
             gid: config.gid,
         };
+        let server = Server::new(socket, hello, config.volumes_cgroup.clone());
         Arc::new(Self {
             host,
-            server: Server::new(socket, hello),
+            server,
             held: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             news: broadcast::channel(NEWS_MAX).0,
@@ -140,6 +149,39 @@ impl FilesystemVolumes {
     pub async fn volumes(&self) -> Vec<Status> {
         let listed = self.server.list().await.unwrap_or_default();
         listed.into_iter().map(|(status, _)| status).collect()
+    }
+
+    /// Asks the server what it has counted, for [`PluginHost::stats`] and [`PluginHost::metrics`]. Done now and then
+    /// while there are volumes.
+    pub async fn count(&self) {
+        if let Ok((pid, plugins)) = self.server.count().await {
+            lock(&self.host.counted).take(pid, plugins);
+        }
+    }
+
+    async fn keep_counting(&self) {
+        loop {
+            tokio::time::sleep(COUNT_PERIOD).await;
+            self.count().await;
+        }
+    }
+
+    /// Bounds the memory of the server and its workers by what these volumes may take, and one more.
+    fn limit(&self, more: Option<&Served>) {
+        let Some(group) = &self.host.config.volumes_cgroup else {
+            return;
+        };
+        let held: Vec<_> = lock(&self.held).values().cloned().collect();
+        let served = || held.iter().map(|held| &held.served).chain(more);
+        let workers: HashSet<_> = served().map(|served| &served.plugin.name).collect();
+        let volumes = served().map(|served| {
+            let instance = served.plugin.limits.memory_bytes_max;
+            VOLUME_BYTES + served.blocks_bytes_max.saturating_add(instance)
+        });
+        // Twice the workers: those of another version start before the old ones end.
+        let processes = (1 + 2 * workers.len() as u64) * PROCESS_BYTES;
+        let bytes = volumes.fold(processes, u64::saturating_add);
+        cgroup::limit(group, bytes, cgroup::VOLUMES_PIDS_MAX);
     }
 
     fn component(&self, plugin: &Installed) -> io::Result<(Component, OwnedFd)> {
@@ -177,6 +219,7 @@ impl FilesystemVolumes {
                         }
                         continue;
                     }
+                    () = this.keep_counting() => continue,
                 };
                 this.go_on(ended).await;
                 drop(this);
@@ -312,6 +355,7 @@ impl FilesystemVolumes {
         };
         if listed > 0 {
             info!(volumes = listed, "Plugin volumes found again");
+            self.limit(None);
             self.follow();
             self.replace().await;
         }
@@ -375,10 +419,12 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
             directory,
             blocks: blocks.map_err(|error| io(error.into()))?,
         };
+        self.limit(Some(&held.served));
         let opened = match self.serve(&held, false).await {
             Ok(opened) => opened,
             Err(error) => {
                 let _ = mount::unmount(target);
+                self.limit(None);
                 return Err(failed(Fault::Volume(error)));
             }
         };
@@ -409,6 +455,9 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
             // It sees by itself that nothing is mounted any more.
             warn!(volume = %id, %error, "Volume server not told of a volume's end");
         }
+        // It may be the last, with which the server ends.
+        self.count().await;
+        self.limit(None);
         Ok(())
     }
 

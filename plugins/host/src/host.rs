@@ -27,6 +27,7 @@ use crate::{
     agency::{Agency, Checks},
     apart::Apart,
     builtin::{self, Builtins},
+    filesystem::counted::Counted,
     named::NamedHosts,
     protocol::{Call, Ended, Fault, Linked, LogLevel, Outcome, Said, Verdict, World},
     stats,
@@ -59,6 +60,8 @@ pub struct HostConfig {
     pub gid: u32,
     /// The worker's cgroup, relative to each hierarchy (`wherry/plugins`); `None` leaves it in the agent's.
     pub cgroup: Option<String>,
+    /// The same of the volume server and its workers (`wherry/volumes`).
+    pub volumes_cgroup: Option<String>,
 }
 
 impl HostConfig {
@@ -72,6 +75,7 @@ impl HostConfig {
             uid: 65_532,
             gid: 65_532,
             cgroup: None,
+            volumes_cgroup: None,
         }
     }
 }
@@ -155,6 +159,8 @@ pub struct PluginHost {
     supervisor: Supervisor,
     installed: Mutex<HashMap<String, Arc<Installed>>>,
     pub(crate) builtins: Builtins,
+    /// Of file systems, which are called by another process.
+    pub(crate) counted: Mutex<Counted>,
     next_number: AtomicU64,
     /// Counts what is installed and removed.
     changed: watch::Sender<u64>,
@@ -183,6 +189,7 @@ impl PluginHost {
             supervisor: Supervisor::default(),
             installed: Mutex::default(),
             builtins: Builtins::default(),
+            counted: Mutex::default(),
             next_number: AtomicU64::new(1),
             changed: watch::Sender::new(0),
         }))
@@ -317,8 +324,12 @@ impl PluginHost {
 
     /// What has been counted of a plugin since it was installed.
     pub fn stats(&self, name: &str) -> Option<PluginStats> {
-        let plugin = self.find(name).or_else(|| self.builtin_in_use(name))?;
-        Some(plugin.stats())
+        let plugin = self.find(name).or_else(|| self.builtin_in_use(name));
+        let mut stats = plugin.map(|plugin| plugin.stats());
+        if let Some(counted) = lock(&self.counted).of(name) {
+            stats.get_or_insert_default().merge(&counted);
+        }
+        stats
     }
 
     /// What has been counted of all plugins, in Prometheus' text format.
@@ -331,6 +342,13 @@ impl PluginHost {
         let installed = lock(&self.installed).values().cloned().collect();
         for plugin in [builtins, installed].concat() {
             all.insert(plugin.spec.name.clone(), plugin.stats());
+        }
+        {
+            let counted = lock(&self.counted);
+            for plugin in counted.plugins() {
+                let stats = counted.of(plugin).unwrap_or_default();
+                all.entry(plugin.clone()).or_default().merge(&stats);
+            }
         }
         stats::render(&all, self.supervisor.restarts())
     }

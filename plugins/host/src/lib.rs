@@ -40,6 +40,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 
+pub use apart::Apart;
+pub use cgroup::end_processes;
 pub use grants::Grants;
 pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
 pub use prober::PluginProber;

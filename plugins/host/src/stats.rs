@@ -6,10 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::protocol::{Ended, Fault};
 
-/// Counters of one plugin on this node, since the agent started.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Counters of one plugin on this node, since the agent started; of a file system, since its volume server did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PluginStats {
     /// Calls that were made.
     pub calls: u64,
@@ -40,7 +43,28 @@ pub struct PluginStats {
 }
 
 impl PluginStats {
-    pub(crate) fn record(&mut self, ended: &Ended, took: Duration, now: SystemTime) {
+    /// Adds what was counted elsewhere, or of another volume, of the same plugin.
+    pub fn merge(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.traps += other.traps;
+        self.limits_exceeded += other.limits_exceeded;
+        self.errors += other.errors;
+        self.lost += other.lost;
+        self.denied += other.denied;
+        self.not_made += other.not_made;
+        self.set_apart += other.set_apart;
+        self.duration_total += other.duration_total;
+        self.duration_max = self.duration_max.max(other.duration_max);
+        self.cpu_time_total += other.cpu_time_total;
+        self.memory_bytes_peak = self.memory_bytes_peak.max(other.memory_bytes_peak);
+        let moment = |stats: &Self| stats.last_error.as_ref().map(|(at, _)| *at);
+        if moment(other) > moment(self) {
+            self.last_error.clone_from(&other.last_error);
+        }
+    }
+
+    /// Counts a call that has ended.
+    pub fn record(&mut self, ended: &Ended, took: Duration, now: SystemTime) {
         self.calls += 1;
         self.duration_total += took;
         self.duration_max = self.duration_max.max(took);
@@ -122,6 +146,35 @@ pub(crate) fn render(all: &BTreeMap<String, PluginStats>, worker_restarts: u64) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_counted_in_two_places_is_one_plugins() {
+        let moment = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let stats = |calls, longest, error: Option<u64>| PluginStats {
+            calls,
+            duration_total: Duration::from_secs(calls),
+            duration_max: Duration::from_secs(longest),
+            memory_bytes_peak: longest,
+            last_error: error.map(|at| (moment(at), at.to_string())),
+            ..PluginStats::default()
+        };
+        for (one, other, expected) in [
+            (
+                stats(1, 5, None),
+                stats(2, 3, Some(4)),
+                stats(3, 5, Some(4)),
+            ),
+            (
+                stats(1, 2, Some(9)),
+                stats(2, 3, Some(4)),
+                stats(3, 3, Some(9)),
+            ),
+        ] {
+            let mut merged = one.clone();
+            merged.merge(&other);
+            assert_eq!(merged, expected);
+        }
+    }
 
     #[test]
     fn every_plugin_has_every_number() {

@@ -116,7 +116,12 @@ impl Worker {
         let (mut process, socket) = child::spawn(&config.exe, &["plugin-worker"], None)?;
         let pid = process.id();
         if let (Some(group), Some(pid)) = (&config.cgroup, pid) {
-            cgroup::confine(group, pid);
+            cgroup::limit(
+                group,
+                cgroup::WORKER_MEMORY_BYTES_MAX,
+                cgroup::WORKER_PIDS_MAX,
+            );
+            cgroup::adopt(group, pid);
         }
         let (sender, mut receiver) = wire::split(socket);
         let bootstrap = Bootstrap {

@@ -22,7 +22,9 @@ use wherry_plugin_host::{
 use super::{Volume, request::Pending};
 use crate::{
     abi::Shape,
+    lock,
     nodes::Found,
+    seen::input,
     worker::{PIPELINE, Session},
 };
 
@@ -113,6 +115,12 @@ impl Volume {
     pub(super) fn send(&mut self, mut request: Pending) {
         if request.is_answered {
             return;
+        }
+        if lock(&self.seen)
+            .wait(&request.operation, &self.nodes)
+            .is_some()
+        {
+            return self.fail(&mut request, libc::EIO);
         }
         let operation = match self.in_guests_words(&request.operation) {
             Ok(operation) => operation,
@@ -236,6 +244,12 @@ impl Volume {
         }
     }
 
+    fn say_apart(&self, what: &str, wait: Duration) {
+        let seconds = wait.as_secs();
+        let message = format!("{what} kept killing the plugin and is not tried for {seconds} s");
+        self.say("VolumeCallSetApart", message);
+    }
+
     /// The instance is gone; `culprit` is the call that it died of, as far as can be told.
     pub(super) fn lost(&mut self, why: &str, culprit: Option<u64>) {
         if matches!(self.phase, Phase::Opening(_)) {
@@ -243,11 +257,17 @@ impl Volume {
         }
         let count = self.sent.len();
         let mut failed = Vec::new();
+        let mut apart = None;
         for (position, (call, request)) in self.sent.iter_mut().enumerate() {
             // Whatever was at the front may have been what it died of.
             if culprit.map_or(position == 0, |culprit| culprit == *call) {
                 request.attempts += 1;
-                if request.attempts >= ATTEMPTS_MAX {
+                let is_last = request.attempts >= ATTEMPTS_MAX;
+                if culprit.is_none() {
+                    let wait = lock(&self.seen).lost(&request.operation, &self.nodes, why, is_last);
+                    apart = wait.map(|wait| (input(&request.operation, &self.nodes), wait));
+                }
+                if is_last {
                     failed.push(*call);
                 }
             }
@@ -256,6 +276,9 @@ impl Volume {
             "VolumeReopened",
             format!("{why}; {count} calls are made again on a new instance"),
         );
+        if let Some((what, wait)) = apart {
+            self.say_apart(&what, wait);
+        }
         for call in failed {
             self.end_request(call, Err(libc::EIO));
         }
@@ -322,6 +345,13 @@ impl Volume {
         }
         if let Some(denied) = &ended.denied {
             self.say("PluginDenied", denied.clone());
+        }
+        let mut sent = self.sent.iter();
+        let request = sent.find(|(sent, _)| *sent == call);
+        let operation = request.map(|(_, request)| &request.operation);
+        let apart = lock(&self.seen).ended(operation, &self.nodes, &ended);
+        if let (Some(wait), Some(operation)) = (apart, operation) {
+            self.say_apart(&input(operation, &self.nodes), wait);
         }
         let fault = match ended.result {
             Ok(Ok(Reply::Opened(result))) if call == 0 => {

@@ -8,12 +8,12 @@
 //! ```
 //! The server outlives agents and is older than the newest: fields are only added, each with a default.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Grants, Limits,
+    Grants, Limits, PluginStats,
     protocol::{Answer, Ask, Fault, LogLevel, VolumeCall, VolumeError},
 };
 
@@ -98,6 +98,8 @@ pub enum ToServer {
     },
     /// Asks for all volumes. Answered by a [`FromServer::Volume`] each and [`FromServer::End`].
     List,
+    /// Asks what has been counted. Answered by [`FromServer::Counted`]; an older server ends the connection.
+    Count,
 }
 
 /// From the server.
@@ -124,6 +126,13 @@ pub enum FromServer {
     Volume(Box<Status>),
     /// There are no more.
     End,
+    /// To [`ToServer::Count`].
+    Counted {
+        /// The server's process, since whose start it was counted.
+        pid: u32,
+        /// By the Plugin's name, of volumes that are gone as well.
+        plugins: BTreeMap<String, PluginStats>,
+    },
     /// Something that people should know. Comes at any time and answers nothing.
     News(News),
 }
@@ -303,6 +312,12 @@ pub struct CallEnded {
     pub denied: Option<String>,
     /// CPU time of the guest's own code.
     pub cpu_time: Duration,
+    /// From the call's beginning to its end.
+    #[serde(default)]
+    pub took: Duration,
+    /// Memory of the instance.
+    #[serde(default)]
+    pub memory_bytes: u64,
 }
 
 impl CallEnded {
@@ -314,6 +329,8 @@ impl CallEnded {
             log: Vec::new(),
             denied: None,
             cpu_time: Duration::ZERO,
+            took: Duration::ZERO,
+            memory_bytes: 0,
         }
     }
 }

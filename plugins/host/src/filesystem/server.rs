@@ -1,6 +1,7 @@
 //! The agent's connections to the volume server, which is started when there is none.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
@@ -15,6 +16,7 @@ use tracing::info;
 use wherry_wasm_aot::{child, wire};
 
 use super::protocol::{Component, FromServer, Hello, News, Status, ToServer};
+use crate::{PluginStats, cgroup};
 
 /// A server binds its socket at once; a busy machine takes its time.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,6 +33,7 @@ const ATTEMPTS_MAX: u32 = 3;
 pub(crate) struct Server {
     socket: PathBuf,
     hello: Hello,
+    cgroup: Option<String>,
     starting: tokio::sync::Mutex<()>,
 }
 
@@ -44,10 +47,12 @@ fn ended() -> io::Error {
 }
 
 impl Server {
-    pub(crate) fn new(socket: PathBuf, hello: Hello) -> Self {
+    /// One that is started goes to a group, which is there by then.
+    pub(crate) fn new(socket: PathBuf, hello: Hello, cgroup: Option<String>) -> Self {
         Self {
             socket,
             hello,
+            cgroup,
             starting: tokio::sync::Mutex::default(),
         }
     }
@@ -80,6 +85,10 @@ impl Server {
         }
         let (mut process, _stdin) =
             child::spawn(&self.hello.exe, &["volume-server", &socket], None)?;
+        if let (Some(group), Some(pid)) = (&self.cgroup, process.id()) {
+            // Before it starts workers, which are where it is.
+            cgroup::adopt(group, pid);
+        }
         info!(pid = process.id(), "Volume server started");
         let until = Instant::now() + START_TIMEOUT;
         loop {
@@ -166,6 +175,14 @@ impl Server {
         match timeout(ANSWER_TIMEOUT, list).await {
             Ok(found) => found,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// What a server that runs has counted of each plugin, and its process.
+    pub(crate) async fn count(&self) -> io::Result<(u32, BTreeMap<String, PluginStats>)> {
+        match self.tell(&ToServer::Count, &[]).await? {
+            FromServer::Counted { pid, plugins } => Ok((pid, plugins)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 

@@ -1,6 +1,9 @@
 //! A volume's instance: opened, called, and gone with the first call that it does not survive.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::mpsc, time::timeout};
 use wasmtime::Store;
@@ -108,6 +111,7 @@ async fn open(
     store.limiter(|state| &mut state.limiter);
     store.epoch_deadline_async_yield_and_update(1);
     store.set_epoch_deadline(1);
+    let begun_at = Instant::now();
     let (result, cpu_time) = {
         let begun = async {
             let instance = pre.instantiate_async(&mut store).await?;
@@ -127,7 +131,8 @@ async fn open(
         Ok((_, Err(error))) => (Err(CallFault::Fault(populate::declared(error))), None),
         Err(fault) => (Err(CallFault::Fault(fault)), None),
     };
-    let ended = finish(&mut store, result, cpu_time, Vec::new());
+    let spent = (begun_at.elapsed(), cpu_time);
+    let ended = finish(&mut store, result, spent, Vec::new());
     (ended, instance.map(|instance| Guest { store, instance }))
 }
 
@@ -135,7 +140,7 @@ async fn open(
 async fn metered<T>(
     shared: &Shared,
     guest: impl Future<Output = wasmtime::Result<T>> + Send,
-) -> (Result<T, Fault>, std::time::Duration) {
+) -> (Result<T, Fault>, Duration) {
     let limits = shared.plugin.limits;
     let mut metered = Metered::new(guest, limits.cpu_time_max);
     let result = match timeout(limits.wall_time_max, &mut metered).await {
@@ -151,11 +156,11 @@ async fn metered<T>(
     (result, metered.spent())
 }
 
-/// What a call leaves behind. What it changed goes where it answered well, and is forgotten otherwise.
+/// What a call leaves behind, with the time it took and the CPU time of it. What it changed goes where it answered well, and is forgotten otherwise.
 fn finish(
     store: &mut Store<State>,
     result: Result<Said, CallFault>,
-    cpu_time: std::time::Duration,
+    (took, cpu_time): (Duration, Duration),
     mut data: Vec<u8>,
 ) -> (CallEnded, Vec<u8>) {
     let state = store.data_mut();
@@ -172,6 +177,8 @@ fn finish(
         log,
         denied: denied.map(protocol::cut),
         cpu_time,
+        took,
+        memory_bytes: state.limiter.bytes(),
     };
     (ended, data)
 }
@@ -185,6 +192,7 @@ impl Guest {
     ) -> (CallEnded, Vec<u8>) {
         let Self { store, instance } = self;
         store.data_mut().renew(shared.plugin.limits.wall_time_max);
+        let begun = Instant::now();
         let mut read = Vec::new();
         let (result, cpu_time) = {
             let said = make(store, instance, operation, &data, &mut read);
@@ -193,7 +201,8 @@ impl Guest {
         if !matches!(result, Ok(Ok(Reply::Read(_)))) {
             read.clear();
         }
-        finish(store, result.map_err(CallFault::Fault), cpu_time, read)
+        let spent = (begun.elapsed(), cpu_time);
+        finish(store, result.map_err(CallFault::Fault), spent, read)
     }
 }
 

@@ -54,10 +54,17 @@ impl Node {
     }
 
     fn agent(&self) -> Agent {
+        self.agent_in(None)
+    }
+
+    /// One that has the volume server in a cgroup.
+    fn agent_in(&self, cgroup: Option<&str>) -> Agent {
         let _in = self.runtime.enter();
         let root = self.directory.path();
         let exe = std::env::current_exe().unwrap();
-        let host = PluginHost::open(HostConfig::new(root, &root.join("run"), exe)).unwrap();
+        let mut config = HostConfig::new(root, &root.join("run"), exe);
+        config.volumes_cgroup = cgroup.map(str::to_owned);
+        let host = PluginHost::open(config).unwrap();
         let socket = root.join("run/volume-server.sock");
         let volumes = FilesystemVolumes::new(Arc::clone(&host), socket, REQUEST_TIMEOUT);
         Agent { host, volumes }
@@ -222,6 +229,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_new_version_takes_over_between_two_calls,
         wrong_requests_are_refused_with_nothing_mounted,
         what_a_bad_guest_answers_stays_an_error_of_one_call,
+        a_file_that_keeps_killing_the_plugin_is_set_apart_and_told_of,
+        calls_are_counted_as_those_of_every_plugin_are,
+        a_server_and_its_workers_share_a_cgroup_with_a_bound,
         a_reader_of_a_guest_that_never_answers_can_be_killed,
         paths_are_found_again_by_an_instance_with_other_numbers,
         an_index_over_http_is_a_tree_that_is_read_as_it_is_needed,
@@ -729,6 +739,93 @@ fn what_a_bad_guest_answers_stays_an_error_of_one_call(node: &Node) {
     let status = node.status(&agent, &at);
     assert!(status.failed >= 6 && status.reopened >= 3, "{status:?}");
     node.unpublish(&agent, &at);
+}
+
+fn a_file_that_keeps_killing_the_plugin_is_set_apart_and_told_of(node: &Node) {
+    let agent = bad(node);
+    let mut news = VolumeMounts::news(&agent.volumes).unwrap();
+    let at = node.publish(&agent, &request("bad", "apart", &[])).unwrap();
+    // Three instances for the first request, two for the second, and none from then on.
+    for _ in 0..3 {
+        assert_eq!(errno(fs::read(at.join("trap"))), Some(libc_errno("EIO")));
+    }
+    node.runtime.block_on(agent.volumes.count());
+    let stats = agent.host.stats("bad").unwrap();
+    assert_eq!((stats.traps, stats.set_apart), (5, 1), "{stats:?}");
+    assert!(stats.not_made >= 1, "{stats:?}");
+    assert!(stats.last_error.unwrap().1.starts_with("trap: "));
+    // Nobody else notices.
+    assert_eq!(fs::read(at.join("good")).unwrap(), b"content");
+    let message = loop {
+        let news = node.runtime.block_on(news.recv()).unwrap();
+        if news.reason == "VolumeCallSetApart" {
+            break news.message;
+        }
+    };
+    assert!(
+        message.contains("read of /trap kept killing the plugin and is not tried for 10 s"),
+        "{message}"
+    );
+    node.unpublish(&agent, &at);
+}
+
+fn calls_are_counted_as_those_of_every_plugin_are(node: &Node) {
+    let agent = node.agent();
+    let at = node.publish(&agent, &memfs("counted", &[])).unwrap();
+    fs::write(at.join("file"), "content").unwrap();
+    assert!(!fs::exists(at.join("none")).unwrap());
+    node.runtime.block_on(agent.volumes.count());
+    let stats = agent.host.stats("memfs").unwrap();
+    // It is opened, a file is looked up, made and written, and another one is not there.
+    assert!(stats.calls >= 5, "{stats:?}");
+    assert_eq!((stats.errors, stats.traps, stats.lost), (0, 0, 0));
+    assert!(stats.duration_total >= stats.duration_max && !stats.duration_max.is_zero());
+    assert!(!stats.cpu_time_total.is_zero());
+    assert!(stats.memory_bytes_peak > 64 << 10, "{stats:?}");
+    let of = |name: &str| {
+        let line = format!("wherry_plugin_{name}{{plugin=\"memfs\"}} ");
+        let metrics = agent.host.metrics();
+        let value = metrics.lines().find_map(|there| there.strip_prefix(&line));
+        value.unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(of("calls_total"), stats.calls as f64);
+
+    // Who kills the worker is noted, and with the volume goes no number.
+    for _ in 0..2 {
+        node.kill_worker(&agent, &at);
+        fs::write(at.join("file"), "more").unwrap();
+    }
+    node.unpublish(&agent, &at);
+    let after = agent.host.stats("memfs").unwrap();
+    assert!(after.calls > stats.calls, "{after:?}");
+    assert_eq!(of("calls_total"), after.calls as f64);
+}
+
+fn a_server_and_its_workers_share_a_cgroup_with_a_bound(node: &Node) {
+    let name = format!("wherry-test-volumes-{}", std::process::id());
+    let agent = node.agent_in(Some(&name));
+    let at = node
+        .publish(&agent, &memfs("bound", &[("size", "64Mi")]))
+        .unwrap();
+    let all = wherry_cgroup::Cgroups::detect().unwrap();
+    let group = all.group(&name);
+    let bound = || group.stats().unwrap().memory_limit_bytes.unwrap();
+    let before = bound();
+    let processes = group.processes();
+    let pid = |pid: u32| i32::try_from(pid).unwrap();
+    assert!(processes.contains(&pid(node.server())));
+    assert!(processes.contains(&pid(node.status(&agent, &at).worker.unwrap())));
+    let more = node
+        .publish(&agent, &memfs("more", &[("size", "128Mi")]))
+        .unwrap();
+    // What it may keep, and what it takes to serve it.
+    assert!(bound() > before + (128 << 20));
+    fs::write(more.join("file"), vec![7; 100 << 20]).unwrap();
+    node.unpublish(&agent, &more);
+    assert_eq!(bound(), before);
+    node.unpublish(&agent, &at);
+    group.remove().unwrap();
+    assert!(node.find_server().is_none());
 }
 
 fn a_reader_of_a_guest_that_never_answers_can_be_killed(node: &Node) {
