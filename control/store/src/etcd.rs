@@ -568,7 +568,8 @@ fn key_value(kv: rpc::Kv) -> Option<KeyValue> {
     let key = std::str::from_utf8(&kv.key).ok()?;
     key.starts_with(PREFIX).then(|| KeyValue {
         key: key.into(),
-        value: kv.value,
+        // A copy: the value is a part of the whole message, which it would keep in memory for as long as it is kept.
+        value: Bytes::copy_from_slice(&kv.value),
         create_revision: kv.create_revision.cast_unsigned(),
         mod_revision: kv.mod_revision.cast_unsigned(),
     })

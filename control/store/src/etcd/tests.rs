@@ -436,3 +436,18 @@ fn a_lost_answer_is_cleared_up_by_what_is_there() {
     assert_eq!(is(&delete, Some(kv("theirs", 1, 6))), "refused");
     assert_eq!(is(&delete, None), "unknown");
 }
+
+#[test]
+fn a_value_does_not_keep_the_message_it_came_in() {
+    let message = Bytes::from(vec![b'x'; 1 << 20]);
+    let kept = key_value(rpc::Kv {
+        key: Bytes::from_static(b"/registry/pods/ns/a"),
+        value: message.slice(100..200),
+        ..rpc::Kv::default()
+    })
+    .unwrap();
+    assert_eq!(kept.value, message.slice(100..200));
+    drop(message);
+    let room = kept.value.try_into_mut().expect("nobody shares it");
+    assert_eq!(room.capacity(), 100);
+}
