@@ -190,6 +190,21 @@ pub(crate) fn fine_row(what: &str, samples: &[Duration]) {
     );
 }
 
+/// How many bytes a second went, of those that each of the samples took.
+pub(crate) fn rate_row(what: &str, bytes: usize, samples: &[Duration]) {
+    let mut rates: Vec<f64> = samples
+        .iter()
+        .map(|took| bytes as f64 / took.as_secs_f64() / 1e6)
+        .collect();
+    rates.sort_unstable_by(f64::total_cmp);
+    let at = |percent: usize| rates.get(rates.len().saturating_sub(1) * percent / 100);
+    let [low, middle, high] = [10, 50, 90].map(|percent| at(percent).copied().unwrap_or_default());
+    println!(
+        "| {what} | {middle:.0} MB/s | {low:.0}–{high:.0} MB/s | {} |",
+        rates.len()
+    );
+}
+
 /// The machine, in a line.
 pub(crate) fn describe() -> Result<String> {
     let cpus = std::thread::available_parallelism()?;

@@ -6,6 +6,7 @@
 //! ```
 
 mod control;
+mod filesystems;
 mod host;
 mod network;
 mod node;
@@ -20,11 +21,12 @@ use anyhow::{Result, bail};
 type Part = (&'static str, fn() -> Result<()>);
 
 /// What can be measured by itself, in the order in which it is.
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("node", node::run),
     ("network", network::run),
     ("scheduler", scheduler::run),
     ("plugins", plugins::run),
+    ("filesystems", filesystems::run),
 ];
 
 fn main() -> Result<()> {

@@ -14,6 +14,8 @@ export WHERRY_GUEST_ENV=$toolchain
 export WHERRY_GUESTS=$WHERRY_CACHE/guests
 WHERRY_IMAGE_BUSYBOX=$(tests/tools/debian-image.sh busybox)
 export WHERRY_IMAGE_BUSYBOX
+WHERRY_PLUGIN_EXAMPLES=$(tests/tools/plugin-examples.sh)
+export WHERRY_PLUGIN_EXAMPLES
 cargo build --release -p wherry
 # The measuring side waits and reads; it is built as the tests are, which costs nothing where they have been run.
 cargo build --workspace --bin bench
