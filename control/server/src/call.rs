@@ -9,9 +9,12 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use serde_json::Value;
 use wherry_api::{FieldError, Resource, Status, decode, field::Path, table::IncludeObject};
+use wherry_store::{KeyValue, StoreError};
 
 use crate::{
-    App, UserInfo, protobuf,
+    App, UserInfo,
+    moment::Moment,
+    protobuf,
     request::{Accept, Query, ResourcePath},
 };
 
@@ -43,6 +46,8 @@ pub(crate) struct Call {
     pub(crate) warnings: Warnings,
     /// For the audit log.
     pub(crate) notes: Notes,
+    /// Of what it is judged by.
+    pub(crate) moment: Arc<Moment>,
 }
 
 /// What a client is to be told beside its answer, each once.
@@ -86,6 +91,16 @@ enum FieldValidation {
 }
 
 impl Call {
+    /// Reads a key that the request is judged by.
+    pub(crate) async fn judged_by(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.moment.get(&*self.app.store, key).await
+    }
+
+    /// Reads all keys of a prefix that the request is judged by.
+    pub(crate) async fn judged_by_all(&self, prefix: &str) -> Result<Vec<KeyValue>, StoreError> {
+        self.moment.list(&*self.app.store, prefix).await
+    }
+
     pub(crate) fn namespace(&self) -> &str {
         &self.path.namespace
     }

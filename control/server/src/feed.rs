@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,8 @@ pub(crate) struct Change {
     pub(crate) event: Event,
     object: OnceLock<Value>,
     previous: OnceLock<Value>,
+    /// What most watchers are sent, by what the write is to them.
+    lines: [OnceLock<Bytes>; 3],
 }
 
 impl Change {
@@ -47,7 +50,15 @@ impl Change {
             event,
             object: OnceLock::new(),
             previous: OnceLock::new(),
+            lines: Default::default(),
         }
+    }
+
+    /// What is sent to those who get whole objects in the version that is kept: `make` makes it at most once for all of
+    /// them, however many they are.
+    pub(crate) fn line(&self, seen: Seen, make: impl FnOnce(&KeyValue) -> Vec<u8>) -> Bytes {
+        let make = || Bytes::from(make(&self.shown(seen)));
+        self.lines[seen as usize].get_or_init(make).clone()
     }
 
     /// The object after the write (before it, for a deletion), parsed at most once for all watchers.
@@ -416,7 +427,6 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use wherry_store::{Durability, MemoryStore};
 
     use super::*;
@@ -455,6 +465,30 @@ mod tests {
         assert_eq!(seen, QUEUE_MAX);
         write(&store, 1).await;
         assert!(fast.next().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn an_event_is_put_into_words_once_for_all_who_watch() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let feeds = Feeds::new(store.clone(), CancellationToken::new());
+        let everything = Arc::new(Filter::parse(maps(), "", "", &Query::default()).unwrap());
+        let namespace = Arc::new(Filter::parse(maps(), "ns", "", &Query::default()).unwrap());
+        let mut watches = Vec::new();
+        for filter in [&everything, &namespace].repeat(50) {
+            watches.push(feeds.watch(maps(), filter, 0).await.unwrap());
+        }
+        write(&store, 1).await;
+        let mut encodings = 0;
+        let mut lines = Vec::new();
+        for watch in &mut watches {
+            let (seen, change) = watch.next().await.unwrap();
+            lines.push(change.line(seen, |kv| {
+                encodings += 1;
+                kv.value.to_vec()
+            }));
+        }
+        assert_eq!(encodings, 1);
+        assert!(lines.iter().all(|line| line.as_ptr() == lines[0].as_ptr()));
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@ mod expire;
 mod feed;
 mod filter;
 mod metrics;
+mod moment;
 mod node_metrics;
 pub mod pki;
 mod protobuf;

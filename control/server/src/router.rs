@@ -263,6 +263,7 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
             .to_owned(),
         warnings: Warnings::default(),
         notes: Notes::default(),
+        moment: Arc::default(),
     };
     check_scope(&call)?;
     if subresources::is_streamed(&target.subresource) {

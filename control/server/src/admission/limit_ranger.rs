@@ -13,13 +13,10 @@ fn is_for(call: &Call) -> bool {
 
 async fn ranges(call: &Call, namespace: &str) -> Result<Vec<Value>, Status> {
     let row = wherry_api::find("", "v1", "limitranges").expect("a row");
-    let listed = call
-        .app
-        .store
-        .list(&stored::collection(row, namespace), None, 0, 0)
-        .await;
+    let prefix = stored::collection(row, namespace);
+    let listed = call.judged_by_all(&prefix).await;
     let listed = listed.map_err(|error| store_status(row, "", error))?;
-    Ok(listed.items.iter().map(stored::decode).collect())
+    Ok(listed.iter().map(stored::decode).collect())
 }
 
 fn check(call: &Call, ranges: &[Value], object: &Value) -> Result<(), Status> {

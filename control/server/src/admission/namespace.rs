@@ -8,10 +8,8 @@ use crate::{call::Call, stored, verbs::store_status};
 pub(super) async fn check(call: &Call, namespace: &str, object: &Value) -> Result<(), Status> {
     let namespaces = wherry_api::find("", "v1", "namespaces").expect("a row");
     let key = stored::key(namespaces, "", namespace);
-    let (found, _) = call
-        .app
-        .store
-        .get(&key)
+    let found = call
+        .judged_by(&key)
         .await
         .map_err(|error| store_status(namespaces, namespace, error))?;
     let Some(found) = found else {

@@ -1,6 +1,7 @@
 //! PodSecurity: the labels of a namespace say what its pods may do.
 
 mod config;
+pub(super) mod namespace;
 
 use serde_json::Value;
 use wherry_api::{
@@ -74,8 +75,8 @@ pub(super) async fn check(call: &Call, namespace: &str, object: &Value) -> Resul
         return Ok(());
     }
     let row = wherry_api::find("", "v1", "namespaces").expect("a row");
-    let found = call.app.store.get(&stored::key(row, "", namespace)).await;
-    let (found, _) = found.map_err(|error| store_status(row, namespace, error))?;
+    let found = call.judged_by(&stored::key(row, "", namespace)).await;
+    let found = found.map_err(|error| store_status(row, namespace, error))?;
     let Some(found) = found.map(|kv| stored::decode(&kv)) else {
         return Ok(());
     };

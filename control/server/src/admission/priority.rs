@@ -40,7 +40,7 @@ pub(super) async fn admit(call: &Call, object: &mut Value) -> Result<(), Status>
 async fn named_class(call: &Call, object: &Value, class: &str) -> Result<Value, Status> {
     let key = stored::key(classes(), "", class);
     let fail = |error| store_status(classes(), class, error);
-    let (found, _) = call.app.store.get(&key).await.map_err(fail)?;
+    let found = call.judged_by(&key).await.map_err(fail)?;
     if let Some(found) = found {
         return Ok(stored::decode(&found));
     }
@@ -56,13 +56,8 @@ async fn named_class(call: &Call, object: &Value, class: &str) -> Result<Value, 
 async fn default_class(call: &Call) -> Result<Option<Value>, Status> {
     let prefix = stored::prefix(classes());
     let fail = |error| store_status(classes(), "", error);
-    let all = call
-        .app
-        .store
-        .list(&prefix, None, 0, 0)
-        .await
-        .map_err(fail)?;
-    let all = all.items.iter().map(stored::decode);
+    let all = call.judged_by_all(&prefix).await.map_err(fail)?;
+    let all = all.iter().map(stored::decode);
     Ok(all
         .filter(|class| class["globalDefault"] == true)
         .min_by_key(|class| class["value"].as_i64()))

@@ -32,10 +32,8 @@ pub(super) async fn admit(call: &Call, object: &mut Value) -> Result<(), Status>
     }
     let classes = wherry_api::find("node.k8s.io", "v1", "runtimeclasses").expect("a row");
     let key = stored::key(classes, "", &class_name);
-    let (class, _) = call
-        .app
-        .store
-        .get(&key)
+    let class = call
+        .judged_by(&key)
         .await
         .map_err(|error| store_status(classes, &class_name, error))?;
     let class = class.ok_or_else(|| forbidden(format!("RuntimeClass {class_name:?} not found")))?;

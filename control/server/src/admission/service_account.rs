@@ -26,10 +26,8 @@ pub(super) async fn admit(call: &Call, namespace: &str, object: &mut Value) -> R
     spec.insert("serviceAccountName".into(), name.clone().into());
     spec.insert("serviceAccount".into(), name.clone().into());
     let accounts = wherry_api::find("", "v1", "serviceaccounts").expect("a row");
-    let (account, _) = call
-        .app
-        .store
-        .get(&stored::key(accounts, namespace, &name))
+    let account = call
+        .judged_by(&stored::key(accounts, namespace, &name))
         .await
         .map_err(|error| store_status(accounts, &name, error))?;
     let account = account.ok_or_else(|| {

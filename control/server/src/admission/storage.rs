@@ -24,14 +24,9 @@ pub(super) async fn create(call: &Call, claim: &mut Value) -> Result<(), Status>
     {
         return Ok(());
     }
-    let listed = call
-        .app
-        .store
-        .list(&stored::prefix(classes()), None, 0, 0)
-        .await;
+    let listed = call.judged_by_all(&stored::prefix(classes())).await;
     let listed = listed.map_err(|error| store_status(classes(), "", error))?;
     let default = listed
-        .items
         .iter()
         .map(stored::decode)
         .filter(is_default_class)
@@ -63,8 +58,8 @@ pub(super) async fn update(call: &Call, new: &Value, old: &Value) -> Result<(), 
         Some(class) => class,
         None => new["spec"]["storageClassName"].as_str().unwrap_or_default(),
     };
-    let found = call.app.store.get(&stored::key(classes(), "", class)).await;
-    let (found, _) = found.map_err(|error| store_status(classes(), class, error))?;
+    let found = call.judged_by(&stored::key(classes(), "", class)).await;
+    let found = found.map_err(|error| store_status(classes(), class, error))?;
     if found.is_some_and(|kv| stored::decode(&kv)["allowVolumeExpansion"] == true) {
         return Ok(());
     }

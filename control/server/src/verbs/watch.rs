@@ -27,6 +27,7 @@ use crate::{
     filter::Filter,
     metrics::Gauge,
     request::{Format, Shape},
+    stored,
     verbs::{
         list::{self, invalid_options},
         store_status,
@@ -40,6 +41,8 @@ const TIMEOUT_SECONDS_MIN: u64 = 1_800;
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes of events that are sent together when they are there together.
 const CHUNK_BYTES: usize = 32 * 1024;
+/// What a line has beside the object as stored: type, brackets, resource version.
+const LINE_BYTES: usize = 96;
 
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
@@ -218,7 +221,18 @@ impl Events {
         };
         let is_bookmark = match next {
             Next::Change(seen, change) => {
-                self.write(&mut out, seen, &change.shown(seen));
+                let line = self.line(seen, &change);
+                match subscription.poll_now() {
+                    // Alone, as it mostly is, it is sent from where all watchers have it.
+                    Err(_) => {
+                        self.subscription = Some(subscription);
+                        return Some(line);
+                    }
+                    Ok((seen, change)) => {
+                        out.extend_from_slice(&line);
+                        out.extend_from_slice(&self.line(seen, &change));
+                    }
+                }
                 false
             }
             Next::Bookmark => true,
@@ -226,7 +240,7 @@ impl Events {
         };
         loop {
             match subscription.poll_now() {
-                Ok((seen, change)) => self.write(&mut out, seen, &change.shown(seen)),
+                Ok((seen, change)) => out.extend_from_slice(&self.line(seen, &change)),
                 Err(revision) => {
                     if is_bookmark {
                         self.write_bookmark(&mut out, revision, &Value::Null);
@@ -240,6 +254,25 @@ impl Events {
         }
         self.subscription = Some(subscription);
         Some(Bytes::from(out))
+    }
+
+    /// An event as it is sent.
+    fn line(&mut self, seen: Seen, change: &Change) -> Bytes {
+        let is_common = self.format == Format::Json
+            && self.shape == Shape::Object
+            && self.resource.strategy.conversion().is_none();
+        if is_common {
+            return change.line(seen, |kv| {
+                let mut line = Vec::with_capacity(kv.value.len() + LINE_BYTES);
+                write_line_of(&mut line, seen.name(), |out| {
+                    stored::write_object(out, self.resource, kv);
+                });
+                line
+            });
+        }
+        let mut out = Vec::new();
+        self.write(&mut out, seen, &change.shown(seen));
+        Bytes::from(out)
     }
 
     fn write(&mut self, out: &mut Vec<u8>, seen: Seen, kv: &KeyValue) {
@@ -290,12 +323,16 @@ impl Events {
             out.extend_from_slice(text.as_bytes());
             return;
         }
-        out.extend_from_slice(b"{\"type\":\"");
-        out.extend_from_slice(seen.as_bytes());
-        out.extend_from_slice(b"\",\"object\":");
-        out.extend_from_slice(object);
-        out.extend_from_slice(b"}\n");
+        write_line_of(out, seen, |out| out.extend_from_slice(object));
     }
+}
+
+fn write_line_of(out: &mut Vec<u8>, seen: &str, write_object: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(seen.as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+    write_object(out);
+    out.extend_from_slice(b"}\n");
 }
 
 async fn tick(interval: &mut Option<tokio::time::Interval>) {
