@@ -458,20 +458,29 @@ const RESTRICTED: &[Check] = &[
     sysctls,
 ];
 
-/// What a pod's `spec` has that the level does not allow, as Kubernetes says it; nothing where it is fine.
-pub fn violations(level: Level, spec: &Value) -> Option<String> {
+fn found(level: Level, spec: &Value) -> Vec<(&'static str, String)> {
     let checks = match level {
-        Level::Privileged => return None,
+        Level::Privileged => return Vec::new(),
         Level::Baseline => BASELINE,
         Level::Restricted => RESTRICTED,
     };
     let pod = Pod::new(spec);
-    let found: Vec<String> = checks
-        .iter()
-        .filter_map(|check| check(&pod))
+    checks.iter().filter_map(|check| check(&pod)).collect()
+}
+
+/// What a pod's `spec` has that the level does not allow, as Kubernetes says it; nothing where it is fine.
+pub fn violations(level: Level, spec: &Value) -> Option<String> {
+    let found: Vec<String> = found(level, spec)
+        .into_iter()
         .map(|(reason, detail)| format!("{reason} ({detail})"))
         .collect();
     (!found.is_empty()).then(|| found.join(", "))
+}
+
+/// [`violations`] without which containers they are of.
+pub fn reasons(level: Level, spec: &Value) -> Vec<String> {
+    let found = found(level, spec).into_iter();
+    found.map(|(reason, _)| reason.to_string()).collect()
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ pub(crate) async fn create(call: &Call, namespace: &str, object: &mut Value) -> 
         runtime_class::admit(call, object).await?;
         priority::admit(call, object).await?;
     }
+    pod_security::namespace::create(call, object)?;
     pod_security::check(call, namespace, object).await?;
     Ok(())
 }
@@ -64,6 +65,7 @@ pub(crate) async fn update(
     if matches!(subresource, "" | "ephemeralcontainers") && new.get("spec") != old.get("spec") {
         pod_security::check(call, call.namespace(), new).await?;
     }
+    pod_security::namespace::update(call, subresource, new, old).await?;
     let is_same = |field: &str| new.get(field) == old.get(field);
     if is_same("rules") && is_same("subjects") && is_same("aggregationRule") {
         return Ok(());

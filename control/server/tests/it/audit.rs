@@ -216,3 +216,46 @@ async fn what_pods_do_beyond_their_level_is_logged_and_who_is_exempt_is_not_aske
         assert_eq!(ours, annotations, "{namespace}");
     }
 }
+
+#[tokio::test]
+async fn a_level_that_is_raised_names_the_pods_beyond_it_and_one_that_is_misspelt_is_refused() {
+    let server = TestServer::start().await;
+    let path = "/api/v1/namespaces/default";
+    let pod = |name: &str, context: Value| {
+        json!({"metadata": {"name": name}, "spec": {
+            "containers": [{"name": "c", "image": "i", "securityContext": context}],
+        }})
+    };
+    for (name, context) in [
+        ("a", json!({"privileged": true})),
+        ("b", json!({"privileged": true})),
+        ("c", json!({"procMount": "Default"})),
+    ] {
+        let pods = format!("{path}/pods");
+        server.post(&pods, &pod(name, context)).await.expect(201);
+    }
+    let enforce = |level: &str| json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
+    server.merge(path, &enforce("strict")).await.fails(
+        422,
+        "Invalid",
+        "Namespace \"default\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \
+         \"strict\": must be one of privileged, baseline, restricted",
+    );
+    let raised = server.merge(path, &enforce("baseline")).await.expect(200);
+    let warnings: Vec<&str> = raised
+        .headers
+        .get_all(http::header::WARNING)
+        .iter()
+        .map(|value| value.to_str().expect("a text"))
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            "299 - \"existing pods in namespace \\\"default\\\" violate the new PodSecurity enforce level \
+             \\\"baseline:latest\\\"\"",
+            "299 - \"a (and 1 other pod): privileged\"",
+        ]
+    );
+    let lowered = server.merge(path, &enforce("privileged")).await.expect(200);
+    assert!(!lowered.headers.contains_key(http::header::WARNING));
+}
