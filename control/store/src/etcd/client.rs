@@ -148,7 +148,7 @@ pub(super) enum Repeat {
 pub(super) struct Client {
     names: String,
     members: Vec<Channel>,
-    /// The one that answered last.
+    /// How often a member was passed over; whose turn it is follows from that.
     current: AtomicUsize,
 }
 
@@ -185,19 +185,23 @@ impl Client {
         &self.names
     }
 
+    /// The member whose turn it is, and the turn.
     fn member(&self) -> (usize, Grpc<Channel>) {
-        let index = self.current.load(Ordering::Relaxed) % self.members.len();
-        let grpc =
-            Grpc::new(self.members[index].clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
-        (index, grpc)
+        let turn = self.current.load(Ordering::Relaxed);
+        let channel = self.members[turn % self.members.len()].clone();
+        let grpc = Grpc::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        (turn, grpc)
     }
 
-    /// Lets the next call go to the member after this one.
-    fn pass_over(&self, index: usize) {
+    /// Lets the next call go to the member after that of a turn.
+    fn pass_over(&self, turn: usize) {
         // Somebody else may have passed it over already.
-        let _ =
-            self.current
-                .compare_exchange(index, index + 1, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.current.compare_exchange(
+            turn,
+            turn.wrapping_add(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
     }
 
     /// Asks one member after the other.
@@ -217,7 +221,7 @@ impl Client {
     {
         let end = Instant::now() + PATIENCE;
         loop {
-            let (index, mut grpc) = self.member();
+            let (turn, mut grpc) = self.member();
             let attempt = async {
                 grpc.ready()
                     .await
@@ -236,7 +240,7 @@ impl Client {
                 Repeat::IfUnsent => is_unsent(&status),
             };
             if is_ambiguous(&status) {
-                self.pass_over(index);
+                self.pass_over(turn);
             }
             if !may_repeat || Instant::now() >= end {
                 return Err(status);
@@ -250,7 +254,7 @@ impl Client {
         &self,
         create: rpc::WatchCreateRequest,
     ) -> Result<Streaming<rpc::WatchResponse>, Status> {
-        let (index, mut grpc) = self.member();
+        let (turn, mut grpc) = self.member();
         let request = rpc::WatchRequest {
             request: Some(rpc::WatchRequestUnion::Create(create)),
         };
@@ -274,7 +278,7 @@ impl Client {
             .await
             .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer to a watch")));
         if result.is_err() {
-            self.pass_over(index);
+            self.pass_over(turn);
         }
         result.map(tonic::Response::into_inner)
     }
@@ -324,6 +328,19 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn each_member_is_passed_over_again_and_again() {
+        let config = EtcdConfig::parse("etcd://127.0.0.1:1,127.0.0.1:2").expect("two members");
+        let client = Client::new(&config).expect("a client");
+        for round in 0..5 {
+            let (turn, _) = client.member();
+            assert_eq!(turn, round);
+            client.pass_over(turn);
+            // Whoever met the same trouble is late.
+            client.pass_over(turn);
+        }
+    }
 
     #[test]
     fn members_are_read_from_the_store_flag() {
