@@ -48,7 +48,11 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use wherry_services::Index;
@@ -67,6 +71,10 @@ use pod::manager::Manager;
 pub use pod::{names::ClusterDns, restart::BackoffPolicy};
 use publish::Publisher;
 use source::{Source, UPDATES_MAX, mirror::Mirrors};
+
+/// How long tasks may take to end once they are told to. One that waits for an API server which has vanished without a word
+/// would wait longer than whoever stops the agent; what it was about is done again by the next agent.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// Tries to list a runtime before its pods are recovered without it.
 const FIRST_RELIST_TRIES: u32 = 20;
@@ -229,7 +237,14 @@ impl Agent {
             () = first_relist(&context) => run_pods(&context, &mut tasks, shutdown.clone()).await?,
         }
         shutdown.cancelled().await;
-        while tasks.join_next().await.is_some() {}
+        let stopped = async { while tasks.join_next().await.is_some() {} };
+        if timeout(STOP_MAX, stopped).await.is_err() {
+            warn!(
+                tasks = tasks.len(),
+                "Stopping without the answers that some tasks wait for"
+            );
+            tasks.shutdown().await;
+        }
         context.publisher.close().await;
         info!("Agent stopped; pods run on");
         Ok(())

@@ -37,6 +37,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use wherry_services::watch::Soon;
 use wherry_volumes::{ObjectRef, ObjectSource, TokenParams};
 
 use crate::pod::env::ServiceEnv;
@@ -346,8 +347,8 @@ impl Objects {
         let Some(client) = self.client.clone() else {
             return;
         };
-        let stream =
-            watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+        let stream = watcher(Api::<Service>::all(client), watcher::Config::default())
+            .backoff(Soon::default());
         let mut stream = stream.boxed();
         let mut index: BTreeMap<(String, String), ServiceEnv> = BTreeMap::new();
         let mut listing: Option<BTreeMap<(String, String), ServiceEnv>> = None;

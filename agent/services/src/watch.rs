@@ -1,12 +1,17 @@
 //! Follows Services and EndpointSlices of an API server into an [`Index`].
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt, watcher, watcher::Event},
+    runtime::{
+        WatchStreamExt,
+        utils::Backoff,
+        watcher,
+        watcher::{DefaultBackoff, Event},
+    },
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,6 +20,32 @@ use crate::{index::Index, object};
 
 /// Failures in a row that are told.
 const FAILURES_TOLD: u32 = 3;
+
+/// The longest that a node waits before it asks an API server again that did not answer. client-go's 30 s, on which jitter
+/// comes, would leave a node without news for a minute after an outage.
+const RETRY_MAX: Duration = Duration::from_secs(4);
+
+/// How a node's watches are tried again: as kube does it, but never after more than 4 s.
+#[derive(Default)]
+pub struct Soon(DefaultBackoff);
+
+impl Iterator for Soon {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(
+            self.0
+                .next()
+                .map_or(RETRY_MAX, |pause| pause.min(RETRY_MAX)),
+        )
+    }
+}
+
+impl Backoff for Soon {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// Follows both until shutdown. `node` is the name of the node whose endpoints count as local.
 pub async fn run(client: Client, node: String, index: Arc<Index>, shutdown: CancellationToken) {
@@ -26,7 +57,7 @@ pub async fn run(client: Client, node: String, index: Arc<Index>, shutdown: Canc
 
 async fn services(client: Client, index: &Index) {
     let stream = watcher(Api::<Service>::all(client), watcher::Config::default());
-    let mut stream = stream.default_backoff().boxed();
+    let mut stream = stream.backoff(Soon::default()).boxed();
     let mut listed = HashSet::new();
     let mut failures = 0;
     loop {
@@ -65,7 +96,7 @@ async fn slices(client: Client, node: &str, index: &Index) {
         Api::<EndpointSlice>::all(client),
         watcher::Config::default(),
     );
-    let mut stream = stream.default_backoff().boxed();
+    let mut stream = stream.backoff(Soon::default()).boxed();
     let mut listed = HashSet::new();
     let mut failures = 0;
     let put = |object: &EndpointSlice| match object::slice(object, node) {
@@ -108,5 +139,22 @@ fn tell(what: &str, failures: &mut u32, error: &watcher::Error) {
     *failures += 1;
     if *failures <= FAILURES_TOLD {
         warn!(resource = what, %error, "Watch failed; Services stay as they were last seen");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_of_any_length_is_over_for_a_node_within_seconds() {
+        let mut soon = Soon::default();
+        for _ in 0..1000 {
+            let pause = soon.next().expect("it never gives up");
+            assert!(
+                pause <= RETRY_MAX && pause >= Duration::from_millis(500),
+                "{pause:?}"
+            );
+        }
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use wherry_network::{Peer, Unreachable};
+use wherry_services::watch::Soon;
 
 use crate::{context::Context, events::Kind};
 
@@ -65,7 +66,7 @@ async fn follow(
     own: &watch::Sender<Option<Node>>,
 ) {
     let stream = watcher(Api::<Node>::all(client), watcher::Config::default());
-    let mut stream = stream.default_backoff().boxed();
+    let mut stream = stream.backoff(Soon::default()).boxed();
     let mut nodes: BTreeMap<String, Peer> = BTreeMap::new();
     let mut listing = BTreeMap::new();
     let mut failures = 0;

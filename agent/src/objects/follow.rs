@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
+use wherry_services::watch::Soon;
 
 /// What volumes show.
 pub(crate) trait Shown:
@@ -172,7 +173,7 @@ impl<K: Shown> Followed<K> {
 
 async fn run<K: Shown>(api: Api<K>, name: String, known: watch::Sender<Known<K>>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).backoff(Soon::default()).boxed();
     let mut listed = None;
     while let Some(event) = events.next().await {
         let object = match event {

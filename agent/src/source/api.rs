@@ -26,9 +26,8 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    let backoff = watcher::DefaultBackoff::default();
     let mut stream = watcher(Api::<Pod>::all(client), config)
-        .backoff(backoff)
+        .backoff(wherry_services::watch::Soon::default())
         .boxed();
     let mut listed: Option<HashSet<_>> = None;
     let mut failures = 0;
