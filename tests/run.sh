@@ -67,7 +67,7 @@ trap report EXIT
 phase "tools: installing what the tests use"
 need_rust
 need_packages build-essential pkg-config iproute2 nftables iptables containernetworking-plugins busybox-static curl openssl docker-registry apache2-utils \
-  user-mode-linux etcd-server etcd-client git
+  user-mode-linux etcd-server etcd-client git xfsprogs mariadb-server-core
 tests/tools/docker.sh install
 need_kubectl
 only_one tests

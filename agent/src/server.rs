@@ -34,6 +34,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use rustls::server::ResolvesServerCert;
 use wherry_runtime_api::{FsUsage, Runtime};
+use wherry_volumes::VolumeError;
 
 use crate::{
     eviction::storage::{FileSystem, PodDisk},
@@ -78,6 +79,20 @@ pub trait Kubelet: Send + Sync + 'static {
     /// Directories that stand for PersistentVolumes; `None` makes none.
     fn local_volumes(&self) -> Option<LocalVolumes> {
         None
+    }
+
+    /// Makes the volume of a claim, which one of its pods has mounted, hold at least so many bytes; answers how many it
+    /// holds then.
+    ///
+    /// # Errors
+    /// It is not mounted, or cannot be made larger.
+    async fn expand_volume(
+        &self,
+        pod: &Pod,
+        claim: &str,
+        _bytes: u64,
+    ) -> Result<u64, VolumeError> {
+        Err(VolumeError::not_mounted(pod, claim))
     }
 
     /// The file system that pods write to.

@@ -9,7 +9,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use async_trait::async_trait;
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
-use wherry_volumes::{PodContext, Refreshed, VolumeEvent, VolumeEvents, VolumeManager};
+use wherry_volumes::{
+    PodContext, Refreshed, VolumeError, VolumeEvent, VolumeEvents, VolumeManager,
+};
 
 use crate::events::{Kind, Recorder};
 
@@ -32,6 +34,16 @@ pub trait Volumes: Send + Sync + 'static {
         _now: Timestamp,
     ) -> Result<Option<Timestamp>, String> {
         Ok(None)
+    }
+    /// Has the volume of a claim, which is mounted for a pod, hold at least so many bytes.
+    async fn expand(
+        &self,
+        pod: &Pod,
+        claim: &str,
+        _bytes: u64,
+        _context: &PodContext,
+    ) -> Result<u64, VolumeError> {
+        Err(VolumeError::not_mounted(pod, claim))
     }
     /// Takes everything of a pod down.
     async fn unmount(&self, uid: &str) -> Result<(), String>;
@@ -64,6 +76,16 @@ impl Volumes for VolumeManager {
         self.repopulate(pod, context, now)
             .await
             .map_err(|error| error.to_string())
+    }
+
+    async fn expand(
+        &self,
+        pod: &Pod,
+        claim: &str,
+        bytes: u64,
+        context: &PodContext,
+    ) -> Result<u64, VolumeError> {
+        self.expand(pod, claim, bytes, context).await
     }
 
     async fn unmount(&self, uid: &str) -> Result<(), String> {

@@ -13,6 +13,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     let mut all = trials![shared;
         a_volume_in_memory_is_one_for_containers_of_every_runtime,
         an_image_of_the_operators_keeps_what_pods_write,
+        a_claim_that_asks_for_more_gets_it_where_the_driver_can,
         volumes_that_cannot_be_had_say_why,
     ];
     all.extend(own_trials![
@@ -116,6 +117,140 @@ fn an_image_of_the_operators_keeps_what_pods_write(cluster: &Cluster, ns: &str) 
             });
             of_image.map_or(Ok(()), |device| Err(format!("{device:?}")))
         });
+    }
+}
+
+fn a_claim_that_asks_for_more_gets_it_where_the_driver_can(cluster: &Cluster, ns: &str) {
+    const MIB: u64 = 1 << 20;
+    let images = Path::new("/srv/wherry-images");
+    fs::create_dir_all(images).expect("the operator's directory");
+    let image = tempfile::Builder::new()
+        .prefix("it-")
+        .tempfile_in(images)
+        .expect("an image");
+    image.as_file().set_len(300 * MIB).expect("an empty image");
+    let file = image.path().display();
+    let class = |name: &str, provisioner: &str, parameters: &str| {
+        cluster.apply(&format!(
+            "apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {{name: {ns}-{name}}}
+provisioner: {provisioner}
+allowVolumeExpansion: {}
+parameters: {parameters}
+",
+            name != "fixed"
+        ));
+        cluster.apply_in(
+            ns,
+            &format!(
+                "apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {name}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: {ns}-{name}
+  resources: {{requests: {{storage: 300Mi}}}}
+"
+            ),
+        );
+        cluster.wait_field(ns, &format!("pvc/{name}"), ".status.phase", "Bound");
+    };
+    let asks = |name: &str, size: &str| {
+        let patch =
+            format!(r#"{{"spec": {{"resources": {{"requests": {{"storage": "{size}"}}}}}}}}"#);
+        [
+            "patch".to_owned(),
+            "pvc".into(),
+            name.into(),
+            "-p".into(),
+            patch,
+        ]
+    };
+    let ask = |name: &str, size: &str| {
+        let args = asks(name, size);
+        cluster.k(ns, &args.each_ref().map(String::as_str));
+    };
+    let refused = |name: &str, size: &str| {
+        let args = asks(name, size);
+        let args = args.each_ref().map(String::as_str);
+        cluster.kubectl_fails(&[&["-n", ns], &args[..]].concat())
+    };
+    class(
+        "grows",
+        "loop.wherry.dev",
+        &format!("{{file: '{file}', fsType: xfs}}"),
+    );
+    class("stays", "memfs.wherry.dev", "{}");
+    class("fixed", "memfs.wherry.dev", "{}");
+    let why = refused("fixed", "400Mi");
+    assert!(why.contains("must support resize"), "{why}");
+
+    // Nobody has it mounted yet: it waits for a pod.
+    ask("grows", "400Mi");
+    let condition = ".status.conditions[0].type";
+    cluster.wait_field(ns, "pvc/grows", condition, "FileSystemResizePending");
+    cluster.wait_event(ns, "grows", "FileSystemResizeRequired");
+    let with_claims = pod("grower", "{}", SLEEP, "")
+        .replace("csi: {}", "persistentVolumeClaim: {claimName: grows}")
+        .replace(
+            "  volumes:\n",
+            "    - {name: memory, mountPath: /memory}\n  volumes:\n  - {name: memory, persistentVolumeClaim: {claimName: stays}}\n",
+        )
+        .replace("volumeMounts: [{name: data, mountPath: /data}]", "volumeMounts:\n    - {name: data, mountPath: /data}");
+    apply(cluster, ns, &with_claims);
+    cluster.wait_ready(ns, "grower");
+    let holds = |size: &str, mib: u64| {
+        cluster.wait_field(ns, "pvc/grows", ".status.capacity.storage", size);
+        let volume = cluster.field(ns, "pvc/grows", ".spec.volumeName");
+        let capacity = cluster.field(ns, &format!("pv/{volume}"), ".spec.capacity.storage");
+        assert_eq!(capacity, size);
+        cluster.wait_field(ns, "pvc/grows", condition, "");
+        let found = exec(
+            cluster,
+            ns,
+            "grower",
+            "shell",
+            &["stat", "-f", "-c", "%b %S", "/data"],
+        );
+        let mut numbers = found
+            .split_whitespace()
+            .map(|word| word.parse::<u64>().expect(&found));
+        let bytes = numbers
+            .next()
+            .zip(numbers.next())
+            .map_or(0, |(count, size)| count * size);
+        assert!(bytes > (mib - 100) * MIB && bytes < mib * MIB, "{bytes}");
+    };
+    holds("400Mi", 400);
+    let shell = |command: &str| exec(cluster, ns, "grower", "shell", &["sh", "-c", command]);
+    shell("echo kept > /data/file");
+    // And under its user, with the file open.
+    ask("grows", "600Mi");
+    holds("600Mi", 600);
+    cluster.wait_event(ns, "grows", "VolumeResizeSuccessful");
+    assert_eq!(shell("cat /data/file"), "kept\n");
+    let why = refused("grows", "500Mi");
+    assert!(
+        why.contains("can not be less than status.capacity"),
+        "{why}"
+    );
+
+    ask("stays", "400Mi");
+    let event = cluster.wait_event(ns, "stays", "VolumeResizeFailed");
+    assert!(
+        event.contains("plugin memfs: its volumes cannot be made larger"),
+        "{event}"
+    );
+    let failed = cluster.field(ns, "pvc/stays", condition);
+    assert_eq!(failed, "NodeResizeError");
+    assert_eq!(
+        cluster.field(ns, "pvc/stays", ".status.capacity.storage"),
+        "300Mi"
+    );
+    cluster.k(ns, &["delete", "pod,pvc", "--all"]);
+    for name in ["grows", "stays", "fixed"] {
+        cluster.kubectl(&["delete", "storageclass", &format!("{ns}-{name}")]);
     }
 }
 

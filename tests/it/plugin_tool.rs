@@ -202,7 +202,7 @@ fn other_tools_can_read_it(author: &Author<'_>, component: &Path) {
     assert_eq!(config["component"]["exports"], json!(["check"]));
     let imports = config["component"]["imports"].as_array().expect("a list");
     assert!(
-        imports.contains(&json!("wherry:plugin/tcp@0.1.0")),
+        imports.contains(&json!("wherry:plugin/tcp@0.1.1")),
         "{imports:?}"
     );
     assert_eq!(config["layerDigests"][0], manifest["layers"][0]["digest"]);

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use wherry_runtime_api::{ContainerState, FsUsage, PodSandboxState, Runtime};
+use wherry_volumes::VolumeError;
 
 use super::Kubelet;
 use crate::{
@@ -50,6 +51,11 @@ impl Kubelet for Context {
 
     fn local_volumes(&self) -> Option<LocalVolumes> {
         Some(LocalVolumes::new(&self.config.root))
+    }
+
+    async fn expand_volume(&self, pod: &Pod, claim: &str, bytes: u64) -> Result<u64, VolumeError> {
+        let context = self.pod_context();
+        self.volumes.expand(pod, claim, bytes, &context).await
     }
 
     fn node_fs(&self) -> Option<FileSystem> {

@@ -98,6 +98,10 @@ pub fn router(state: State) -> Router {
             "/storage/local-path/{name}",
             post(storage::make).delete(storage::remove),
         )
+        .route(
+            "/storage/claims/{namespace}/{pod}/{claim}",
+            post(storage::expand),
+        )
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::authorize,

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use k8s_openapi::api::core::v1::Pod;
 use thiserror::Error;
 use wherry_plugin_host::volume::VolumeFailure;
 
@@ -30,6 +31,23 @@ pub enum VolumeError {
         /// In the kubelet's words.
         why: String,
     },
+    /// A volume could not be made larger. It is there as it was.
+    #[error("NodeExpandVolume failed for volume \"{volume}\" : {cause}")]
+    Expand {
+        /// The volume's name in the pod.
+        volume: String,
+        /// Why.
+        #[source]
+        cause: SetUpError,
+    },
+    /// No volume of the pod's is of that claim, or it has not been set up.
+    #[error("no volume of claim {claim} is mounted for pod {pod}")]
+    NotMounted {
+        /// `namespace/name`.
+        claim: String,
+        /// The pod's name.
+        pod: String,
+    },
     /// A volume could not be taken down. Retry with back-off.
     #[error("UnmountVolume.TearDown failed for pod \"{pod}\" : {}: {source}", path.display())]
     TearDown {
@@ -41,6 +59,34 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+}
+
+impl VolumeError {
+    /// [`Self::NotMounted`] of a pod's claim.
+    pub fn not_mounted(pod: &Pod, claim: &str) -> Self {
+        let metadata = &pod.metadata;
+        Self::NotMounted {
+            claim: format!(
+                "{}/{claim}",
+                metadata.namespace.as_deref().unwrap_or_default()
+            ),
+            pod: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Whether a volume of this kind cannot be made larger at all.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Expand { cause, .. } => match cause {
+                SetUpError::Plugin(failure) => failure.is_unsupported(),
+                cause => matches!(cause, SetUpError::CannotExpand(_)),
+            },
+            Self::SetUp { .. }
+            | Self::Claim { .. }
+            | Self::NotMounted { .. }
+            | Self::TearDown { .. } => false,
+        }
+    }
 }
 
 /// Why a volume could not be set up.
@@ -58,6 +104,9 @@ pub enum SetUpError {
     /// The plugin that was asked for it gave none.
     #[error(transparent)]
     Plugin(#[from] VolumeFailure),
+    /// Volumes that are as large as they are.
+    #[error("{0} cannot be made larger")]
+    CannotExpand(String),
     /// No code for this kind of volume.
     #[error("no volume plugin matched: {0} volumes are not supported on this node")]
     Unsupported(String),

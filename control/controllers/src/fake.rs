@@ -195,6 +195,11 @@ impl Fake {
                 return status(code, "injected");
             }
         }
+        if path.contains("/proxy/storage/claims/") {
+            let bytes = parts.uri.query().and_then(|query| query.strip_prefix("bytes="));
+            let bytes: Option<u64> = bytes.and_then(|bytes| bytes.parse().ok());
+            return json_response(200, json!({ "bytes": bytes }));
+        }
         if path.contains("/proxy/storage/") {
             let name = path.rsplit('/').next().unwrap_or_default();
             return json_response(200, json!({ "path": format!("/node/{name}") }));

@@ -10,11 +10,12 @@
 //! The volumes of `local-path.wherry.dev` are directories below the root of the node that the first pod of a claim is
 //! scheduled to. The node makes and removes them when it is asked through the API server's node proxy, so that it needs
 //! no rights on claims and volumes. A provisioner that is a plugin's (`memfs.wherry.dev`) gives volumes that exist where
-//! they are mounted: here they are only written down. Left to others: choosing the node ([`crate::scheduler`]), mounting, and the
+//! they are mounted: here they are only written down, and made larger by the nodes that have them mounted. Left to others: choosing the node ([`crate::scheduler`]), mounting, and the
 //! volumes of other provisioners.
 
 mod effects;
 mod ephemeral;
+mod expand;
 pub(crate) mod matching;
 mod plan;
 pub(crate) mod view;
@@ -108,7 +109,9 @@ impl Prepared {
             let Some(pod) = new.or(old).filter(|pod| !pod.claims.is_empty()) else {
                 return;
             };
-            if was_using != is_using {
+            // Volumes are made larger where they are mounted.
+            let has_moved = old.is_some_and(|old| new.is_some_and(|new| old.node != new.node));
+            if was_using != is_using || has_moved {
                 for name in &pod.claims {
                     of.claims.add(Key::new(&pod.key.namespace, name));
                 }
@@ -292,7 +295,18 @@ impl Controller {
                 Ok(None)
             }
             ClaimStep::Grow(volume) => {
-                self.effects.grow(&claim, &volume).await?;
+                self.effects.grow(&claim, &volume, None).await?;
+                Ok(None)
+            }
+            ClaimStep::Expand(volume) => {
+                let on_nodes = users.iter().filter(|pod| !pod.node.is_empty());
+                let on_nodes: Vec<_> = on_nodes
+                    .map(|pod| (pod.node.clone(), pod.key.name.clone()))
+                    .collect();
+                self.effects.expand(&claim, &volume, &on_nodes).await
+            }
+            ClaimStep::Settle => {
+                self.effects.settle(&claim).await?;
                 Ok(None)
             }
         }

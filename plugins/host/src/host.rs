@@ -581,7 +581,7 @@ impl Installed {
                 ProbeOutcome::new(result, message)
             }
             // Asked as a probe, it answers as one.
-            Ok(Said::Populated(_) | Said::Done) => {
+            Ok(Said::Populated(_) | Said::Done | Said::Expanded(_)) => {
                 self.without_outcome(input, self.linked.world.name())
             }
             Err(fault) => {

@@ -24,8 +24,9 @@ use tracing::{info, warn};
 use crate::{
     Exec, PluginHost, VolumeError, World,
     filesystem::{is_mounted, unmount},
+    host::Installed,
     named::NamedHosts,
-    protocol::{MountAsk, StagingLimits},
+    protocol::{MountAsk, Said, StagingLimits},
     volume::{VolumeFailure, VolumeMounts, VolumeRequest},
 };
 
@@ -87,6 +88,37 @@ impl MounterVolumes {
     async fn undo(&self, record: Record) -> io::Result<()> {
         act::undo(&*self.system, &self.records, record).await
     }
+
+    /// Calls the plugin: to mount what the record is of, or to make that larger. Answers what has been done by then.
+    async fn call(
+        &self,
+        plugin: &Installed,
+        request: &VolumeRequest,
+        record: Record,
+        expand: Option<u64>,
+    ) -> (Result<Said, VolumeFailure>, Record) {
+        let grants = &plugin.spec.grants;
+        let named = match grants.named_hosts {
+            true => NamedHosts::of(&request.attributes),
+            false => NamedHosts::default(),
+        };
+        let acts = Acts::new(&*self.system, &self.records, grants, named, request, record);
+        let asking = Asking(tokio::sync::Mutex::new(acts));
+        let mut asked = request.clone();
+        if let Some(fs_type) = &request.fs_type {
+            let attribute = asked.attributes.entry("fsType".into());
+            attribute.or_insert_with(|| fs_type.clone());
+        }
+        let mut call = asked.call(plugin, None, StagingLimits::default());
+        if let Some(volume) = &mut call.volume {
+            volume.expand = expand;
+        }
+        let called = self
+            .host
+            .call_about_volume(plugin, request, call, None, &|_, _| {}, &asking)
+            .await;
+        (called, asking.0.into_inner().finish())
+    }
 }
 
 #[async_trait]
@@ -109,25 +141,8 @@ impl VolumeMounts for Arc<MounterVolumes> {
             // An agent before was killed in the middle, or the node was.
             self.undo(record).await.map_err(io)?;
         }
-        let grants = &plugin.spec.grants;
-        let named = match grants.named_hosts {
-            true => NamedHosts::of(&request.attributes),
-            false => NamedHosts::default(),
-        };
         let record = Record::new(target, &request.plugin);
-        let acts = Acts::new(&*self.system, &self.records, grants, named, request, record);
-        let asking = Asking(tokio::sync::Mutex::new(acts));
-        let mut asked = request.clone();
-        if let Some(fs_type) = &request.fs_type {
-            let attribute = asked.attributes.entry("fsType".into());
-            attribute.or_insert_with(|| fs_type.clone());
-        }
-        let call = asked.call(&plugin, None, StagingLimits::default());
-        let called = self
-            .host
-            .call_about_volume(&plugin, request, call, None, &|_, _| {}, &asking)
-            .await;
-        let mut record = asking.0.into_inner().finish();
+        let (called, mut record) = self.call(&plugin, request, record, None).await;
         let result = match called {
             Err(failure) => Err(failure),
             Ok(_) if !record.is_mounted() => Err(VolumeFailure::Refused {
@@ -146,6 +161,41 @@ impl VolumeMounts for Arc<MounterVolumes> {
             return Err(failure);
         }
         Ok(())
+    }
+
+    async fn expand(
+        &self,
+        request: &VolumeRequest,
+        target: &Path,
+        bytes: u64,
+    ) -> Result<u64, VolumeFailure> {
+        let io = |error: io::Error| VolumeFailure::io(target, error);
+        let plugin = self
+            .host
+            .volume_plugin(&request.plugin, World::Mounter)
+            .await?;
+        let _turn = self.turn.lock().await;
+        let record = self.records.read(target).map_err(io)?;
+        let record = match record.filter(|record| record.is_complete) {
+            Some(record) if is_mounted(target).map_err(io)? => record,
+            _ => {
+                return Err(VolumeFailure::NotMounted {
+                    path: target.to_owned(),
+                });
+            }
+        };
+        let (called, _) = self.call(&plugin, request, record, Some(bytes)).await;
+        let refused = |why: String| VolumeFailure::Refused {
+            plugin: request.plugin.clone(),
+            why,
+        };
+        match called? {
+            Said::Expanded(held) if held >= bytes => Ok(held),
+            Said::Expanded(held) => Err(refused(format!(
+                "the volume holds {held} bytes and not {bytes}"
+            ))),
+            _ => Err(refused("it answered as no mounter does".into())),
+        }
     }
 
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure> {

@@ -96,7 +96,7 @@ impl PluginHost {
                     }),
                 }
             }
-            Said::Outcome(_) | Said::Done => Err(VolumeFailure::Refused {
+            Said::Outcome(_) | Said::Done | Said::Expanded(_) => Err(VolumeFailure::Refused {
                 plugin: request.plugin.clone(),
                 why: "it answered as no populator does".into(),
             }),
@@ -223,6 +223,7 @@ impl VolumeRequest {
             config: plugin.spec.config.clone(),
             current: current.map(str::to_owned),
             staging,
+            expand: None,
         }
     }
 }

@@ -96,6 +96,9 @@ pub struct VolumeCall {
     pub current: Option<String>,
     /// For a populator: what may be written.
     pub staging: StagingLimits,
+    /// For a mounter: bytes that the volume, which is mounted, is to hold; without it the volume is to be mounted.
+    #[serde(default)]
+    pub expand: Option<u64>,
 }
 
 /// What a populator may write at once.
@@ -312,6 +315,11 @@ pub enum MountAsk {
         /// As `ext4`.
         kind: String,
     },
+    /// Make the disk that is mounted larger; answered by the bytes that it holds.
+    Grow {
+        /// At least.
+        bytes: u64,
+    },
 }
 
 /// Answer to an [`Ask`].
@@ -329,7 +337,7 @@ pub enum Answer {
     Stat(Result<FileMetadata, FileError>),
     /// To [`Ask::Read`].
     Read(Result<Vec<u8>, FileError>),
-    /// To [`Ask::Mounts`]: a device's path, or nothing.
+    /// To [`Ask::Mounts`]: a device's path, a number of bytes, or nothing.
     Mounts(Result<String, VolumeError>),
 }
 
@@ -434,6 +442,8 @@ pub enum Said {
     Populated(Populated),
     /// A mounter, or a file system that was opened.
     Done,
+    /// A mounter: its volume holds so many bytes now.
+    Expanded(u64),
 }
 
 /// What a populator wrote.
@@ -480,6 +490,9 @@ pub enum Fault {
     /// The guest: a volume cannot be had.
     #[error("{0}")]
     Volume(VolumeError),
+    /// Nobody: the plugin has no code for it.
+    #[error("its volumes cannot be made larger")]
+    CannotExpand,
     /// The instance trapped, or what it returned is no value of the type.
     #[error("trap: {0}")]
     Trap(String),
@@ -510,7 +523,11 @@ impl Fault {
     /// Whether it cost the plugin its instance, as opposed to what a guest says in good order.
     pub fn is_violent(&self) -> bool {
         match self {
-            Self::InvalidArguments(_) | Self::Denied(_) | Self::Other(_) | Self::Volume(_) => false,
+            Self::InvalidArguments(_)
+            | Self::Denied(_)
+            | Self::Other(_)
+            | Self::Volume(_)
+            | Self::CannotExpand => false,
             Self::Trap(_)
             | Self::MemoryExceeded { .. }
             | Self::CpuTimeExceeded { .. }

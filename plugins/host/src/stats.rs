@@ -82,9 +82,11 @@ impl PluginStats {
             Fault::MemoryExceeded { .. }
             | Fault::CpuTimeExceeded { .. }
             | Fault::TimedOut { .. } => self.limits_exceeded += 1,
-            Fault::InvalidArguments(_) | Fault::Denied(_) | Fault::Other(_) | Fault::Volume(_) => {
-                self.errors += 1
-            }
+            Fault::InvalidArguments(_)
+            | Fault::Denied(_)
+            | Fault::Other(_)
+            | Fault::Volume(_)
+            | Fault::CannotExpand => self.errors += 1,
             Fault::WorkerLost(_) => self.lost += 1,
         }
         self.last_error = Some((now, fault.to_string()));

@@ -90,6 +90,12 @@ pub enum VolumeFailure {
         /// Why not.
         why: String,
     },
+    /// Nothing is mounted there yet, or not any more.
+    #[error("{}: not mounted on this node", path.display())]
+    NotMounted {
+        /// Where.
+        path: PathBuf,
+    },
     /// This volume killed it again and again.
     #[error("plugin {plugin}: the volume kept killing it and is not tried for another {} s", wait.as_secs().max(1))]
     SetApart {
@@ -128,6 +134,25 @@ impl VolumeFailure {
             }
         )
     }
+
+    /// Whether volumes of this driver cannot be made larger at all.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed {
+                fault: Fault::CannotExpand,
+                ..
+            }
+        )
+    }
+
+    /// A plugin whose volumes cannot be made larger.
+    pub fn cannot_expand(plugin: &str) -> Self {
+        Self::Failed {
+            plugin: plugin.to_owned(),
+            fault: Fault::CannotExpand,
+        }
+    }
 }
 
 /// Volumes of one world that are mounted on a directory: mounters, or file systems.
@@ -150,6 +175,20 @@ pub trait VolumeMounts: Send + Sync + 'static {
     /// # Errors
     /// Something is in the way.
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure>;
+
+    /// Makes a volume that is mounted on `target` hold at least so many bytes, while it may be in use; answers how many
+    /// it holds then. Repeatable.
+    ///
+    /// # Errors
+    /// It holds what it did, or its device is larger and its file system is not yet.
+    async fn expand(
+        &self,
+        request: &VolumeRequest,
+        _target: &Path,
+        _bytes: u64,
+    ) -> Result<u64, VolumeFailure> {
+        Err(VolumeFailure::cannot_expand(&request.plugin))
+    }
 
     /// Takes up again what an agent before has made. Called once, when plugins can be called.
     async fn restore(&self);
@@ -189,6 +228,19 @@ pub trait VolumePlugins: Send + Sync + 'static {
     /// # Errors
     /// Something is in the way.
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure>;
+
+    /// See [`VolumeMounts::expand`]. What populators write cannot be made larger.
+    ///
+    /// # Errors
+    /// It is as it was.
+    async fn expand(
+        &self,
+        request: &VolumeRequest,
+        _target: &Path,
+        _bytes: u64,
+    ) -> Result<u64, VolumeFailure> {
+        Err(VolumeFailure::cannot_expand(&request.plugin))
+    }
 
     /// See [`VolumeMounts::news`].
     fn news(&self) -> Option<broadcast::Receiver<News>> {
@@ -250,6 +302,22 @@ impl VolumePlugins for PluginVolumes {
             });
         };
         mounts.publish(request, target).await
+    }
+
+    async fn expand(
+        &self,
+        request: &VolumeRequest,
+        target: &Path,
+        bytes: u64,
+    ) -> Result<u64, VolumeFailure> {
+        let plugin = &request.plugin;
+        let Some(world) = self.world(plugin) else {
+            return Err(VolumeFailure::NotInstalled(plugin.clone()));
+        };
+        match self.mounts.iter().find(|mounts| mounts.world() == world) {
+            Some(mounts) => mounts.expand(request, target, bytes).await,
+            None => Err(VolumeFailure::cannot_expand(plugin)),
+        }
     }
 
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure> {

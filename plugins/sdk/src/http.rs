@@ -3,10 +3,10 @@
 
 use std::io::{self, Read};
 
-use crate::bindings::wherry::plugin::http;
 pub use crate::bindings::wherry::plugin::http::{
     HttpError as Error, Identity, Response, Scheme, Trust, Version,
 };
+use crate::{bindings::wherry::plugin::http, pieces};
 
 /// Most of a body that one request sends or answers, bytes.
 pub const BODY_BYTES_MAX: u32 = 1 << 20;
@@ -201,14 +201,7 @@ impl Download {
 
 impl Read for Download {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let max = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
-        let bytes = self.0.read(max)?;
-        let length = bytes.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&bytes[..length]);
-        Ok(length)
+        pieces::read(buffer, |max| self.0.read(max))
     }
 }
 

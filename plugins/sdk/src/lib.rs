@@ -45,6 +45,7 @@ pub mod filesystem;
 pub mod http;
 pub mod log;
 pub mod mounter;
+mod pieces;
 pub mod populator;
 pub mod probe;
 pub mod secret;

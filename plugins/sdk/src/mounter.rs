@@ -13,7 +13,7 @@
 //! # fn main() {}
 //! ```
 
-pub use crate::bindings::wherry::plugin::mounts::{attach, format, mount};
+pub use crate::bindings::wherry::plugin::mounts::{attach, format, grow, mount};
 
 use crate::volume::{self, request};
 
@@ -43,7 +43,7 @@ pub mod bindings {
     wit_bindgen::generate!({
         path: "wit",
         world: "wherry:plugin/mounter",
-        with: { "wherry:plugin/trouble@0.1.0": crate::bindings::wherry::plugin::trouble },
+        with: { "wherry:plugin/trouble@0.1.1": crate::bindings::wherry::plugin::trouble },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export",
@@ -51,9 +51,57 @@ pub mod bindings {
     });
 }
 
-/// Makes a function the component's `mount`: `fn() -> volume::Result<()>`.
+/// The world `expanding-mounter`.
+#[doc(hidden)]
+#[allow(
+    missing_docs,
+    reason = "the export macro is for the macro `mounter!` alone"
+)]
+pub mod expanding {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "wherry:plugin/expanding-mounter",
+        with: { "wherry:plugin/trouble@0.1.1": crate::bindings::wherry::plugin::trouble },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export",
+        default_bindings_module: "wherry_plugin::mounter::expanding",
+    });
+}
+
+/// Makes a function the component's `mount`: `fn() -> volume::Result<()>`. Where volumes can be made larger a second one
+/// is its `expand`: `fn(bytes: u64) -> volume::Result<u64>`, such as [`grow`](crate::mounter::grow) itself.
+///
+/// ```
+/// # use wherry_plugin::volume;
+/// use wherry_plugin::mounter::{attach, grow, mount_disk};
+///
+/// fn image() -> volume::Result<()> {
+///     mount_disk(&attach("loop", &[("file".into(), "/srv/images/a".into())])?)
+/// }
+///
+/// wherry_plugin::mounter!(image, expand: grow);
+/// # fn main() {}
+/// ```
 #[macro_export]
 macro_rules! mounter {
+    ($mount:path, expand: $expand:path) => {
+        const _: () = {
+            struct Component;
+
+            impl $crate::mounter::expanding::Guest for Component {
+                fn mount() -> ::std::result::Result<(), $crate::volume::Error> {
+                    $mount()
+                }
+
+                fn expand(bytes: u64) -> ::std::result::Result<u64, $crate::volume::Error> {
+                    $expand(bytes)
+                }
+            }
+
+    $crate::mounter::expanding::export!(Component with_types_in $crate::mounter::expanding);
+        };
+    };
     ($mount:path) => {
         const _: () = {
             struct Component;

@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 
-use crate::bindings::wherry::plugin::tcp::Connection;
 pub use crate::bindings::wherry::plugin::tcp::TcpError as Error;
+use crate::{bindings::wherry::plugin::tcp::Connection, pieces};
 
 /// A connection: [`Read`] and [`Write`], closed when dropped. A read that finds nothing waits, until the call's time
 /// is up. At most 16 at a time.
@@ -22,14 +22,7 @@ impl Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let max = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
-        let bytes = self.0.read(max)?;
-        let length = bytes.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&bytes[..length]);
-        Ok(length)
+        pieces::read(buffer, |max| self.0.read(max))
     }
 }
 

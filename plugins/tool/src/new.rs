@@ -25,6 +25,7 @@ const SDK: &[(&str, &str)] = &[
     ("src/lib.rs", include_str!("../../sdk/src/lib.rs")),
     ("src/log.rs", include_str!("../../sdk/src/log.rs")),
     ("src/mounter.rs", include_str!("../../sdk/src/mounter.rs")),
+    ("src/pieces.rs", include_str!("../../sdk/src/pieces.rs")),
     (
         "src/populator.rs",
         include_str!("../../sdk/src/populator.rs"),

@@ -66,3 +66,23 @@ pub(crate) mod mounter {
         },
     });
 }
+
+/// World `expanding-mounter`.
+pub(crate) mod expanding {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "expanding-mounter",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        with: {
+            "wherry:plugin/types": super::wherry::plugin::types,
+            "wherry:plugin/log": super::wherry::plugin::log,
+            "wherry:plugin/clock": super::wherry::plugin::clock,
+            "wherry:plugin/http": super::wherry::plugin::http,
+            "wherry:plugin/tcp": super::wherry::plugin::tcp,
+            "wherry:plugin/request": super::populator::wherry::plugin::request,
+            "wherry:plugin/trouble": super::populator::wherry::plugin::trouble,
+            "wherry:plugin/mounts": super::mounter::wherry::plugin::mounts,
+        },
+    });
+}

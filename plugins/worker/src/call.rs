@@ -85,6 +85,7 @@ pub(crate) async fn run(
         agent,
     );
     let volume = call.volume.map(|volume| *volume);
+    let expand = volume.as_ref().and_then(|volume| volume.expand);
     state.volume = volume.map(|volume| populate::Volume::new(volume, descriptor));
     let mut store = Store::new(&plugin.engine, state);
     store.limiter(|state| &mut state.limiter);
@@ -109,11 +110,19 @@ pub(crate) async fn run(
                     .await?;
                 Ok(said.map(populate::said).map_err(populate::declared))
             }
-            Pre::Mounter(pre) => {
-                let instance = pre.instantiate_async(&mut store).await?;
-                let said = instance.call_mount(&mut store).await?;
-                Ok(said.map(|()| Said::Done).map_err(populate::declared))
-            }
+            Pre::Mounter { pre, expanding } => match (expand, expanding) {
+                (None, _) => {
+                    let instance = pre.instantiate_async(&mut store).await?;
+                    let said = instance.call_mount(&mut store).await?;
+                    Ok(said.map(|()| Said::Done).map_err(populate::declared))
+                }
+                (Some(bytes), Some(pre)) => {
+                    let instance = pre.instantiate_async(&mut store).await?;
+                    let said = instance.call_expand(&mut store, bytes).await?;
+                    Ok(said.map(Said::Expanded).map_err(populate::declared))
+                }
+                (Some(_), None) => Ok(Err(Fault::CannotExpand)),
+            },
             // Its instances are kept, by a worker of their own.
             Pre::Filesystem(_) => Ok(Err(Fault::Other("a file system is not called so".into()))),
         }

@@ -18,6 +18,7 @@ mod asks;
 mod bindings;
 mod call;
 mod confine;
+mod contract;
 mod filesystem;
 mod http;
 mod limits;

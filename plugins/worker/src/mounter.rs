@@ -58,4 +58,12 @@ impl Host for State {
         let ask = MountAsk::Format { device, kind };
         Ok(self.mounts(ask).await?.map(drop))
     }
+
+    async fn grow(&mut self, bytes: u64) -> wasmtime::Result<Result<u64, VolumeError>> {
+        let grown = self.mounts(MountAsk::Grow { bytes }).await?;
+        Ok(grown.and_then(|held| {
+            let held = held.parse();
+            held.map_err(|error| VolumeError::Other(format!("no number of bytes: {error}")))
+        }))
+    }
 }

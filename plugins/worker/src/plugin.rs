@@ -12,10 +12,12 @@ use wherry_wasm_engine::plugin as sandbox;
 use crate::{
     bindings::{
         Probe, ProbePre,
+        expanding::ExpandingMounterPre,
         filesystem::{FilesystemVolume, FilesystemVolumePre},
         mounter::{Mounter, MounterPre},
         populator::{Populator, PopulatorPre},
     },
+    contract,
     state::State,
 };
 
@@ -31,7 +33,11 @@ pub(crate) enum Pre {
     Probe(ProbePre<State>),
     Populator(PopulatorPre<State>),
     Filesystem(Box<FilesystemVolumePre<State>>),
-    Mounter(MounterPre<State>),
+    Mounter {
+        pre: MounterPre<State>,
+        /// Where its volumes can be made larger.
+        expanding: Option<ExpandingMounterPre<State>>,
+    },
 }
 
 /// Links a compiled component as the world that it exports; answers with it what it is.
@@ -47,6 +53,7 @@ pub(crate) fn load(
     let names = |list: &mut dyn Iterator<Item = &str>| list.map(str::to_owned).collect::<Vec<_>>();
     let imports = names(&mut component_type.imports(engine).map(|(name, _)| name));
     let exports = names(&mut component_type.exports(engine).map(|(name, _)| name));
+    contract::check(imports.iter().chain(&exports))?;
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     let world = world(&exports);
@@ -67,7 +74,14 @@ pub(crate) fn load(
         }
         World::Mounter => {
             Mounter::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-            Pre::Mounter(MounterPre::new(linker.instantiate_pre(&component)?)?)
+            let pre = linker.instantiate_pre(&component)?;
+            // Of what both worlds import nothing is missing: what differs is exported.
+            let expanding = match exports.iter().any(|export| export == "expand") {
+                true => Some(ExpandingMounterPre::new(pre.clone())?),
+                false => None,
+            };
+            let pre = MounterPre::new(pre)?;
+            Pre::Mounter { pre, expanding }
         }
     };
     let engine = engine.clone();

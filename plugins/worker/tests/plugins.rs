@@ -5,6 +5,8 @@
 
 #[path = "plugins/builtins.rs"]
 mod builtins;
+#[path = "plugins/contract.rs"]
+mod contract;
 #[path = "plugins/filesystems.rs"]
 mod filesystems;
 #[path = "plugins/mounters.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         a_worker_has_no_privileges_left,
     ];
     trials.extend(builtins::trials(&shared));
+    trials.extend(contract::trials());
     trials.extend(filesystems::trials());
     trials.extend(mounters::trials());
     trials.extend(populators::trials());
@@ -320,7 +323,7 @@ async fn a_command_is_run_by_the_agent_and_only_where_granted() {
     let refused = node.host.install(without, &guest()).await.unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "plugin q imports wherry:plugin/exec@0.1.0: needs the grant exec"
+        "plugin q imports wherry:plugin/exec@0.1.1: needs the grant exec"
     );
 }
 

@@ -18,7 +18,7 @@ use wherry_plugin_host::{
 
 use super::{Inner, PodContext, VolumeManager, uid, volumes};
 use crate::{
-    SetUpError, VolumeError, VolumeEvent, atomic, mounts,
+    SetUpError, VolumeError, VolumeEvent, atomic, claim, mounts,
     ownership::{self, Access},
     plan::{self, Plan},
     plugin::PluginVolume,
@@ -178,6 +178,45 @@ impl Inner {
 }
 
 impl VolumeManager {
+    /// Has the volume of a claim, which is mounted for a pod, hold at least so many bytes; answers how many it holds then.
+    /// Repeatable, and without harm while the pod uses it.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotMounted`] before the pod has it. Else why it cannot be made larger, now or at all
+    /// ([`VolumeError::is_unsupported`]).
+    pub async fn expand(
+        &self,
+        pod: &Pod,
+        claim: &str,
+        bytes: u64,
+        context: &PodContext,
+    ) -> Result<u64, VolumeError> {
+        let not_mounted = || VolumeError::not_mounted(pod, claim);
+        let is_of_claim =
+            |volume: &&Volume| claim::of(pod, volume).is_some_and(|found| found.name == claim);
+        let volume = volumes(pod).find(is_of_claim).ok_or_else(not_mounted)?;
+        let planned = self.inner.plan(pod, volume, context).await?;
+        let named = |cause: SetUpError| VolumeError::Expand {
+            volume: volume.name.clone(),
+            cause,
+        };
+        let Plan::Plugin(asked) = &planned.plan else {
+            let kind = "PersistentVolumes of this kind".to_owned();
+            return Err(named(SetUpError::CannotExpand(kind)));
+        };
+        let dir = self.inner.dir(uid(pod), volume, &planned.plan);
+        let dir = dir.map_err(named)?;
+        let expanded = async {
+            let request = self.inner.request(pod, &volume.name, asked).await?;
+            let expanded = self.inner.plugins()?.expand(&request, &dir, bytes).await;
+            expanded.map_err(SetUpError::from)
+        };
+        match expanded.await {
+            Err(SetUpError::Plugin(VolumeFailure::NotMounted { .. })) => Err(not_mounted()),
+            expanded => expanded.map_err(named),
+        }
+    }
+
     /// Asks populators again for content whose time has come, and shows what is new all at once. Answers when the next
     /// is due; `None`: never. Volumes that [`Self::mount`] has not set up are left alone.
     ///

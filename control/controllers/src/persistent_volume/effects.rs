@@ -161,7 +161,11 @@ impl Effects {
         self.patch_claim_status(claim, status).await
     }
 
-    async fn patch_claim_status(&self, claim: &ClaimView, mut patch: Value) -> kube::Result<()> {
+    pub(super) async fn patch_claim_status(
+        &self,
+        claim: &ClaimView,
+        mut patch: Value,
+    ) -> kube::Result<()> {
         patch["metadata"]["uid"] = claim.uid.clone().into();
         let claims = self.claims(&claim.key.namespace);
         let patch = Patch::Merge(patch);
@@ -240,7 +244,7 @@ impl Effects {
         class: &str,
     ) -> kube::Result<Option<Duration>> {
         let name = format!("pvc-{}", claim.uid);
-        let request = proxy(http::Method::POST, node, &name);
+        let request = proxy(http::Method::POST, node, &format!("local-path/{name}"));
         let directory: Directory = match self.client.request(request).await {
             Ok(directory) => directory,
             Err(error) => {
@@ -360,7 +364,8 @@ impl Effects {
             }
             return Ok(None);
         }
-        let request = proxy(http::Method::DELETE, node, &volume.name);
+        let path = format!("local-path/{}", volume.name);
+        let request = proxy(http::Method::DELETE, node, &path);
         if let Err(error) = self.client.request_text(request).await {
             fail(retry::text(&error));
             return Ok(Some(NODE_RETRY));
@@ -378,30 +383,6 @@ impl Effects {
         let deleted = self.volumes().delete(&volume.name, &params).await;
         gone_is_well(deleted.map(drop))?;
         info!(volume = volume.name, "Volume removed");
-        Ok(())
-    }
-
-    /// A directory holds as much as its file system; the volume says what is asked for.
-    pub(super) async fn grow(&self, claim: &ClaimView, volume: &str) -> kube::Result<()> {
-        let claims = self.claims(&claim.key.namespace);
-        let asked = claims.get(&claim.key.name).await?;
-        let requests = asked.spec.and_then(|spec| spec.resources?.requests);
-        let Some(wanted) = requests.and_then(|mut requests| requests.remove("storage")) else {
-            return Ok(());
-        };
-        let patch = json!({ "spec": { "capacity": { "storage": wanted } } });
-        let volumes = self.volumes();
-        volumes
-            .patch(volume, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
-        self.say_of_claim(
-            claim,
-            Say {
-                is_warning: false,
-                reason: "VolumeResizeSuccessful",
-                message: "Resize volume succeeded".into(),
-            },
-        );
         Ok(())
     }
 
@@ -463,11 +444,11 @@ fn failed(reason: &'static str, message: String) -> Say {
 }
 
 /// What is asked of a node, through the API server.
-fn proxy(method: http::Method, node: &str, volume: &str) -> http::Request<Vec<u8>> {
+pub(super) fn proxy(method: http::Method, node: &str, what: &str) -> http::Request<Vec<u8>> {
     let mut request = http::Request::new(Vec::new());
     *request.method_mut() = method;
-    // Names of nodes and of volumes that are made here are DNS names: they need no escaping.
-    let path = format!("/api/v1/nodes/{node}/proxy/storage/local-path/{volume}");
+    // Names of nodes, pods, claims and volumes that are made here are DNS names: they need no escaping.
+    let path = format!("/api/v1/nodes/{node}/proxy/storage/{what}");
     if let Ok(path) = path.parse() {
         *request.uri_mut() = path;
     }

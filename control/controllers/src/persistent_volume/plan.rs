@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    matching,
+    expand, matching,
     view::{
         BIND_COMPLETED, BOUND_BY_CONTROLLER, ClaimView, ClassView, NO_PROVISIONER, PROVISIONED_BY,
         SELECTED_NODE, VolumeView,
@@ -68,6 +68,10 @@ pub(super) enum ClaimStep {
     ForgetNode,
     /// Its volume has to say that it holds more.
     Grow(String),
+    /// Its volume is a plugin's, which has to be asked for more.
+    Expand(String),
+    /// It asks for no more than it has, and still says that it is waiting for more.
+    Settle,
 }
 
 /// What a claim is decided by.
@@ -234,16 +238,20 @@ fn bound_step(claim: &ClaimView, world: &World) -> ClaimStep {
         return ClaimStep::Bind(volume.name.clone());
     }
     if claim.request_bytes > volume.capacity_bytes {
-        return if volume.annotations.get(PROVISIONED_BY).map(String::as_str) == Some(LOCAL_PATH) {
-            ClaimStep::Grow(volume.name.clone())
-        } else {
-            ClaimStep::Wait(Some(say(
+        let made_by = volume.annotations.get(PROVISIONED_BY);
+        return match made_by.map(String::as_str) {
+            Some(LOCAL_PATH) => ClaimStep::Grow(volume.name.clone()),
+            Some(plugin) if is_plugin(plugin) => ClaimStep::Expand(volume.name.clone()),
+            _ => ClaimStep::Wait(Some(say(
                 "ExternalExpanding",
                 "waiting for an external controller to expand this PVC",
-            )))
+            ))),
         };
     }
-    ClaimStep::Done
+    match expand::is_settled(&claim.conditions) {
+        true => ClaimStep::Done,
+        false => ClaimStep::Settle,
+    }
 }
 
 /// Whether everything is written that makes a claim and a volume each other's.

@@ -239,3 +239,72 @@ async fn a_pod_with_an_ephemeral_volume_gets_a_claim_of_its_own() {
     cluster.says("WaitForPodScheduled").await;
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_plugins_volume_is_made_larger_by_the_node_that_has_it_mounted() {
+    let cluster = Cluster::start();
+    cluster.fake.put(
+        "storage.k8s.io/v1/storageclasses",
+        json!({
+            "metadata": { "name": "images" }, "provisioner": "loop.wherry.dev",
+            "reclaimPolicy": "Delete", "allowVolumeExpansion": true,
+        }),
+    );
+    cluster.claim("images");
+    cluster.is(CLAIMS, "Bound").await;
+    let asks = |storage: &str| {
+        let change = json!({ "spec": { "resources": { "requests": { "storage": storage } } } });
+        cluster.change(CLAIMS, "ns", "data", change);
+    };
+    let says = async |type_: &str| {
+        let wanted = |claim: &Value| claim["status"]["conditions"][0]["type"] == *type_;
+        cluster.fake.wait_for(CLAIMS, wanted).await
+    };
+    asks("2Gi");
+    let claim = says("FileSystemResizePending").await;
+    assert_eq!(claim["status"]["capacity"]["storage"], "1Gi");
+    cluster.says("FileSystemResizeRequired").await;
+
+    // The pod is there, and its volume not yet; and then it is.
+    let grow = "POST /api/v1/nodes/n/proxy/storage/claims/ns/web/data";
+    cluster.fake.fail_next("storage/claims/ns/web", 409);
+    let pod = json!({
+        "metadata": { "name": "web", "namespace": "ns" },
+        "spec": { "containers": [], "volumes": [{ "name": "v", "persistentVolumeClaim": { "claimName": "data" } }] },
+    });
+    cluster.fake.put("v1/pods", pod);
+    cluster.change(
+        "v1/pods",
+        "ns",
+        "web",
+        json!({ "spec": { "nodeName": "n" } }),
+    );
+    let holds = async |storage: &str| {
+        let wanted = |claim: &Value| {
+            claim["status"]["capacity"]["storage"] == *storage
+                && claim["status"]["conditions"]
+                    .as_array()
+                    .is_none_or(Vec::is_empty)
+        };
+        cluster.fake.wait_for(CLAIMS, wanted).await
+    };
+    holds("2Gi").await;
+    assert_eq!(cluster.fake.requests(grow), 2);
+    let volume = cluster.fake.get(VOLUMES, "", "pvc-u").unwrap();
+    assert_eq!(volume["spec"]["capacity"]["storage"], "2Gi");
+    cluster.says("VolumeResizeSuccessful").await;
+
+    // A driver that cannot is said, and what is asked for may be taken back.
+    for _ in 0..5 {
+        // It may be asked again before it has seen what it wrote.
+        cluster.fake.fail_next("storage/claims/ns/web", 501);
+    }
+    asks("3Gi");
+    let claim = says("NodeResizeError").await;
+    assert_eq!(claim["status"]["capacity"]["storage"], "2Gi");
+    cluster.says("VolumeResizeFailed").await;
+    cluster.says("Resizing").await;
+    asks("2Gi");
+    holds("2Gi").await;
+    cluster.stop().await;
+}

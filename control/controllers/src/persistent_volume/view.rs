@@ -7,7 +7,7 @@ use k8s_openapi::{
     api::{
         core::v1::{
             NodeSelector, ObjectReference, PersistentVolume, PersistentVolumeClaim,
-            TopologySelectorTerm,
+            PersistentVolumeClaimCondition, TopologySelectorTerm,
         },
         storage::v1::StorageClass,
     },
@@ -80,6 +80,7 @@ pub(crate) struct ClaimView {
     pub(crate) capacity: Option<Quantity>,
     /// Modes in its status.
     pub(crate) bound_modes: Vec<String>,
+    pub(crate) conditions: Vec<PersistentVolumeClaimCondition>,
     /// The pod it was made for, if it was (`volumes[].ephemeral`).
     pub(crate) owner_pod: Option<String>,
 }
@@ -189,6 +190,7 @@ impl From<PersistentVolumeClaim> for ClaimView {
                 .capacity
                 .and_then(|mut capacity| capacity.remove("storage")),
             bound_modes: status.access_modes.unwrap_or_default(),
+            conditions: status.conditions.unwrap_or_default(),
             owner_pod: owners
                 .into_iter()
                 .find(|owner| owner.kind == "Pod" && owner.controller == Some(true))

@@ -4,11 +4,11 @@
 //! has them; further `portals` and `chapAuthDiscovery` are refused. User and password are the Secret's `node.session.auth.username` and `node.session.auth.password`.
 
 use wherry_plugin::{
-    mounter::{attach, mount_disk},
+    mounter::{attach, grow, mount_disk},
     volume::{self, request},
 };
 
-wherry_plugin::mounter!(iscsi);
+wherry_plugin::mounter!(iscsi, expand: grow);
 
 fn text(key: &str) -> volume::Result<String> {
     let value = request::credential(key);

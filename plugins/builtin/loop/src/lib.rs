@@ -2,13 +2,14 @@
 //!
 //! Attributes: `file`, which the operator has to have granted (below /srv/wherry-images, unless another Plugin of this name
 //! says otherwise); `fsType`. An image that holds nothing yet gets a file system.
+//! One whose claim asks for more is lengthened, and its file system with it.
 
 use wherry_plugin::{
-    mounter::{attach, format, mount},
+    mounter::{attach, format, grow, mount},
     volume::{self, request},
 };
 
-wherry_plugin::mounter!(image);
+wherry_plugin::mounter!(image, expand: grow);
 
 fn image() -> volume::Result<()> {
     request::only(&["file", "fsType"])?;

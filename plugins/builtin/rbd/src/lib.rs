@@ -4,11 +4,11 @@
 //! them. The user's key is the Secret's `key`.
 
 use wherry_plugin::{
-    mounter::{attach, mount_disk},
+    mounter::{attach, grow, mount_disk},
     volume::{self, request},
 };
 
-wherry_plugin::mounter!(rbd);
+wherry_plugin::mounter!(rbd, expand: grow);
 
 fn rbd() -> volume::Result<()> {
     request::only(&[

@@ -35,6 +35,8 @@ pub(crate) fn ask(connection: &Connection, login: &Login) -> Result<Said, TcpErr
     }
     let version = greeting[1..].split(|byte| *byte == 0).next();
     let version = String::from_utf8_lossy(version.unwrap_or_default());
+    // MariaDB calls itself so since clients believed in single digits.
+    let version = version.strip_prefix("5.5.5-").unwrap_or(&version);
     connection.write(&response(login))?;
     let answer = packet(connection)?;
     match (answer.first(), error(&answer)) {

@@ -20,6 +20,8 @@ use super::{
 
 /// Acts of one call.
 const ACTS_MAX: usize = 16;
+/// Loop devices that are tried, should others take them meanwhile.
+const LOOP_ATTEMPTS_MAX: usize = 8;
 /// What a device's beginning is looked at for; every file system and partition table says something there.
 const LOOKED_AT_BYTES: usize = 1 << 20;
 
@@ -94,6 +96,14 @@ impl<'a> Acts<'a> {
             let why = format!("more than {ACTS_MAX} acts in one call");
             return Err(VolumeError::Denied(why));
         }
+        // A volume that is mounted is made larger, and nothing else.
+        if self.record.is_complete != matches!(ask, MountAsk::Grow { .. }) {
+            let why = match self.record.is_complete {
+                true => "only grow is there for a volume that is mounted",
+                false => "grow is for a volume that is mounted",
+            };
+            return Err(VolumeError::Denied(why.into()));
+        }
         match ask {
             MountAsk::Mount {
                 kind,
@@ -128,7 +138,75 @@ impl<'a> Acts<'a> {
                 Ok(path)
             }
             MountAsk::Format { device, kind } => self.format(&device, &kind).await,
+            MountAsk::Grow { bytes } => self.grow(bytes).await.map(|held| held.to_string()),
         }
+    }
+
+    /// Makes the device that the record is of larger, and then the file system on it.
+    async fn grow(&mut self, bytes: u64) -> Result<u64, VolumeError> {
+        let target = self.record.target.clone();
+        let what = format!("grow {}", self.request.name);
+        if self.request.is_read_only {
+            let why = format!("{what}: nobody may write there");
+            return Err(VolumeError::InvalidAttributes(why));
+        }
+        let mounted = self.system.mounted(&target).await;
+        let mounted = mounted.map_err(|error| said(&what, &error))?;
+        let (kind, device) = mounted.ok_or_else(|| other(&what, "nothing is mounted"))?;
+        let is_disk = |undo: &&Undo| !matches!(undo, Undo::Unmount);
+        match self.record.done.iter().rev().find(is_disk) {
+            Some(Undo::Loop { device, file }) => {
+                // What may be attached is not what it was, perhaps.
+                check::device("loop", &[("file".into(), file.clone())], &self.hosts())?;
+                let (device, file) = (device.clone(), file.clone());
+                self.system
+                    .check_image(&file)
+                    .map_err(|error| said(&what, &error))?;
+                let lengthened = self.system.lengthen(&file, bytes).await;
+                lengthened.map_err(|error| said(&what, &error))?;
+                let looked = words(["--set-capacity", &device]);
+                self.run(&what, "losetup", &looked).await?;
+            }
+            Some(Undo::Iscsi { portal, target }) => {
+                let again = words(["-m", "node", "-T", target, "-p", portal, "-R"]);
+                self.run(&what, "iscsiadm", &again).await?;
+            }
+            // The kernel hears of it by itself.
+            Some(Undo::Rbd { .. }) => {}
+            Some(Undo::Unmount) | None => {
+                let why = format!("{what}: {kind} {device} is no disk of this node");
+                return Err(VolumeError::InvalidAttributes(why));
+            }
+        }
+        let size = words(["--getsize64", &device]);
+        let size = self.run(&what, "blockdev", &size).await?;
+        let held: u64 = size.trim().parse().map_err(|error| other(&what, error))?;
+        if held < bytes {
+            let why = format!("{what}: {device} holds {held} bytes where it comes from");
+            return Err(VolumeError::Unavailable(why));
+        }
+        let target = target.to_string_lossy();
+        let (program, arguments) = match kind.as_str() {
+            "ext2" | "ext3" | "ext4" => ("resize2fs", words([device.as_str()])),
+            "xfs" => ("xfs_growfs", words([&*target])),
+            "btrfs" => ("btrfs", words(["filesystem", "resize", "max", &*target])),
+            _ => {
+                let why = format!("{what}: a file system of kind {kind} cannot be made larger");
+                return Err(VolumeError::InvalidAttributes(why));
+            }
+        };
+        self.run(&what, program, &arguments).await?;
+        Ok(held)
+    }
+
+    async fn run(
+        &self,
+        what: &str,
+        program: &str,
+        arguments: &[String],
+    ) -> Result<String, VolumeError> {
+        let ran = self.system.run(program, arguments).await;
+        ran.map_err(|error| missing_program(program, what, &error))
     }
 
     /// Writes what has to be undone, before it is done.
@@ -187,19 +265,31 @@ impl<'a> Acts<'a> {
                 self.system
                     .check_image(&file)
                     .map_err(|error| said(&what, &error))?;
-                let free = self.system.run("losetup", &words(["--find"])).await;
-                let device = free.map_err(|error| said(&what, &error))?.trim().to_owned();
-                self.note(Undo::Loop {
-                    device: device.clone(),
-                    file: file.clone(),
-                })?;
-                let mut arguments = words([device.as_str(), file.as_str()]);
-                if is_read_only {
-                    arguments.insert(0, "--read-only".into());
+                let mut attempts = 0;
+                loop {
+                    let free = self.system.run("losetup", &words(["--find"])).await;
+                    let device = free.map_err(|error| said(&what, &error))?.trim().to_owned();
+                    self.note(Undo::Loop {
+                        device: device.clone(),
+                        file: file.clone(),
+                    })?;
+                    let mut arguments = words([device.as_str(), file.as_str()]);
+                    if is_read_only {
+                        arguments.insert(0, "--read-only".into());
+                    }
+                    attempts += 1;
+                    match self.system.run("losetup", &arguments).await {
+                        Ok(_) => return Ok(device),
+                        // Somebody else on this node was faster.
+                        Err(error)
+                            if attempts < LOOP_ATTEMPTS_MAX
+                                && error.to_string().contains("busy") =>
+                        {
+                            self.record.done.pop();
+                        }
+                        Err(error) => return Err(said(&what, &error)),
+                    }
                 }
-                let attached = self.system.run("losetup", &arguments).await;
-                attached.map_err(|error| said(&what, &error))?;
-                Ok(device)
             }
             Device::Iscsi {
                 portal,

@@ -77,6 +77,12 @@ pub trait System: Send + Sync {
 
     /// The number of a mapped `pool/image`.
     async fn rbd_number(&self, spec: &str) -> io::Result<Option<String>>;
+
+    /// Kind and source of what is mounted on a directory.
+    async fn mounted(&self, target: &Path) -> io::Result<Option<(String, String)>>;
+
+    /// Makes a file at least so long. Repeatable.
+    async fn lengthen(&self, path: &str, bytes: u64) -> io::Result<()>;
 }
 
 /// This node.
@@ -201,13 +207,7 @@ impl System for NodeSystem {
     }
 
     fn check_image(&self, path: &str) -> io::Result<()> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
-        match File::from(file).metadata()?.is_file() {
-            true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file")),
-        }
+        image(path, OFlags::PATH).map(drop)
     }
 
     async fn loop_file(&self, device: &str) -> io::Result<Option<String>> {
@@ -236,5 +236,89 @@ impl System for NodeSystem {
             }
         }
         Ok(None)
+    }
+
+    async fn mounted(&self, target: &Path) -> io::Result<Option<(String, String)>> {
+        let target = target.to_owned();
+        blocking(move || {
+            let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+            Ok(mounted_in(&table, &target))
+        })
+        .await
+    }
+
+    async fn lengthen(&self, path: &str, bytes: u64) -> io::Result<()> {
+        let path = path.to_owned();
+        blocking(move || {
+            let file = image(&path, OFlags::WRONLY | OFlags::NONBLOCK)?;
+            match file.metadata()?.len() < bytes {
+                true => file.set_len(bytes),
+                false => Ok(()),
+            }
+        })
+        .await
+    }
+}
+
+/// A file that no link is on the way to.
+fn image(path: &str, access: OFlags) -> io::Result<File> {
+    let flags = access | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(rustix::fs::openat2(
+        CWD,
+        path,
+        flags,
+        Mode::empty(),
+        resolve,
+    )?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file")),
+    }
+}
+
+/// Kind and source of the topmost mount on a directory, from the kernel's table (proc_pid_mountinfo(5)).
+fn mounted_in(table: &str, target: &Path) -> Option<(String, String)> {
+    let line = table.lines().rev().find(|line| {
+        let path = line.split(' ').nth(4).unwrap_or_default();
+        Path::new(&unescape(path)) == target
+    })?;
+    let (_, about) = line.split_once(" - ")?;
+    let mut words = about.split(' ').map(unescape);
+    Some((words.next()?, words.next()?))
+}
+
+/// Blanks, tabs, line feeds and backslashes are written as `\040`, as they are in octal.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, more @ ..] = rest {
+        let code = match (first, more) {
+            (b'\\', [a, b, c, ..]) => std::str::from_utf8(&[*a, *b, *c])
+                .ok()
+                .and_then(|octal| u8::from_str_radix(octal, 8).ok()),
+            _ => None,
+        };
+        out.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &more[3..] } else { more };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topmost_mount_on_a_directory_is_found() {
+        let table = "30 1 0:1 / /a rw - ext4 /dev/loop1 rw\n\
+                     31 1 0:2 / /a\\040b rw,nosuid shared:1 - xfs /dev/loop2 rw\n\
+                     32 1 0:3 / /a rw - tmpfs none rw\n";
+        let of = |path: &str| mounted_in(table, Path::new(path));
+        let pair = |kind: &str, source: &str| Some((kind.to_owned(), source.to_owned()));
+        assert_eq!(of("/a"), pair("tmpfs", "none"));
+        assert_eq!(of("/a b"), pair("xfs", "/dev/loop2"));
+        assert_eq!(of("/b"), None);
+        assert_eq!(unescape("a\\134\\0"), "a\\\\0");
     }
 }

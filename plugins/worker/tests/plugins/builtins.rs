@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -142,6 +142,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         what_runs_a_probe_lends_it_no_rights,
         redis_is_pinged,
         sql_servers_say_whether_they_take_connections,
+        a_real_server_of_mysqls_protocol_is_alive_until_it_ends,
         files_have_an_age,
         an_installed_plugin_replaces_a_builtin_one_of_its_name,
         many_slow_servers_hold_up_nobody,
@@ -804,6 +805,113 @@ async fn sql_servers_say_whether_they_take_connections(shared: &Shared) {
             assert!(login.windows(13).any(|part| part == b"wherry-probe\0"));
         }
     }
+}
+
+/// MariaDB (Debian's `mariadb-server-core`, no service of the system's) with nothing but its own tables.
+struct MariaDb {
+    process: std::process::Child,
+    directory: tempfile::TempDir,
+    port: u16,
+}
+
+impl MariaDb {
+    const SHARE: &str = "/usr/share/mysql";
+
+    fn command(directory: &Path) -> std::process::Command {
+        let mut command = std::process::Command::new("mariadbd");
+        command
+            .args(["--no-defaults", "--user=root", "--innodb-log-file-size=4M"])
+            .arg(format!("--lc-messages-dir={}", Self::SHARE))
+            .arg(format!("--datadir={}", directory.join("data").display()))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::fs::File::create(directory.join("log")).unwrap());
+        command
+    }
+
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("data")).unwrap();
+        let mut sql = "create database mysql;\nuse mysql;\n".to_owned();
+        for part in ["mysql_system_tables", "mysql_system_tables_data"] {
+            let path = format!("{}/{part}.sql", Self::SHARE);
+            sql += &std::fs::read_to_string(&path)
+                .expect("mariadb-server-core: tests/run.sh installs it");
+        }
+        let sql_file = directory.path().join("sql");
+        std::fs::write(&sql_file, sql).unwrap();
+        let made = Self::command(directory.path())
+            .arg("--bootstrap")
+            .stdin(std::fs::File::open(sql_file).unwrap())
+            .status()
+            .unwrap();
+        let log = || std::fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+        assert!(made.success(), "{}", log());
+        let port = std::net::TcpListener::bind((LOOPBACK, 0)).unwrap();
+        let port = port.local_addr().unwrap().port();
+        let process = Self::command(directory.path())
+            .args(["--bind-address=127.0.0.1", &format!("--port={port}")])
+            .arg(format!("--socket={}", directory.path().join("s").display()))
+            .stdin(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            process,
+            directory,
+            port,
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn a_real_server_of_mysqls_protocol_is_alive_until_it_ends(shared: &Shared) {
+    let pod = Pod::default();
+    let server = MariaDb::start();
+    let words = format!("wasm:sql-ping --kind=mysql --port={}", server.port);
+    let begun = std::time::Instant::now();
+    let said = loop {
+        let said = shared.words(&words, &pod).await;
+        if said.result == ProbeResult::Success {
+            break said;
+        }
+        let in_time = begun.elapsed() < Duration::from_secs(60);
+        assert!(in_time, "{said:?}\n{}", server.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(
+        said.message.starts_with("10.") && said.message.ends_with(" is alive"),
+        "{said:?}"
+    );
+    // Nobody of that name, and no such database: it takes connections all the same, and blocks nobody for it.
+    for more in [
+        "",
+        " --user=root --database=mysql",
+        " --user=nobody",
+        " --database=absent",
+    ] {
+        for _ in 0..60 {
+            let said = shared.words(&format!("{words}{more}"), &pod).await;
+            assert_eq!(said.result, ProbeResult::Success, "{more}: {said:?}");
+        }
+    }
+    let not_postgres = words.replace("mysql", "postgres");
+    let said = shared.words(&not_postgres, &pod).await;
+    assert_eq!(said.result, ProbeResult::Failure, "{said:?}");
+    drop(server);
+    let said = shared.words(&words, &pod).await;
+    assert!(
+        said.result == ProbeResult::Failure && said.message.contains("refused"),
+        "{said:?}"
+    );
 }
 
 async fn files_have_an_age(shared: &Shared) {

@@ -15,10 +15,16 @@ use tokio::runtime::Runtime;
 use wherry_plugin_host::{
     PluginHost,
     mounter::{MountCall, MounterVolumes, System},
-    volume::{VolumeMounts, VolumeRequest},
+    volume::{VolumeFailure, VolumeMounts, VolumeRequest},
 };
 
-use super::Node;
+use super::{
+    Node,
+    contract::{first, first_spec},
+};
+
+/// Of every device there is.
+const DEVICE_BYTES: u64 = 4096;
 
 /// Notes what it is asked, in lines; what begins with `fails` fails, and with `hangs` never ends.
 #[derive(Default)]
@@ -71,7 +77,10 @@ impl System for Noted {
     async fn run(&self, program: &str, arguments: &[String]) -> io::Result<String> {
         let line = format!("{program} {}", arguments.join(" "));
         self.note(line).await?;
-        Ok("/dev/loop77\n".into())
+        match program {
+            "blockdev" => Ok(format!("{DEVICE_BYTES}\n")),
+            _ => Ok("/dev/loop77\n".into()),
+        }
     }
 
     async fn write(&self, path: &str, line: &str) -> io::Result<()> {
@@ -105,6 +114,16 @@ impl System for Noted {
 
     async fn rbd_number(&self, _: &str) -> io::Result<Option<String>> {
         Ok(Some("5".into()))
+    }
+
+    async fn mounted(&self, _: &Path) -> io::Result<Option<(String, String)>> {
+        Ok(Some(("ext4".into(), "/dev/loop77".into())))
+    }
+
+    async fn lengthen(&self, path: &str, bytes: u64) -> io::Result<()> {
+        self.note(format!("lengthen {path} {bytes}"))
+            .await
+            .map(drop)
     }
 }
 
@@ -182,6 +201,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         what_fails_is_undone_in_reverse_order,
         what_a_killed_agent_had_begun_is_undone_by_the_next,
         an_image_is_mounted_formatted_once_and_kept,
+        what_is_mounted_is_made_larger_as_is_recorded_here_or_refused,
+        an_image_grows_under_who_uses_it,
+        a_mounter_of_the_first_contract_mounts_and_cannot_grow,
     ]
 }
 
@@ -477,4 +499,166 @@ fn an_image_is_mounted_formatted_once_and_kept(setup: &Setup) {
         // Should another test not use it now.
         let _ = fs::remove_dir(images);
     }
+}
+
+fn what_is_mounted_is_made_larger_as_is_recorded_here_or_refused(setup: &Setup) {
+    let target = setup.target("larger");
+    let iscsi = request(
+        "iscsi",
+        &[
+            ("targetPortal", "10.1.2.3"),
+            ("iqn", "iqn.2026-01.example:disk"),
+        ],
+        &[],
+    );
+    let rbd = request("rbd", &[("monitors", "10.1.2.3"), ("image", "disk")], &[]);
+    let image = request("loop", &[("file", "/srv/wherry-images/a")], &[]);
+    let nfs = request("nfs", &[("server", "10.1.2.3"), ("path", "/x")], &[]);
+    let read_only = VolumeRequest {
+        is_read_only: true,
+        ..image.clone()
+    };
+    let looks = ["blockdev --getsize64 /dev/loop77", "resize2fs /dev/loop77"];
+    let lengthens = [
+        &[
+            "lengthen /srv/wherry-images/a 4096",
+            "losetup --set-capacity /dev/loop77",
+        ],
+        &looks[..],
+    ]
+    .concat();
+    let rescans = [
+        &["iscsiadm -m node -T iqn.2026-01.example:disk -p 10.1.2.3:3260 -R"],
+        &looks[..],
+    ]
+    .concat();
+    for (request, bytes, done, refused) in [
+        (&image, DEVICE_BYTES, lengthens, ""),
+        (&iscsi, DEVICE_BYTES, rescans, ""),
+        (&rbd, 1, looks.to_vec(), ""),
+        (
+            &rbd,
+            DEVICE_BYTES + 1,
+            looks[..1].to_vec(),
+            "/dev/loop77 holds 4096 bytes where it comes from",
+        ),
+        (
+            &read_only,
+            DEVICE_BYTES,
+            Vec::new(),
+            "nobody may write there",
+        ),
+        (&nfs, 1, Vec::new(), "its volumes cannot be made larger"),
+    ] {
+        let system = Arc::new(Noted::default());
+        let volumes = setup.volumes(&system);
+        let expand = || {
+            setup
+                .runtime
+                .block_on(volumes.expand(request, &target, bytes))
+        };
+        let early = expand().unwrap_err();
+        assert!(matches!(early, VolumeFailure::NotMounted { .. }), "{early}");
+        setup
+            .runtime
+            .block_on(volumes.publish(request, &target))
+            .unwrap();
+        system.take();
+        // What is not mounted for real is not mounted.
+        let _mounted = Mounted::on(&target);
+        match expand() {
+            Ok(held) => assert!(refused.is_empty() && held == DEVICE_BYTES, "{request:?}"),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(!refused.is_empty() && error.contains(refused), "{error}");
+            }
+        }
+        assert_eq!(system.take(), done, "{request:?}");
+        setup.runtime.block_on(volumes.unpublish(&target)).unwrap();
+    }
+}
+
+/// A tmpfs as long as it lives.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn on(target: &'a Path) -> Self {
+        let none = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), target, Some("tmpfs"), none, None::<&str>).unwrap();
+        Self(target)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn an_image_grows_under_who_uses_it(setup: &Setup) {
+    const MIB: u64 = 1 << 20;
+    let images = Path::new("/srv/wherry-images");
+    fs::create_dir_all(images).unwrap();
+    let file = tempfile::Builder::new()
+        .prefix("test-")
+        .tempfile_in(images)
+        .unwrap();
+    // The least that xfs is made of.
+    file.as_file().set_len(300 * MIB).unwrap();
+    let path = file.path().to_str().unwrap();
+    let target = setup.target("grows");
+    let volumes = MounterVolumes::open(setup.host(), setup.records()).unwrap();
+    let image = request("loop", &[("file", path), ("fsType", "xfs")], &[]);
+    let expand = |bytes| {
+        setup
+            .runtime
+            .block_on(volumes.expand(&image, &target, bytes))
+    };
+    setup
+        .runtime
+        .block_on(volumes.publish(&image, &target))
+        .unwrap();
+    let holds = || {
+        let found = nix::sys::statvfs::statvfs(&target).unwrap();
+        found.blocks() * found.fragment_size() / MIB
+    };
+    let mut used = fs::File::create(target.join("used")).unwrap();
+    std::io::Write::write_all(&mut used, b"kept").unwrap();
+    assert!(holds() < 300);
+    assert_eq!(expand(400 * MIB).unwrap(), 400 * MIB);
+    assert!(holds() > 300, "{} MiB", holds());
+    assert_eq!(fs::read_to_string(target.join("used")).unwrap(), "kept");
+    // Again, and less: as it is.
+    assert_eq!(expand(400 * MIB).unwrap(), 400 * MIB);
+    assert_eq!(expand(300 * MIB).unwrap(), 400 * MIB);
+    assert_eq!(file.as_file().metadata().unwrap().len(), 400 * MIB);
+    drop(used);
+    setup.runtime.block_on(volumes.unpublish(&target)).unwrap();
+    let gone = expand(500 * MIB).unwrap_err();
+    assert!(matches!(gone, VolumeFailure::NotMounted { .. }), "{gone}");
+}
+
+fn a_mounter_of_the_first_contract_mounts_and_cannot_grow(setup: &Setup) {
+    let target = setup.target("first");
+    let wasm = first("mounter");
+    let host = setup.host();
+    let installed = host.install(first_spec("mounter"), &wasm);
+    setup.runtime.block_on(installed).unwrap();
+    let system = Arc::new(Noted::default());
+    let volumes = setup.volumes(&system);
+    let image = request("mounter", &[("file", "/srv/wherry-images/a")], &[]);
+    setup
+        .runtime
+        .block_on(volumes.publish(&image, &target))
+        .unwrap();
+    let done = system.take();
+    assert_eq!(
+        done.last().map(String::as_str),
+        Some("mount ext4 /dev/loop77 rw [] ")
+    );
+    let _mounted = Mounted::on(&target);
+    let refused = setup.runtime.block_on(volumes.expand(&image, &target, 1));
+    let refused = refused.unwrap_err();
+    assert!(refused.is_unsupported(), "{refused}");
+    setup.runtime.block_on(volumes.unpublish(&target)).unwrap();
 }

@@ -21,7 +21,11 @@ use wherry_plugin_host::{
     volume::{VolumeFailure, VolumeRequest},
 };
 
-use super::{Node, block_on, guest_named, spec};
+use super::{
+    Node, block_on,
+    contract::{first, first_spec},
+    guest_named, spec,
+};
 use servers::{Answer, Git, Moto, Registry, Server};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -35,6 +39,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     trials![
         what_is_written_becomes_roots,
+        a_populator_of_the_first_contract_writes,
         no_path_and_no_link_leads_out_of_the_volume,
         a_volume_has_limits_that_a_guest_hears_of,
         a_bad_populator_costs_its_call,
@@ -157,6 +162,18 @@ impl Volumes {
     async fn refused(&self, attributes: &[(&str, &str)]) -> String {
         self.populate(attributes).await.err().unwrap()
     }
+}
+
+async fn a_populator_of_the_first_contract_writes() {
+    let volumes = Volumes::open("populator");
+    let host = &volumes.node.host;
+    let wasm = first("populator");
+    let installed = host.install(first_spec("populator"), &wasm);
+    installed.await.unwrap();
+    let made = volumes.populate(&[("do", "write"), ("text", "one")]).await;
+    let made = made.map_err(|error| panic!("{error}")).unwrap();
+    assert_eq!(made.populated.version, "one");
+    assert_eq!(made.read("d/text"), "one");
 }
 
 async fn what_is_written_becomes_roots() {

@@ -69,6 +69,23 @@ impl VolumePlugins for Plugins {
             .map_err(|error| VolumeFailure::io(target, error))
     }
 
+    async fn expand(
+        &self,
+        request: &VolumeRequest,
+        target: &Path,
+        bytes: u64,
+    ) -> Result<u64, VolumeFailure> {
+        if self.world(&request.plugin) != Some(World::Mounter) {
+            return Err(VolumeFailure::cannot_expand(&request.plugin));
+        }
+        match mounts::is_mount_point(target) {
+            Ok(true) => Ok(bytes + 1),
+            _ => Err(VolumeFailure::NotMounted {
+                path: target.to_owned(),
+            }),
+        }
+    }
+
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure> {
         self.given_back.lock().unwrap().push(target.to_owned());
         Ok(())
@@ -301,4 +318,50 @@ async fn a_claim_is_waited_for_and_followed() {
     put(&node.node.objects.volumes, "pv", persistent(csi));
     let path = node.mount(volume()).await.unwrap();
     assert_eq!(fs::read_to_string(path.join("d/text")).unwrap(), "one");
+}
+
+#[tokio::test]
+async fn a_claims_volume_is_made_larger_where_it_is_mounted_and_its_plugin_can() {
+    let node = PluginNode::new();
+    let objects = &node.node.objects;
+    let put = |objects: &Mutex<BTreeMap<String, Value>>, name: &str, object| {
+        objects.lock().unwrap().insert(name.to_owned(), object);
+    };
+    let claim = json!({ "metadata": { "name": "data", "uid": "c1" }, "spec": { "volumeName": "pv" },
+        "status": { "phase": "Bound" } });
+    put(&objects.claims, "data", claim);
+    let source = |source: Value| {
+        let mut spec = source;
+        spec["claimRef"] = json!({ "uid": "c1" });
+        let volume = json!({ "metadata": { "name": "pv" }, "spec": spec });
+        put(&objects.volumes, "pv", volume);
+    };
+    let pod = pod_of(json!({ "persistentVolumeClaim": { "claimName": "data" } }));
+    let expand = async |claim: &str| {
+        let context = PodContext::default();
+        node.node.manager.expand(&pod, claim, 5, &context).await
+    };
+    source(json!({ "csi": { "driver": "nfs", "volumeHandle": "h" } }));
+    for not_yet in [expand("data").await, expand("other").await] {
+        let error = not_yet.unwrap_err();
+        assert!(matches!(error, VolumeError::NotMounted { .. }), "{error}");
+    }
+    let volume = json!({ "persistentVolumeClaim": { "claimName": "data" } });
+    node.mount(volume).await.unwrap();
+    assert_eq!(expand("data").await.unwrap(), 6);
+    for (kind, why) in [
+        (
+            json!({ "csi": { "driver": "git", "volumeHandle": "h" } }),
+            "plugin git: its volumes cannot be made larger",
+        ),
+        (
+            json!({ "hostPath": { "path": "/x" } }),
+            "PersistentVolumes of this kind cannot be made larger",
+        ),
+    ] {
+        source(kind);
+        let error = expand("data").await.unwrap_err();
+        assert!(error.is_unsupported() && error.to_string().ends_with(why), "{error}");
+    }
+    node.node.manager.unmount("uid-1").await.unwrap();
 }

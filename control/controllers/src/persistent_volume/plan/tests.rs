@@ -315,8 +315,18 @@ fn what_is_bound_stays_bound_grows_or_is_lost() {
     assert_eq!(reason(&step), "ExternalExpanding");
     let ours = its(json!({ "metadata": { "annotations": { PROVISIONED_BY: LOCAL_PATH } } }));
     assert_eq!(
-        claim_step(&bound(larger), &world(vec![ours])),
+        claim_step(&bound(larger.clone()), &world(vec![ours])),
         ClaimStep::Grow("v".into())
+    );
+    let plugins =
+        its(json!({ "metadata": { "annotations": { PROVISIONED_BY: "loop.wherry.dev" } } }));
+    let step = claim_step(&bound(larger), &world(vec![plugins]));
+    assert_eq!(step, ClaimStep::Expand("v".into()));
+    let waited = json!({ "status": { "conditions": [{ "type": "FileSystemResizePending", "status": "True" }] } });
+    assert_eq!(
+        claim_step(&bound(waited), &world(vec![its(json!({}))])),
+        ClaimStep::Settle,
+        "it asks for no more than there is"
     );
     assert_eq!(
         reason(&claim_step(&bound(json!({})), &world(vec![]))),
