@@ -10,12 +10,12 @@ mod reach;
 
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use wherry_plugin_host::{
     ProbeAction, ProbeOutcome, ProbeRequest, ProbeResult, ProbeTarget, Prober,
 };
@@ -35,7 +35,10 @@ pub(crate) use none::NoProber;
 pub(crate) use reach::Reach;
 
 /// A period under a second, in milliseconds, for all probes of a pod.
-pub(crate) const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
+const PERIOD_MS_ANNOTATION: &str = "wherry.dev/probe-period-ms";
+
+/// The shortest such period: what is asked oftener is about the asking.
+const PERIOD_MIN: Duration = Duration::from_millis(100);
 
 /// What a command begins with that is a plugin's name: no path of a program begins so.
 const PLUGIN_PREFIX: &str = "wasm:";
@@ -122,6 +125,25 @@ fn command(command: Vec<String>, target: &ProbeTarget) -> ProbeAction {
     }
 }
 
+/// The period that a pod's annotation gives its probes.
+///
+/// # Errors
+/// What is wrong with it, for an event; the probes' own periods are then good.
+pub(crate) fn period(pod: &Pod) -> Result<Option<Duration>, String> {
+    let Some(text) = pod::annotation(pod, PERIOD_MS_ANNOTATION) else {
+        return Ok(None);
+    };
+    let period = text.parse().ok().map(Duration::from_millis);
+    match period.filter(|period| *period >= PERIOD_MIN) {
+        Some(period) => Ok(Some(period)),
+        None => Err(format!(
+            "annotation {PERIOD_MS_ANNOTATION}: Invalid value: {text:?}: must be a whole number of milliseconds, \
+             {} or more; periodSeconds is used",
+            PERIOD_MIN.as_millis()
+        )),
+    }
+}
+
 /// A probe's schedule and request. `None` if the probe says nothing to do, or names no port.
 pub(crate) fn schedule(
     container: &Container,
@@ -184,6 +206,30 @@ pub(crate) struct ProbeNews {
     pub(crate) failure: Option<String>,
 }
 
+/// Moments of a second at which checks begin that are not the first: what waits for the same one wakes agent, plugin
+/// worker and processor once.
+const BEATS_PER_SECOND: u32 = 10;
+/// The same of a period, should that be short.
+const BEATS_PER_PERIOD_MIN: u32 = 4;
+
+/// When the next check begins: a period from now, or up to a beat earlier. Every further one then follows after exactly
+/// a period.
+fn next(now: Instant, period: Duration) -> Instant {
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    let since = now.saturating_duration_since(*BEGUN.get_or_init(|| now)) + period;
+    now + period - past_beat(since, period)
+}
+
+/// How long ago the last of the moments was that a period is parted into.
+fn past_beat(since: Duration, period: Duration) -> Duration {
+    let per_second = u128::from(BEATS_PER_SECOND);
+    let beats = (period.as_millis() * per_second)
+        .div_ceil(1000)
+        .max(u128::from(BEATS_PER_PERIOD_MIN));
+    let beat = (period.as_nanos() / beats).max(1);
+    Duration::from_nanos(u64::try_from(since.as_nanos() % beat).unwrap_or_default())
+}
+
 /// One probe of one container.
 pub(crate) struct ProbeTask {
     /// The container.
@@ -213,10 +259,8 @@ impl ProbeTask {
             tell(self.news(Some(verdict), None));
         }
         sleep(self.delay).await;
-        let mut ticks = interval(self.schedule.period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            let next = next(Instant::now(), self.schedule.period);
             let ProbeOutcome { result, message } =
                 self.prober.check(&self.schedule.request, &self.reach).await;
             let verdict = self.counter.record(result, (self.clock)());
@@ -234,6 +278,7 @@ impl ProbeTask {
             if verdict.is_some() || failure.is_some() {
                 tell(self.news(verdict, failure));
             }
+            sleep_until(next).await;
         }
     }
 
@@ -292,6 +337,48 @@ mod tests {
             (host.as_str(), port, path.as_str()),
             ("10.0.0.9", 8080, "/")
         );
+    }
+
+    #[test]
+    fn checks_fall_into_step_and_none_comes_late() {
+        let millis = Duration::from_millis;
+        for (since, period, past) in [
+            (1_000, 100, 0),
+            (1_030, 100, 5),
+            (1_049, 100, 24),
+            (7_123, 1_000, 23),
+            (7_123, 10_000, 23),
+            (1_051, 1_050, 1),
+        ] {
+            let found = past_beat(millis(since), millis(period));
+            assert_eq!(found.as_millis(), past, "{since} {period}");
+            // Once in step it stays so.
+            let later = millis(since) - found + millis(period);
+            assert!(past_beat(later, millis(period)) < Duration::from_micros(1));
+        }
+        let now = Instant::now();
+        for n in 0..1000 {
+            let at = now + millis(n);
+            let wait = next(at, millis(100)) - at;
+            assert!(wait <= millis(100) && wait > millis(74), "{wait:?}");
+        }
+    }
+
+    #[test]
+    fn an_annotation_gives_a_period_or_says_why_not() {
+        let with = |text: &str| {
+            let annotations = [(PERIOD_MS_ANNOTATION.to_owned(), text.to_owned())];
+            let mut pod = Pod::default();
+            pod.metadata.annotations = Some(annotations.into());
+            period(&pod)
+        };
+        assert_eq!(period(&Pod::default()), Ok(None));
+        assert_eq!(with("250"), Ok(Some(Duration::from_millis(250))));
+        assert_eq!(with("100"), Ok(Some(PERIOD_MIN)));
+        for text in ["99", "0", "-1", "", "1s", "0.5", "99999999999999999999999"] {
+            let why = with(text).expect_err(text);
+            assert!(why.contains(&format!("{text:?}")), "{why}");
+        }
     }
 
     #[test]

@@ -4,7 +4,11 @@
 //! ```text
 //!  Plugin objects ──watch──▶ Installer ──▶ image store (pull, verify) ──▶ PluginHost::install
 //!                  ◀─patch── .status.nodes.<node>   at changes, and counters every few seconds
+//!                            .status.conditions     what all nodes' come to (status.rs)
 //! ```
+
+mod spec;
+mod status;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,7 +19,6 @@ use std::{
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use futures::StreamExt;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -33,8 +36,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use wherry_images::{Store, StoredImage};
 use wherry_plugin_host::{
-    Exec, FailurePolicy, Grants, HostConfig, Limits, PluginError, PluginHost, PluginProber,
-    PluginSpec, PluginStats, ProbeOutcome, ProbeRequest, Prober,
+    Exec, HostConfig, PluginError, PluginHost, PluginProber, PluginSpec, ProbeOutcome,
+    ProbeRequest, Prober,
     filesystem::{FilesystemVolumes, REQUEST_TIMEOUT},
     mounter::MounterVolumes,
     volume::{PluginVolumes, VolumePlugins},
@@ -43,6 +46,7 @@ use wherry_runtime_api::ImageService;
 
 use crate::{cli::RootArgs, plugin_signatures::SignaturePolicy};
 
+use spec::Spec;
 /// Between looks at counters, and at what has to be tried again.
 const PERIOD: Duration = Duration::from_secs(5);
 /// A registry that says nothing for longer is tried again later.
@@ -63,6 +67,10 @@ impl Prober for NodeProber {
         self.inner.check(request, exec).await
     }
 }
+
+    fn metrics(&self) -> String {
+        self.inner.metrics()
+    }
 
 /// What plugins do on a node.
 pub(crate) struct NodePlugins {
@@ -135,57 +143,6 @@ fn resource() -> ApiResource {
     ApiResource::from_gvk_with_plural(&gvk, "plugins")
 }
 
-/// A Plugin's spec.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Spec {
-    image: String,
-    digest: String,
-    class: String,
-    failure_policy: FailurePolicy,
-    grants: Grants,
-    limits: SpecLimits,
-    config: BTreeMap<String, String>,
-    signature: SpecSignature,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct SpecSignature {
-    public_keys: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct SpecLimits {
-    memory: Option<Quantity>,
-    cpu_time_milliseconds: Option<u32>,
-    wall_time_milliseconds: Option<u32>,
-    instances: Option<u32>,
-}
-
-impl SpecLimits {
-    /// `class` decides what is not said.
-    fn limits(&self, class: &str) -> Limits {
-        let default = match class {
-            "" | "Probe" => Limits::default(),
-            _ => Limits::of_volumes(),
-        };
-        let millis =
-            |n: Option<u32>, default| n.map_or(default, |n| Duration::from_millis(u64::from(n)));
-        let memory = self.memory.as_ref().and_then(|memory| {
-            let bytes = wherry_api::quantity::Quantity::parse(&memory.0).ok()?;
-            u64::try_from(bytes.value()).ok()
-        });
-        Limits {
-            memory_bytes_max: memory.unwrap_or(default.memory_bytes_max),
-            cpu_time_max: millis(self.cpu_time_milliseconds, default.cpu_time_max),
-            wall_time_max: millis(self.wall_time_milliseconds, default.wall_time_max),
-            instances_max: self.instances.unwrap_or(default.instances_max),
-        }
-    }
-}
-
 /// How far a plugin is on this node.
 #[derive(Clone, Debug, PartialEq)]
 enum State {
@@ -195,8 +152,12 @@ enum State {
         digest: String,
         imports: Vec<String>,
     },
-    /// What failed, and whether it is tried again without a change.
-    Failed { why: String, is_final: bool },
+    /// What failed, in a word and in more, and whether it is tried again without a change.
+    Failed {
+        reason: &'static str,
+        why: String,
+        is_final: bool,
+    },
 }
 
 struct Known {
@@ -204,10 +165,12 @@ struct Known {
     state: State,
     /// When it is tried again.
     not_before: Instant,
-    /// As the object has it.
+    /// As the object has it: this node's part.
     told: Value,
 }
 
+    /// The object's whole status and its generation, as they were seen last.
+    seen: (Value, i64),
 /// What it takes to install a plugin.
 struct Attempt {
     host: Arc<PluginHost>,
@@ -298,15 +261,18 @@ impl Installer {
         let (spec, state) = match Spec::deserialize(&object.data["spec"]) {
             Ok(spec) => (spec, State::New),
             Err(error) => (
+        let generation = object.metadata.generation.unwrap_or_default();
+        let seen = (object.data["status"].clone(), generation);
                 Spec::default(),
                 State::Failed {
                     why: format!("spec: {error}"),
                     is_final: true,
                 },
+                    reason: "InvalidSpec",
             ),
         };
         match self.known.get_mut(&name) {
-            Some(known) if known.spec == spec => known.told = told,
+            Some(known) if known.spec == spec => (known.told, known.seen) = (told, seen),
             _ => {
                 let known = Known {
                     spec,
@@ -316,6 +282,7 @@ impl Installer {
                 };
                 self.known.insert(name, known);
             }
+                    seen,
         }
     }
 
@@ -360,8 +327,18 @@ impl Installer {
         if known.spec != *spec {
             return;
         }
-        if let State::Failed { why, is_final } = &state {
-            warn!(plugin = name, error = why, "Plugin cannot be installed");
+        if let State::Failed {
+            reason,
+            why,
+            is_final,
+        } = &state
+        {
+            warn!(
+                plugin = name,
+                reason,
+                error = why,
+                "Plugin cannot be installed"
+            );
             // What a change of the spec made impossible must not go on as it was.
             if *is_final {
                 self.attempt.host.remove(name).await;
@@ -369,6 +346,7 @@ impl Installer {
         }
         known.state = state;
         known.not_before = Instant::now() + PERIOD;
+            self.attempt.host.refuse(name, why.clone());
     }
 
     /// Writes what has changed.
@@ -378,12 +356,20 @@ impl Installer {
         let Some(known) = self.known.get_mut(name) else {
             return;
         };
+        let backoff = self.attempt.host.worker_backoff().await;
         // What it said before stays on the object until there is news.
         if known.state == State::New {
             return;
         }
-        let status = status(&known.state, stats.unwrap_or_default(), restarts);
-        if status == known.told {
+        let status = status::of_node(&known.state, stats.unwrap_or_default(), restarts, backoff);
+        let (seen, generation) = &known.seen;
+        let conditions = status::conditions(
+            seen,
+            (&self.node, &status),
+            *generation,
+            jiff::Timestamp::now(),
+        );
+        if status == known.told && conditions.is_none() {
             return;
         }
         // Fields that are gone have to be named, or a merge leaves them.
@@ -393,13 +379,19 @@ impl Installer {
                 change[field.0] = Value::Null;
             }
         }
-        let patch = json!({"status": {"nodes": {&self.node: change}}});
+        let mut patch = json!({"status": {"nodes": {&self.node: change}}});
+        if let Some(conditions) = conditions {
+            patch["status"]["conditions"] = conditions;
+        }
         let patched = self
             .plugins
             .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
             .await;
         match patched {
-            Ok(_) => known.told = status,
+            Ok(object) => {
+                known.told = status;
+                known.seen.0 = object.data["status"].clone();
+            }
             Err(error) => warn!(plugin = name, %error, "Status of plugin not written"),
         }
     }
@@ -407,22 +399,35 @@ impl Installer {
 
 impl Attempt {
     async fn try_install(&self, name: &str, spec: &Spec) -> State {
-        let later = |why: String| State::Failed {
+        let later = |reason, why: String| State::Failed {
+            reason,
             why,
             is_final: false,
         };
-        let never = |why: String| State::Failed {
+        let never = |reason, why: String| State::Failed {
+            reason,
             why,
             is_final: true,
         };
         let image = match self.fetch(spec).await {
             Ok(image) => image,
-            Err(why) => return later(why),
+            Err(why) => return later("ErrImagePull", why),
+        let done = |installed: Result<(String, Vec<String>), PluginError>| match installed {
+            Ok((digest, imports)) => State::Installed { digest, imports },
+            Err(error @ PluginError::Unavailable { .. }) => {
+                later(error.reason(), error.to_string())
+            }
+            Err(error) => never(error.reason(), error.to_string()),
+        };
+        if spec.image.is_empty() {
+            let changed = |plugin: &mut PluginSpec| spec.change(plugin);
+            return done(self.host.install_builtin(name, changed).await);
+        }
         };
         if !names_content(&spec.digest, &image) {
             let found = image.image.repo_digests.first().unwrap_or(&image.image.id);
             let why = format!("image {}: its digest is {found}", spec.image);
-            return never(why);
+            return never("DigestMismatch", why);
         }
         let keys = &spec.signature.public_keys;
         let signed = self
@@ -431,27 +436,14 @@ impl Attempt {
         if let Err(why) = signed.await {
             // It may have been good enough before the policy was.
             self.host.remove(name).await;
-            return later(why);
+            return later("NotSigned", why);
         }
         let (Some(wasm), Some(digest)) = (&image.wasm, &image.wasm_key) else {
-            return never(format!("image {} holds no Wasm", spec.image));
+            let why = format!("image {} holds no Wasm", spec.image);
+            return never("NotAComponent", why);
         };
-        let plugin = PluginSpec {
-            name: name.to_owned(),
-            digest: digest.clone(),
-            grants: spec.grants.clone(),
-            limits: spec.limits.limits(&spec.class),
-            failure_policy: spec.failure_policy,
-            config: spec.config.clone(),
-        };
-        match self.host.install(plugin, wasm).await {
-            Ok(imports) => State::Installed {
-                digest: digest.clone(),
-                imports,
-            },
-            Err(error @ PluginError::Unavailable { .. }) => later(error.to_string()),
-            Err(error) => never(error.to_string()),
-        }
+        let installed = self.host.install(spec.plugin(name, digest), wasm).await;
+        done(installed.map(|imports| (digest.clone(), imports)))
     }
 
     /// The image, from the store where it is there under that name.
@@ -493,97 +485,4 @@ fn names_content(digest: &str, image: &StoredImage) -> bool {
             .repo_digests
             .iter()
             .any(|named| named.rsplit_once('@').is_some_and(|(_, end)| end == digest))
-}
-
-fn status(state: &State, stats: PluginStats, worker_restarts: u64) -> Value {
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let average = |total: Duration| match stats.calls {
-        0 => 0,
-        calls => micros(total) / calls,
-    };
-    let mut status = json!({
-        "ready": matches!(state, State::Installed { .. }),
-        "calls": stats.calls,
-        "errors": stats.errors,
-        "traps": stats.traps,
-        "limitsExceeded": stats.limits_exceeded,
-        "lost": stats.lost,
-        "denied": stats.denied,
-        "notMade": stats.not_made,
-        "setApart": stats.set_apart,
-        "durationMicrosecondsAverage": average(stats.duration_total),
-        "durationMicrosecondsMax": micros(stats.duration_max),
-        "cpuMicrosecondsAverage": average(stats.cpu_time_total),
-        "memoryBytesPeak": stats.memory_bytes_peak,
-        "workerRestarts": worker_restarts,
-    });
-    match state {
-        State::New => {}
-        State::Installed { digest, imports } => {
-            status["digest"] = digest.as_str().into();
-            status["imports"] = imports.as_slice().into();
-        }
-        State::Failed { why, .. } => status["message"] = why.as_str().into(),
-    }
-    if let Some((at, error)) = stats.last_error {
-        status["lastError"] = error.into();
-        if let Ok(at) = jiff::Timestamp::try_from(at) {
-            status["lastErrorTime"] = format!("{at:.0}").into();
-        }
-    }
-    status
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spec_without_limits_has_the_defaults_and_grants_nothing() {
-        let spec: Spec = serde_json::from_value(json!({"image": "x/y:1"})).expect("a spec");
-        assert_eq!(spec.limits.limits("Probe"), Limits::default());
-        assert_eq!(spec.limits.limits("Populator"), Limits::of_volumes());
-        assert_eq!(spec.grants, Grants::default());
-        assert_eq!(spec.failure_policy, FailurePolicy::Ignore);
-        let spec: Spec = serde_json::from_value(json!({
-            "image": "x/y:1",
-            "failurePolicy": "LastResult",
-            "grants": {"exec": true, "hosts": ["db:1"]},
-            "limits": {"memory": "1Mi", "cpuTimeMilliseconds": 7, "wallTimeMilliseconds": 8, "instances": 9},
-        }))
-        .expect("a spec");
-        let limits = spec.limits.limits(&spec.class);
-        assert_eq!(limits.memory_bytes_max, 1 << 20);
-        assert_eq!(limits.cpu_time_max, Duration::from_millis(7));
-        assert_eq!(limits.wall_time_max, Duration::from_millis(8));
-        assert_eq!(limits.instances_max, 9);
-        assert!(spec.grants.exec && spec.failure_policy == FailurePolicy::LastResult);
-    }
-
-    #[test]
-    fn status_says_what_failed_and_counts() {
-        let failed = State::Failed {
-            why: "no such image".into(),
-            is_final: false,
-        };
-        let said = status(&failed, PluginStats::default(), 2);
-        assert_eq!(said["ready"], false);
-        assert_eq!(said["message"], "no such image");
-        assert_eq!(said["workerRestarts"], 2);
-        let installed = State::Installed {
-            digest: "sha256:1".into(),
-            imports: vec!["a".into()],
-        };
-        let stats = PluginStats {
-            calls: 2,
-            duration_total: Duration::from_millis(3),
-            last_error: Some((std::time::UNIX_EPOCH, "trap".into())),
-            ..PluginStats::default()
-        };
-        let said = status(&installed, stats, 0);
-        assert_eq!(said["ready"], true);
-        assert_eq!(said["durationMicrosecondsAverage"], 1500);
-        assert_eq!(said["lastErrorTime"], "1970-01-01T00:00:00Z");
-        assert!(said.get("message").is_none());
-    }
 }

@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 
 use k8s_openapi::{
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{Condition, ObjectMeta},
+    },
     schemars::{JsonSchema, Schema, SchemaGenerator, json_schema},
 };
 
@@ -60,10 +63,9 @@ fn plugin(generator: &mut SchemaGenerator) -> Schema {
 fn spec(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
-        "required": ["image"],
         "properties": {
             "image": {
-                "description": "Reference of the OCI artifact or image that holds the component.",
+                "description": "Reference of the OCI artifact or image that holds the component. Empty for a built-in plugin, of which the other fields then replace what it declares.",
                 "type": "string",
             },
             "digest": {
@@ -179,6 +181,11 @@ fn status(generator: &mut SchemaGenerator) -> Schema {
                 "type": "object",
                 "additionalProperties": generator.subschema_for::<PluginNodeStatus>(),
             },
+            "conditions": {
+                "description": "Ready: all nodes that tried can call it.",
+                "type": "array",
+                "items": generator.subschema_for::<Condition>(),
+            },
         }
     })
 }
@@ -189,7 +196,8 @@ fn node(_: &mut SchemaGenerator) -> Schema {
         "type": "object",
         "properties": {
             "ready": {"description": "Probes on the node can call it.", "type": "boolean"},
-            "message": {"description": "Why they cannot.", "type": "string"},
+            "reason": {"description": "Why they cannot, or what else is wrong, in a word.", "type": "string"},
+            "message": {"description": "The same in more words.", "type": "string"},
             "digest": {"description": "Names the component that is called.", "type": "string"},
             "imports": {
                 "description": "Interfaces that the component imports.",

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io::Write,
     os::fd::AsRawFd,
     path::PathBuf,
@@ -98,20 +99,50 @@ impl PluginHost {
         lock(&self.builtins).get(name)?.get().cloned()
     }
 
-    async fn bring_in(&self, builtin: &Builtin) -> Result<Arc<Installed>, PluginError> {
-        let unavailable = |why: String| PluginError::Unavailable {
-            plugin: builtin.name.into(),
-            why,
-        };
-        let spec = spec(builtin).map_err(|error| unavailable(error.to_string()))?;
-        // The compiler takes a file; it is read only where nothing compiled is in the cache.
-        let file = memfd_create("wherry-plugin", MFdFlags::MFD_CLOEXEC);
-        let mut file = std::fs::File::from(file.map_err(|errno| unavailable(errno.to_string()))?);
-        file.write_all(builtin.wasm)
-            .map_err(|error| unavailable(error.to_string()))?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        self.make(spec, &path).await
+    /// Installs a built-in plugin anew, with what the operator says otherwise: `change` is given what it declares.
+    /// Removing it brings back what it declares.
+    ///
+    /// # Errors
+    /// There is none of that name, or see [`PluginError`].
+    pub async fn install_builtin(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut PluginSpec),
+    ) -> Result<(String, Vec<String>), PluginError> {
+        let builtin = find(name).ok_or_else(|| PluginError::NotBuiltIn(name.into()))?;
+        let mut spec = declared(builtin)?;
+        change(&mut spec);
+        let (_file, path) = file(builtin)?;
+        let imports = self.install(spec, &path).await?;
+        Ok((builtin.digest.into(), imports))
     }
+
+    async fn bring_in(&self, builtin: &Builtin) -> Result<Arc<Installed>, PluginError> {
+        let (_file, path) = file(builtin)?;
+        self.make(declared(builtin)?, &path).await
+    }
+}
+
+fn unavailable(builtin: &Builtin, why: &dyn std::fmt::Display) -> PluginError {
+    PluginError::Unavailable {
+        plugin: builtin.name.into(),
+        why: why.to_string(),
+    }
+}
+
+fn declared(builtin: &Builtin) -> Result<PluginSpec, PluginError> {
+    spec(builtin).map_err(|error| unavailable(builtin, &error))
+}
+
+/// A built-in plugin as a file, which is there as long as it is open: that is what the compiler takes, and reads only
+/// where nothing compiled is in the cache.
+fn file(builtin: &Builtin) -> Result<(File, PathBuf), PluginError> {
+    let file = memfd_create("wherry-plugin", MFdFlags::MFD_CLOEXEC);
+    let mut file = File::from(file.map_err(|errno| unavailable(builtin, &errno))?);
+    file.write_all(builtin.wasm)
+        .map_err(|error| unavailable(builtin, &error))?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    Ok((file, path))
 }
 
 #[cfg(test)]

@@ -387,6 +387,20 @@ impl Supervisor {
             .cloned()
     }
 
+    /// What is left of the wait before the next start, should no worker run.
+    pub(crate) async fn backoff(&self) -> Option<Duration> {
+        let now = self.now.lock().await;
+        if now
+            .worker
+            .as_ref()
+            .is_some_and(|worker| !worker.is_closed())
+        {
+            return None;
+        }
+        let left = now.not_before?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
     /// How often a worker had to be replaced.
     pub(crate) fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::Relaxed)

@@ -1,17 +1,25 @@
 //! What a worker says is what guests made it say: whatever comes, the agent does not fall over, and does nothing that
-//! is not granted. The door for the fuzz target (plugins/host/fuzz), whose property the tests here check on fewer
-//! inputs.
+//! is not granted. The door for the fuzz target (plugins/host/fuzz), whose property the tests here check on what is near
+//! its seeds.
 
-use std::time::Duration;
+use std::{
+    io::Write,
+    os::unix::net::UnixStream,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
+use wherry_wasm_aot::wire;
 
 use crate::{
-    Exec, Grants, SecretError,
+    Exec, Grants, PluginStats, SecretError,
     agency::Agency,
     named::NamedHosts,
     protocol::{Answer, Ask, ExecError, FileError, ResolveError, ToAgent},
 };
+
+/// Bytes that a socket takes without being read.
+const STREAM_BYTES_MAX: usize = 64 << 10;
 
 /// What must not be reached without a grant.
 struct Forbidden;
@@ -48,17 +56,53 @@ fn is_refusal(answer: &Answer) -> bool {
     }
 }
 
-/// Takes bytes for a worker's message, and answers what it asks for as to a volume's plugin without grants.
+/// Takes bytes for a worker's message: answers what it asks for as to a volume's plugin without grants, and counts what
+/// it says of a call's end.
 ///
 /// # Panics
 /// Something was done that is not granted: that is what the caller looks for.
 #[doc(hidden)]
 pub async fn take(bytes: &[u8]) {
-    let Ok(message) = serde_json::from_slice::<ToAgent>(bytes) else {
+    if let Ok(message) = serde_json::from_slice::<ToAgent>(bytes) {
+        take_in(message).await;
+    }
+}
+
+/// Takes bytes for what a worker's connection carries, frames and all, to its end or the first that is no message.
+///
+/// # Panics
+/// As [`take`].
+#[doc(hidden)]
+pub async fn take_stream(bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(STREAM_BYTES_MAX)];
+    let Ok((mut worker, agent)) = UnixStream::pair() else {
         return;
     };
-    if let ToAgent::Ask { ask, .. } = message {
-        answer(ask).await;
+    let written = worker.write_all(bytes);
+    drop(worker);
+    if written.is_err() || agent.set_nonblocking(true).is_err() {
+        return;
+    }
+    let Ok(agent) = tokio::net::UnixStream::from_std(agent) else {
+        return;
+    };
+    let (_sender, mut receiver) = wire::split(agent);
+    while let Ok(Some((message, _))) = receiver.receive::<ToAgent>().await {
+        take_in(message).await;
+    }
+}
+
+async fn take_in(message: ToAgent) {
+    match message {
+        ToAgent::Ask { ask, .. } => answer(ask).await,
+        ToAgent::Ended { ended, .. } => {
+            // Twice: sums of what a worker says have no bound of their own.
+            let mut stats = PluginStats::default();
+            for _ in 0..2 {
+                stats.record(&ended, Duration::MAX, UNIX_EPOCH);
+            }
+        }
+        ToAgent::Ready(_) | ToAgent::Loaded { .. } | ToAgent::Progress { .. } => {}
     }
 }
 
@@ -82,16 +126,140 @@ mod tests {
     use super::*;
     use crate::{files, protocol};
 
+    /// Inputs made from seeds: as many as take a few seconds.
+    const NEAR_SEEDS: u32 = 4000;
+
     fn run(future: impl Future<Output = ()>) {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime")
-            .block_on(future);
+        thread_local! {
+            static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+        }
+        RUNTIME.with(|runtime| runtime.block_on(future));
+    }
+
+    /// What the fuzz target begins with, a message each.
+    fn seeds() -> Vec<Vec<u8>> {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/from_worker");
+        let files = std::fs::read_dir(dir).expect("seeds");
+        let mut paths: Vec<_> = files.flatten().map(|file| file.path()).collect();
+        paths.sort();
+        let seeds = paths
+            .iter()
+            .map(|path| std::fs::read(path).expect("a seed"));
+        seeds.collect()
+    }
+
+    fn seeds_once() -> &'static [Vec<u8>] {
+        static SEEDS: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
+        SEEDS.get_or_init(seeds)
+    }
+
+    fn frame(message: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(message.len()).expect("short");
+        [&length.to_le_bytes()[..], &[0], message].concat()
+    }
+
+    /// A way to spoil bytes, as fuzzers do.
+    #[derive(Clone, Debug)]
+    enum Spoil {
+        Set(prop::sample::Index, u8),
+        Insert(prop::sample::Index, Vec<u8>),
+        Remove(prop::sample::Index, usize),
+        Repeat(prop::sample::Index, usize),
+        Splice(
+            prop::sample::Index,
+            prop::sample::Index,
+            prop::sample::Index,
+        ),
+    }
+
+    fn spoil() -> impl Strategy<Value = Spoil> {
+        let at = any::<prop::sample::Index>;
+        let word = prop_oneof![
+            prop::collection::vec(any::<u8>(), 1..8),
+            prop::sample::select(vec![
+                "\"", "{", "[", "}", "]", "-1", "1e999", "null", "\\u0000", "\\ud800"
+            ])
+            .prop_map(|word| word.as_bytes().to_vec()),
+        ];
+        prop_oneof![
+            (at(), any::<u8>()).prop_map(|(at, byte)| Spoil::Set(at, byte)),
+            (at(), word).prop_map(|(at, bytes)| Spoil::Insert(at, bytes)),
+            (at(), 1..32usize).prop_map(|(at, length)| Spoil::Remove(at, length)),
+            (at(), 1..64usize).prop_map(|(at, length)| Spoil::Repeat(at, length)),
+            (at(), at(), at()).prop_map(|(seed, at, from)| Spoil::Splice(seed, at, from)),
+        ]
+    }
+
+    fn spoiled(mut bytes: Vec<u8>, how: &[Spoil], seeds: &[Vec<u8>]) -> Vec<u8> {
+        for one in how {
+            if bytes.is_empty() {
+                break;
+            }
+            match one {
+                Spoil::Set(at, byte) => *at.get_mut(&mut bytes) = *byte,
+                Spoil::Insert(at, word) => {
+                    let at = at.index(bytes.len());
+                    bytes.splice(at..at, word.iter().copied());
+                }
+                Spoil::Remove(at, length) => {
+                    let at = at.index(bytes.len());
+                    bytes.drain(at..(at + length).min(bytes.len()));
+                }
+                Spoil::Repeat(at, length) => {
+                    let at = at.index(bytes.len());
+                    bytes.extend_from_within(at..(at + length).min(bytes.len()));
+                }
+                Spoil::Splice(seed, at, from) => {
+                    let other = seed.get(seeds);
+                    bytes.truncate(at.index(bytes.len()));
+                    bytes.extend_from_slice(&other[from.index(other.len())..]);
+                }
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_kind_of_message_has_a_seed_and_is_taken() {
+        let mut said = String::new();
+        for seed in seeds() {
+            let message: ToAgent = serde_json::from_slice(&seed).unwrap_or_else(|error| {
+                panic!("{}: {error}", String::from_utf8_lossy(&seed));
+            });
+            said += &format!("{message:?}\n");
+            run(take(&seed));
+        }
+        run(take_stream(
+            &seeds()
+                .iter()
+                .flat_map(|seed| frame(seed))
+                .collect::<Vec<_>>(),
+        ));
+        for kind in [
+            "Ready(",
+            "Loaded {",
+            "Progress {",
+            "Ended {",
+            "Exec {",
+            "Resolve {",
+            "Check {",
+            "Secret {",
+            "Stat {",
+            "Read {",
+            "Mount {",
+            "Attach {",
+            "Format {",
+        ] {
+            assert!(said.contains(kind), "fuzz/seeds/from_worker has no {kind}");
+        }
     }
 
     fn ask() -> impl Strategy<Value = Ask> {
         let words = || prop::collection::vec(any::<String>(), 0..4);
+        let pairs = || prop::collection::vec((any::<String>(), any::<String>()), 0..3);
         let host = prop_oneof![
             any::<String>(),
             "[a-z.*:0-9/\\[\\]]{0,20}",
@@ -105,6 +273,16 @@ mod tests {
             (any::<String>(), any::<String>()).prop_map(|(name, key)| Ask::Secret { name, key }),
             (any::<String>(), any::<String>())
                 .prop_map(|(volume, path)| Ask::Stat { volume, path }),
+            (any::<String>(), any::<String>(), pairs()).prop_map(|(kind, source, options)| {
+                Ask::Mounts(crate::MountAsk::Mount {
+                    kind,
+                    source,
+                    options,
+                })
+            }),
+            (any::<String>(), pairs()).prop_map(|(kind, parameters)| {
+                Ask::Mounts(crate::MountAsk::Attach { kind, parameters })
+            }),
             (any::<String>(), any::<String>(), any::<u64>(), any::<u32>()).prop_map(
                 |(volume, path, offset, length)| Ask::Read {
                     volume,
@@ -114,6 +292,29 @@ mod tests {
                 }
             ),
         ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(NEAR_SEEDS))]
+
+        #[test]
+        fn what_is_near_a_seed_is_taken(
+            seed in any::<prop::sample::Index>(),
+            how in prop::collection::vec(spoil(), 1..6),
+        ) {
+            let seeds = seeds_once();
+            run(take(&spoiled(seed.get(seeds).clone(), &how, seeds)));
+        }
+
+        #[test]
+        fn what_is_near_a_conversation_is_taken(
+            said in prop::collection::vec(any::<prop::sample::Index>(), 1..4),
+            how in prop::collection::vec(spoil(), 0..4),
+        ) {
+            let seeds = seeds_once();
+            let stream = said.iter().flat_map(|seed| frame(&seeds[seed.index(seeds.len())])).collect();
+            run(take_stream(&spoiled(stream, &how, seeds)));
+        }
     }
 
     proptest! {

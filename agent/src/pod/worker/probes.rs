@@ -13,9 +13,7 @@ use super::{
 use crate::{
     events::Kind,
     pod,
-    probe::{
-        Counter, PERIOD_MS_ANNOTATION, ProbeKind, ProbeNews, ProbeTask, Reach, schedule, target,
-    },
+    probe::{Counter, ProbeKind, ProbeNews, ProbeTask, Reach, period, schedule, target},
 };
 
 impl Worker {
@@ -109,9 +107,8 @@ impl Worker {
         };
         let mut wanted = BTreeSet::new();
         let uid = pod::uid(&self.pod);
-        let period = pod::annotation(&self.pod, PERIOD_MS_ANNOTATION)
-            .and_then(|text| text.parse().ok())
-            .map(|millis: u64| Duration::from_millis(millis.max(10)));
+        let period = period(&self.pod);
+        let mut begun = 0;
         for status in self.containers.iter().filter(|_| is_running) {
             let ContainerState::Running { started_at } = status.state else {
                 continue;
@@ -140,6 +137,7 @@ impl Worker {
                 }
                 let ip = sandbox.ips.first().copied();
                 let target = target(&self.pod, &container, ip, started_at, status.attempt);
+                let period = period.as_ref().ok().copied().flatten();
                 let Some(schedule) = schedule(&container, probe, &target, period) else {
                     continue;
                 };
@@ -184,7 +182,12 @@ impl Worker {
                 let mailbox = Arc::clone(&self.mailbox);
                 let task = spawn(task.run(move |news| mailbox.probe(news)));
                 self.probes.insert(key, AbortOnDropHandle::new(task));
+                begun += 1;
             }
+        }
+        if let (Err(why), 1..) = (period, begun) {
+            self.context
+                .event(&self.pod, Kind::Warning, "InvalidAnnotation", why);
         }
         self.probes.retain(|key, _| {
             let is_wanted = wanted.contains(key);

@@ -568,7 +568,7 @@ async fn readiness_follows_its_probe_and_does_not_flip_over_a_restart_of_the_age
         "readinessProbe": { "exec": { "command": ["ready"] }, "periodSeconds": 1, "failureThreshold": 1 },
     }] });
     let mut pod = pod("p", spec);
-    let fast = [("wherry.dev/probe-period-ms".to_owned(), "20".to_owned())];
+    let fast = [("wherry.dev/probe-period-ms".to_owned(), "100".to_owned())];
     pod.metadata.annotations = Some(fast.into());
     let agent = node.start().await;
     agent.set(&pod).await;
@@ -604,7 +604,7 @@ async fn a_container_whose_liveness_fails_is_killed_and_started_again() {
         "livenessProbe": { "exec": { "command": ["alive"] }, "failureThreshold": 2 },
     }] });
     let mut pod = pod("p", spec);
-    let fast = [("wherry.dev/probe-period-ms".to_owned(), "20".to_owned())];
+    let fast = [("wherry.dev/probe-period-ms".to_owned(), "100".to_owned())];
     pod.metadata.annotations = Some(fast.into());
     let agent = node.start().await;
     agent.set(&pod).await;

@@ -14,6 +14,8 @@ use crate::{
 pub(super) const COLUMNS: &[Column] = &[
     Column::name(),
     Column::text("Image", "Reference of the plugin's OCI artifact."),
+    Column::text("Ready", "Whether all nodes that tried can call it."),
+    Column::text("Reason", "Why they cannot, or what else is wrong.").wide(),
     Column::text("Nodes", "Nodes that can call it, of those that tried."),
     Column::text(
         "Failure-Policy",
@@ -40,8 +42,11 @@ impl Strategy for Plugin {
     fn default(&self, object: &mut Value) {
         default(object, "spec", empty());
         if let Some(spec) = object.get_mut("spec") {
-            default(spec, "class", "Probe");
-            default(spec, "failurePolicy", "Ignore");
+            // A built-in plugin has those of its own.
+            if !text(spec, "image").is_empty() {
+                default(spec, "class", "Probe");
+                default(spec, "failurePolicy", "Ignore");
+            }
         }
     }
 
@@ -63,11 +68,12 @@ impl Strategy for Plugin {
         let mut errors = Vec::new();
         let path = Path::new("spec");
         let spec = get(object, "spec");
-        if text(spec, "image").is_empty() {
-            errors.push(FieldError::required(
-                &path.child("image"),
-                "reference of the plugin's OCI artifact",
-            ));
+        let is_builtin = text(spec, "image").is_empty();
+        for field in ["class", "digest", "signature"] {
+            if is_builtin && spec.get(field).is_some() {
+                let detail = "may not be set without image: it would be a built-in plugin's";
+                errors.push(FieldError::forbidden(&path.child(field), detail));
+            }
         }
         let digest = text(spec, "digest");
         if !digest.is_empty() && !is_digest(digest) {
@@ -76,7 +82,8 @@ impl Strategy for Plugin {
         }
         for (field, supported) in [("class", CLASSES), ("failurePolicy", FAILURE_POLICIES)] {
             let value = text(spec, field);
-            if !supported.contains(&value) {
+            let is_own = is_builtin && value.is_empty();
+            if !is_own && !supported.contains(&value) {
                 let path = path.child(field);
                 errors.push(FieldError::not_supported(&path, value, supported));
             }
@@ -135,9 +142,16 @@ impl Strategy for Plugin {
             all += 1;
             ready += i32::from(flag(node, "ready"));
         }
+        let conditions = list(get(object, "status"), "conditions");
+        let condition = conditions
+            .iter()
+            .find(|condition| text(condition, "type") == "Ready");
+        let said = |field| condition.map_or("", |condition| text(condition, field));
         vec![
             meta::name(object).into(),
             text(spec, "image").into(),
+            said("status").into(),
+            said("reason").into(),
             format!("{ready}/{all}").into(),
             text(spec, "failurePolicy").into(),
             table::age(object, now).into(),

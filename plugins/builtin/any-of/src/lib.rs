@@ -16,17 +16,8 @@ kit::export!(Plugin);
 
 impl Guest for Plugin {
     fn check(words: Vec<String>) -> Result<Outcome, ProbeError> {
-        let all = match compose::run(words, Verdict::Success)? {
-            Ok(succeeded) => return Ok(succeeded),
-            Err(all) => all,
-        };
-        // One that cannot be told might have succeeded.
-        match compose::told(&all, Verdict::Unknown) {
-            Some(message) => Ok(Outcome {
-                verdict: Verdict::Unknown,
-                message,
-            }),
-            None => failure(compose::told(&all, Verdict::Failure).unwrap_or_default()),
-        }
+        compose::run(words, Verdict::Success, |all| {
+            failure(compose::told(all, Verdict::Failure).unwrap_or_default())
+        })
     }
 }

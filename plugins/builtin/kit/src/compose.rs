@@ -52,11 +52,13 @@ pub fn split(words: Vec<String>) -> Result<Vec<Vec<String>>, ProbeError> {
     Ok(commands)
 }
 
-/// Runs probes in turn until one says `decides`. Answers the first of these, or how each of all ended.
+/// Runs probes in turn until one says `decides`, which is then the answer. Where none does, it is unknown should one of
+/// them be, as that one might have decided; otherwise it is what `none` makes of them.
 pub fn run(
     words: Vec<String>,
     decides: Verdict,
-) -> Result<Result<Outcome, Vec<Outcome>>, ProbeError> {
+    none: impl FnOnce(&[Outcome]) -> Result<Outcome, ProbeError>,
+) -> Result<Outcome, ProbeError> {
     let mut outcomes = Vec::new();
     for command in split(words)? {
         let outcome = probes::check(&command)?;
@@ -69,11 +71,17 @@ pub fn run(
             },
         };
         if outcome.verdict == decides {
-            return Ok(Ok(outcome));
+            return Ok(outcome);
         }
         outcomes.push(outcome);
     }
-    Ok(Err(outcomes))
+    match told(&outcomes, Verdict::Unknown) {
+        Some(message) => Ok(Outcome {
+            verdict: Verdict::Unknown,
+            message,
+        }),
+        None => none(&outcomes),
+    }
 }
 
 /// The messages of those with a verdict, or none.

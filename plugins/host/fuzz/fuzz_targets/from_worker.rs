@@ -9,5 +9,8 @@ fuzz_target!(|bytes: &[u8]| {
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(wherry_plugin_host::untrusted::take(bytes));
+    runtime.block_on(async {
+        wherry_plugin_host::untrusted::take(bytes).await;
+        wherry_plugin_host::untrusted::take_stream(bytes).await;
+    });
 });

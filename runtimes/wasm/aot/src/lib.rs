@@ -14,4 +14,4 @@ pub mod protocol;
 pub mod wire;
 
 pub use cache::{Aot, Compiled};
-pub use protocol::{ModuleKind, Purpose};
+pub use protocol::{ModuleKind, NO_PLUGINS_WORLD, Purpose};

@@ -41,6 +41,9 @@ pub struct CompileReply {
     pub result: Result<Option<ModuleKind>, String>,
 }
 
+/// What a compiler says of a component that is no plugin, and by what the agent tells that from one that is broken.
+pub const NO_PLUGINS_WORLD: &str = "not the function `check` of the world `wherry:plugin/probe`";
+
 /// How a module is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -7,12 +7,12 @@ use std::{
 };
 
 use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
     component::{Component, InstancePre, Linker, types::ComponentItem},
 };
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
-use wherry_wasm_aot::ModuleKind;
+use wherry_wasm_aot::{ModuleKind, NO_PLUGINS_WORLD};
 
 use crate::{
     sockets,
@@ -54,6 +54,7 @@ pub(crate) fn pooled(instances: u32) -> wasmtime::Result<Engine> {
         .total_gc_heaps(instances)
         .max_unused_warm_slots(8)
         .linear_memory_keep_resident(64 * 1024)
+        .pagemap_scan(Enabled::Auto)
         .table_keep_resident(16 * 1024)
         .max_memory_size(4 << 30);
     let mut config = config();
@@ -253,8 +254,7 @@ pub(crate) fn compile_plugin(
         exported.join(", ")
     };
     wasmtime::bail!(
-        "component exports {found}, but not the function `check` of the world `wherry:plugin/probe`, nor `populate`, \
-         `mount` or `open` of a volume's"
+        "component exports {found}, but {NO_PLUGINS_WORLD}, nor `populate`, `mount` or `open` of a volume's"
     )
 }
 
