@@ -17,6 +17,8 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         a_plugin_that_traps_is_told_of_and_its_failure_policy_decides,
         what_is_not_granted_is_refused_and_said,
         plugins_that_are_none_are_refused_by_reason,
+        a_builtin_plugin_is_given_limits_and_one_that_is_none_is_not,
+        a_period_that_is_none_is_told_of,
         a_redis_is_pinged_with_the_password_of_a_secret,
         probes_are_combined_and_files_have_an_age,
     ]
@@ -133,6 +135,12 @@ fn a_plugin_decides_readiness_and_its_absence_decides_nothing(cluster: &Cluster,
     cluster.wait_field("", &object, &of_node(cluster, "ready"), "true");
     let digest = cluster.field("", &object, &of_node(cluster, "digest"));
     assert!(digest.starts_with("sha256:"), "{digest}");
+    let node = cluster.field("", "nodes", ".items[0].metadata.name");
+    let path = format!("/api/v1/nodes/{node}/proxy/metrics");
+    let metrics = cluster.kubectl(&["get", "--raw", &path]);
+    let bucket =
+        format!("wherry_plugin_call_duration_seconds_bucket{{plugin=\"{name}\",le=\"+Inf\"}}");
+    assert!(metrics.contains(&bucket), "{metrics}");
     // Commands run in the container, as the plugin was granted.
     apply(
         cluster,
@@ -148,6 +156,58 @@ fn a_plugin_decides_readiness_and_its_absence_decides_nothing(cluster: &Cluster,
         "{event}"
     );
     cluster.kubectl(&["delete", "plugin", &name]);
+}
+
+const READY: &str = ".status.conditions[?(@.type==\"Ready\")]";
+
+fn a_builtin_plugin_is_given_limits_and_one_that_is_none_is_not(cluster: &Cluster, ns: &str) {
+    let object = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: wherry.dev/v1alpha1\nkind: Plugin\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+        )
+    };
+    // Nobody else here has anything to do with rbd.
+    cluster.apply(&object("rbd", "{limits: {instances: 2}}"));
+    cluster.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "plugin/rbd",
+        "--timeout=60s",
+    ]);
+    let reason = cluster.field("", "plugin/rbd", &format!("{READY}.reason"));
+    assert_eq!(reason, "Installed");
+    cluster.kubectl(&["delete", "plugin", "rbd"]);
+    let name = format!("{ns}-none");
+    let plugin = format!("plugin/{name}");
+    cluster.apply(&object(&name, "{limits: {instances: 2}}"));
+    cluster.wait_field("", &plugin, &format!("{READY}.reason"), "NotBuiltIn");
+    // Who asks for it is told why it is not there.
+    apply(cluster, ns, &redis("asks", &[&format!("wasm:{name}")]));
+    let event = cluster.wait_event(ns, "asks", "Unhealthy");
+    assert!(
+        event.contains(&format!("no plugin called {name} is built in")),
+        "{event}"
+    );
+    cluster.kubectl(&["delete", "plugin", &name]);
+    let zeros = "0".repeat(64);
+    let pinned = object(&name, &format!("{{digest: 'sha256:{zeros}'}}"));
+    let refused = cluster.kubectl_with_input(&["apply", "-f", "-"], &pinned);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        said.contains("spec.digest: Forbidden: may not be set without image"),
+        "{said}"
+    );
+}
+
+fn a_period_that_is_none_is_told_of(cluster: &Cluster, ns: &str) {
+    let odd = redis("odd", &["true"]).replace("'500'", "'often'");
+    apply(cluster, ns, &odd);
+    let event = cluster.wait_event(ns, "odd", "InvalidAnnotation");
+    assert!(
+        event.contains("wherry.dev/probe-period-ms: Invalid value: \"often\""),
+        "{event}"
+    );
+    cluster.wait_ready(ns, "odd");
 }
 
 fn a_plugin_that_traps_is_told_of_and_its_failure_policy_decides(cluster: &Cluster, ns: &str) {

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 use wherry_runtime_api::RuntimeError;
-use wherry_wasm_aot::{Aot, Purpose};
+use wherry_wasm_aot::{Aot, NO_PLUGINS_WORLD, Purpose};
 
 use crate::{
     Exec, Grants, Limits, PluginStats, ProbeOutcome, ProbeResult, ProbeTarget,
@@ -112,9 +112,18 @@ pub enum FailurePolicy {
 /// A plugin cannot be installed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PluginError {
-    /// It is no component of a world that the host knows. Trying again does not help.
+    /// It is no component that compiles. Trying again does not help.
+    #[error("{0}")]
+    NotAComponent(String),
+    /// It is a component of no world that the host knows. Trying again does not help.
+    #[error("{0}")]
+    UnknownWorld(String),
+    /// Its imports or exports are not as the contract has them. Trying again does not help.
     #[error("{0}")]
     Invalid(String),
+    /// Settings for a built-in plugin, of which there is none by that name.
+    #[error("no plugin called {0} is built in: spec.image has to say where it is")]
+    NotBuiltIn(String),
     /// It imports what it is not granted.
     #[error("plugin {plugin} imports {import}: needs the grant {grant}")]
     NotGranted {
@@ -133,6 +142,20 @@ pub enum PluginError {
         /// The trouble.
         why: String,
     },
+}
+
+impl PluginError {
+    /// In a word, as conditions have it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotAComponent(_) => "NotAComponent",
+            Self::UnknownWorld(_) => "UnknownWorld",
+            Self::Invalid(_) => "CannotBeLinked",
+            Self::NotBuiltIn(_) => "NotBuiltIn",
+            Self::NotGranted { .. } => "GrantsMissing",
+            Self::Unavailable { .. } => "WorkerUnavailable",
+        }
+    }
 }
 
 #[derive(Default)]
@@ -161,6 +184,8 @@ pub struct PluginHost {
     pub(crate) builtins: Builtins,
     /// Of file systems, which are called by another process.
     pub(crate) counted: Mutex<Counted>,
+    /// Why plugins that the operator wants are not there, by name.
+    refused: Mutex<HashMap<String, String>>,
     next_number: AtomicU64,
     /// Counts what is installed and removed.
     changed: watch::Sender<u64>,
@@ -190,6 +215,7 @@ impl PluginHost {
             installed: Mutex::default(),
             builtins: Builtins::default(),
             counted: Mutex::default(),
+            refused: Mutex::default(),
             next_number: AtomicU64::new(1),
             changed: watch::Sender::new(0),
         }))
@@ -210,6 +236,7 @@ impl PluginHost {
         let name = spec.name.clone();
         let installed = self.make(spec, wasm).await?;
         let imports = installed.linked.imports.clone();
+        lock(&self.refused).remove(&name);
         let before = lock(&self.installed).insert(name, installed);
         self.changed.send_modify(|count| *count += 1);
         self.forget(before).await;
@@ -229,7 +256,10 @@ impl PluginHost {
         };
         let compiled = match self.aot.compile(&what, &spec.digest, wasm).await {
             Ok(compiled) => compiled,
-            Err(RuntimeError::InvalidArgument(why)) => return Err(PluginError::Invalid(why)),
+            Err(RuntimeError::InvalidArgument(why)) if why.contains(NO_PLUGINS_WORLD) => {
+                return Err(PluginError::UnknownWorld(why));
+            }
+            Err(RuntimeError::InvalidArgument(why)) => return Err(PluginError::NotAComponent(why)),
             Err(error) => return Err(unavailable(error.to_string())),
         };
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
@@ -295,8 +325,22 @@ impl PluginHost {
 
     /// Forgets a plugin; calls under way are finished.
     pub async fn remove(&self, name: &str) {
+        lock(&self.refused).remove(name);
         let before = lock(&self.installed).remove(name);
         self.forget(before).await;
+    }
+
+    /// Takes note of why a plugin that is wanted cannot be installed, for those who ask for it meanwhile.
+    pub fn refuse(&self, name: &str, why: String) {
+        lock(&self.refused).insert(name.to_owned(), why);
+    }
+
+    /// Why a plugin that is asked for is not there.
+    pub(crate) fn absence(&self, name: &str) -> String {
+        match lock(&self.refused).get(name) {
+            Some(why) => format!("plugin {name} cannot be called on this node: {why}"),
+            None => format!("plugin {name} is not installed on this node"),
+        }
     }
 
     async fn forget(&self, before: Option<Arc<Installed>>) {
@@ -353,6 +397,11 @@ impl PluginHost {
         stats::render(&all, self.supervisor.restarts())
     }
 
+    /// How long the worker is not started again, having ended too often.
+    pub async fn worker_backoff(&self) -> Option<Duration> {
+        self.supervisor.backoff().await
+    }
+
     /// How often the worker has been replaced.
     pub fn worker_restarts(&self) -> u64 {
         self.supervisor.restarts()
@@ -390,8 +439,7 @@ impl PluginHost {
         above: Option<&Agency<'_>>,
     ) -> ProbeOutcome {
         let Some(plugin) = self.plugin(name).await else {
-            let message = format!("plugin {name} is not installed on this node");
-            return ProbeOutcome::new(ProbeResult::Unknown, message);
+            return ProbeOutcome::new(ProbeResult::Unknown, self.absence(name));
         };
         if plugin.linked.world != World::Probe {
             let message = format!("plugin {name} is {}, no probe", plugin.linked.world.name());

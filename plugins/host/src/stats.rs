@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Ended, Fault};
 
+/// Upper bounds of the histogram of calls, seconds: from a bare call to the longest that limits allow by default.
+const BUCKETS: [f64; 14] = [
+    5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+
 /// Counters of one plugin on this node, since the agent started; of a file system, since its volume server did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -34,6 +39,8 @@ pub struct PluginStats {
     pub duration_total: Duration,
     /// Time of the longest call.
     pub duration_max: Duration,
+    /// How many calls took no longer than each of a row of times, and longer than the one before.
+    pub durations: [u64; BUCKETS.len()],
     /// CPU time of the plugin's own code.
     pub cpu_time_total: Duration,
     /// Most bytes of memory that a call used.
@@ -55,6 +62,9 @@ impl PluginStats {
         self.set_apart += other.set_apart;
         self.duration_total += other.duration_total;
         self.duration_max = self.duration_max.max(other.duration_max);
+        for (here, there) in self.durations.iter_mut().zip(other.durations) {
+            *here += there;
+        }
         self.cpu_time_total += other.cpu_time_total;
         self.memory_bytes_peak = self.memory_bytes_peak.max(other.memory_bytes_peak);
         let moment = |stats: &Self| stats.last_error.as_ref().map(|(at, _)| *at);
@@ -66,9 +76,14 @@ impl PluginStats {
     /// Counts a call that has ended.
     pub fn record(&mut self, ended: &Ended, took: Duration, now: SystemTime) {
         self.calls += 1;
-        self.duration_total += took;
+        self.duration_total = self.duration_total.saturating_add(took);
         self.duration_max = self.duration_max.max(took);
-        self.cpu_time_total += ended.cpu_time;
+        let bucket = BUCKETS.iter().position(|le| took.as_secs_f64() <= *le);
+        if let Some(bucket) = bucket {
+            self.durations[bucket] += 1;
+        }
+        // As the worker says, which may be anything.
+        self.cpu_time_total = self.cpu_time_total.saturating_add(ended.cpu_time);
         self.memory_bytes_peak = self.memory_bytes_peak.max(ended.memory_bytes_peak);
         if let Some(denied) = &ended.denied {
             self.denied += 1;
@@ -97,11 +112,8 @@ impl PluginStats {
 type Metric = (&'static str, &'static str, fn(&PluginStats) -> f64);
 
 /// What is exported of each plugin: name without its beginning, type, value.
-const METRICS: [Metric; 13] = [
+const METRICS: [Metric; 12] = [
     ("calls_total", "counter", |stats| stats.calls as f64),
-    ("call_duration_seconds_total", "counter", |stats| {
-        stats.duration_total.as_secs_f64()
-    }),
     ("call_duration_seconds_max", "gauge", |stats| {
         stats.duration_max.as_secs_f64()
     }),
@@ -142,7 +154,26 @@ pub(crate) fn render(all: &BTreeMap<String, PluginStats>, worker_restarts: u64) 
             );
         }
     }
+    render_durations(&mut text, all);
     text
+}
+
+fn render_durations(text: &mut String, all: &BTreeMap<String, PluginStats>) {
+    const NAME: &str = "wherry_plugin_call_duration_seconds";
+    let _ = writeln!(text, "# TYPE {NAME} histogram");
+    for (plugin, stats) in all {
+        let label = format!("plugin=\"{plugin}\"");
+        let mut below = 0;
+        for (le, calls) in BUCKETS.iter().zip(stats.durations) {
+            below += calls;
+            let _ = writeln!(text, "{NAME}_bucket{{{label},le=\"{le}\"}} {below}");
+        }
+        let (calls, sum) = (stats.calls, stats.duration_total.as_secs_f64());
+        let _ = writeln!(
+            text,
+            "{NAME}_bucket{{{label},le=\"+Inf\"}} {calls}\n{NAME}_sum{{{label}}} {sum}\n{NAME}_count{{{label}}} {calls}"
+        );
+    }
 }
 
 #[cfg(test)]
@@ -180,21 +211,28 @@ mod tests {
 
     #[test]
     fn every_plugin_has_every_number() {
-        let stats = PluginStats {
-            calls: 3,
-            duration_total: Duration::from_millis(1500),
-            ..PluginStats::default()
-        };
+        let mut stats = PluginStats::default();
+        let ended = crate::host::fault(Fault::Other("down".into()));
+        for millis in [1, 499, 1000] {
+            stats.record(
+                &ended,
+                Duration::from_millis(millis),
+                SystemTime::UNIX_EPOCH,
+            );
+        }
         let text = render(&[("http-get".to_owned(), stats)].into(), 2);
         for line in [
             "wherry_plugin_worker_restarts_total 2",
             "wherry_plugin_calls_total{plugin=\"http-get\"} 3",
-            "wherry_plugin_call_duration_seconds_total{plugin=\"http-get\"} 1.5",
+            "wherry_plugin_call_duration_seconds_sum{plugin=\"http-get\"} 1.5",
+            "wherry_plugin_call_duration_seconds_bucket{plugin=\"http-get\",le=\"0.001\"} 1",
+            "wherry_plugin_call_duration_seconds_bucket{plugin=\"http-get\",le=\"0.5\"} 2",
+            "wherry_plugin_call_duration_seconds_bucket{plugin=\"http-get\",le=\"+Inf\"} 3",
             "wherry_plugin_traps_total{plugin=\"http-get\"} 0",
         ] {
             assert!(text.lines().any(|there| there == line), "{line}\n{text}");
         }
         let types = text.lines().filter(|line| line.starts_with("# TYPE"));
-        assert_eq!(types.count(), METRICS.len() + 1);
+        assert_eq!(types.count(), METRICS.len() + 2);
     }
 }

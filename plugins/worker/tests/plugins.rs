@@ -33,8 +33,8 @@ use tokio::{
     net::TcpListener,
 };
 use wherry_plugin_host::{
-    Exec, FailurePolicy, Grants, HostConfig, Limits, PluginError, PluginHost, PluginSpec,
-    ProbeOutcome, ProbeResult, ProbeTarget,
+    Exec, FailurePolicy, Grants, HostConfig, Limits, PluginHost, PluginSpec, ProbeOutcome,
+    ProbeResult, ProbeTarget,
 };
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -325,6 +325,20 @@ async fn a_command_is_run_by_the_agent_and_only_where_granted() {
         refused.to_string(),
         "plugin q imports wherry:plugin/exec@0.1.1: needs the grant exec"
     );
+    assert_eq!(refused.reason(), "GrantsMissing");
+    // Who calls it is told why it is not there.
+    node.host.refuse("q", refused.to_string());
+    let said = node.check_with("q", &[], Duration::from_secs(1)).await;
+    assert_eq!(
+        said,
+        outcome(
+            ProbeResult::Unknown,
+            &format!("plugin q cannot be called on this node: {refused}")
+        )
+    );
+    node.host.remove("q").await;
+    let said = node.check_with("q", &[], Duration::from_secs(1)).await;
+    assert_eq!(said.message, "plugin q is not installed on this node");
 }
 
 async fn a_silent_pod_is_a_failure_in_time() {
@@ -348,29 +362,39 @@ async fn bad_plugins_are_refused_by_reason() {
     };
     let guests = guest().parent().unwrap().to_owned();
     let core_module = [b"\0asm".as_slice(), &[1, 0, 0, 0]].concat();
-    for (name, path, expected) in [
-        ("text", file("text", b"#!/bin/sh"), "not a Wasm binary"),
-        ("core", file("core", &core_module), "a core module"),
+    for (name, path, expected, reason) in [
+        (
+            "text",
+            file("text", b"#!/bin/sh"),
+            "not a Wasm binary",
+            "NotAComponent",
+        ),
+        (
+            "core",
+            file("core", &core_module),
+            "a core module",
+            "NotAComponent",
+        ),
         (
             "cut",
             file("cut", &std::fs::read(guest()).unwrap()[..4000]),
             "cannot run as Wasm",
+            "NotAComponent",
         ),
         (
             "world",
             guests.join("hello.wasm"),
             "but not the function `check`",
+            "UnknownWorld",
         ),
     ] {
         let mut spec = spec(name);
         spec.digest = format!("sha256:{name}");
-        match node.host.install(spec, &path).await {
-            Err(PluginError::Invalid(why)) => {
-                assert!(why.contains(expected), "{name}: {why}");
-                assert!(why.contains(name), "{name}: {why}");
-            }
-            other => panic!("{name}: {other:?}"),
-        }
+        let error = node.host.install(spec, &path).await.unwrap_err();
+        let why = error.to_string();
+        assert!(why.contains(expected), "{name}: {why}");
+        assert!(why.contains(name), "{name}: {why}");
+        assert_eq!(error.reason(), reason, "{name}");
     }
 }
 

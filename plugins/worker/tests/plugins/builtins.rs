@@ -145,6 +145,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         a_real_server_of_mysqls_protocol_is_alive_until_it_ends,
         files_have_an_age,
         an_installed_plugin_replaces_a_builtin_one_of_its_name,
+        a_builtin_plugin_does_what_the_operator_grants_it,
         many_slow_servers_hold_up_nobody,
         a_worker_that_ends_costs_a_builtin_probe_nothing,
     ]
@@ -1010,6 +1011,32 @@ async fn an_installed_plugin_replaces_a_builtin_one_of_its_name(shared: &Shared)
         metrics.contains("wherry_plugin_calls_total{plugin=\"file-age\"}"),
         "{metrics}"
     );
+}
+
+async fn a_builtin_plugin_does_what_the_operator_grants_it(_: &Shared) {
+    let node = Node::open();
+    let host = &node.host;
+    let (port, _asked) = server(vec![EMPTY_OK.into(); 2]).await;
+    // By name: the pod's own address takes no grant.
+    let words = ["--host=localhost".to_owned(), format!("--port={port}")];
+    let (target, time) = (ProbeTarget::default(), Duration::from_secs(10));
+    let pod = Pod::default();
+    let check = || host.check("http-get", &words, &target, time, &pod);
+    assert_eq!(check().await.result, ProbeResult::Success);
+    // Nowhere but the pod any more.
+    host.install_builtin("http-get", |spec| {
+        spec.grants.hosts.clear();
+        spec.limits.memory_bytes_max = 8 << 20;
+    })
+    .await
+    .unwrap();
+    let said = check().await;
+    assert_eq!(said.result, ProbeResult::Unknown, "{said:?}");
+    assert!(said.message.contains("needs the grant hosts"), "{said:?}");
+    host.remove("http-get").await;
+    assert_eq!(check().await.result, ProbeResult::Success);
+    let error = host.install_builtin("own", |_| {}).await.unwrap_err();
+    assert_eq!(error.reason(), "NotBuiltIn");
 }
 
 async fn many_slow_servers_hold_up_nobody(shared: &Shared) {
