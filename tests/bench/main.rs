@@ -5,6 +5,7 @@
 //! tests/bench/run.sh scheduler    only this part; several can be named
 //! ```
 
+mod api;
 mod control;
 mod filesystems;
 mod host;
@@ -21,9 +22,10 @@ use anyhow::{Result, bail};
 type Part = (&'static str, fn() -> Result<()>);
 
 /// What can be measured by itself, in the order in which it is.
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("node", node::run),
     ("network", network::run),
+    ("api", api::run),
     ("scheduler", scheduler::run),
     ("plugins", plugins::run),
     ("filesystems", filesystems::run),

@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/tools/lib.sh"
 cd "$here"
 need_rust
-need_packages build-essential pkg-config iproute2 nftables busybox-static curl crun
+need_packages build-essential pkg-config iproute2 nftables busybox-static curl crun etcd-server
 tests/tools/docker.sh install
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$WHERRY_CACHE/target}
 toolchain=$(tests/tools/guest-toolchain.sh)
@@ -16,8 +16,7 @@ WHERRY_IMAGE_BUSYBOX=$(tests/tools/debian-image.sh busybox)
 export WHERRY_IMAGE_BUSYBOX
 WHERRY_PLUGIN_EXAMPLES=$(tests/tools/plugin-examples.sh)
 export WHERRY_PLUGIN_EXAMPLES
-cargo build --release -p wherry
-# The measuring side waits and reads; it is built as the tests are, which costs nothing where they have been run.
-cargo build --workspace --bin bench
+# The measuring side too: part of it is a client of hundreds of connections, which must not be slower than the server.
+cargo build --release -p wherry -p wherry-tests --bin wherry --bin bench
 export WHERRY_BIN=$CARGO_TARGET_DIR/release/wherry
-exec "$CARGO_TARGET_DIR/debug/bench" "$@"
+exec "$CARGO_TARGET_DIR/release/bench" "$@"
