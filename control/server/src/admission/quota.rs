@@ -167,7 +167,8 @@ async fn reserve(
             .map(|list| list.items)
             .map_err(|error| store_status(row(), "", error))
     };
-    let quotas = list().await?;
+    let quotas = call.judged_by_all(&prefix).await;
+    let quotas = quotas.map_err(|error| store_status(row(), "", error))?;
     let asks = |kv: &KeyValue| {
         let more = more(call, &stored::decode(kv)["spec"], new, old);
         more.is_some_and(|more| more.values().any(|amount| *amount > Quantity::ZERO))
