@@ -45,8 +45,8 @@ use wherry_plugin_host::{
 use wherry_runtime_api::ImageService;
 
 use crate::{cli::RootArgs, plugin_signatures::SignaturePolicy};
-
 use spec::Spec;
+
 /// Between looks at counters, and at what has to be tried again.
 const PERIOD: Duration = Duration::from_secs(5);
 /// A registry that says nothing for longer is tried again later.
@@ -66,11 +66,11 @@ impl Prober for NodeProber {
     async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome {
         self.inner.check(request, exec).await
     }
-}
 
     fn metrics(&self) -> String {
         self.inner.metrics()
     }
+}
 
 /// What plugins do on a node.
 pub(crate) struct NodePlugins {
@@ -167,10 +167,10 @@ struct Known {
     not_before: Instant,
     /// As the object has it: this node's part.
     told: Value,
-}
-
     /// The object's whole status and its generation, as they were seen last.
     seen: (Value, i64),
+}
+
 /// What it takes to install a plugin.
 struct Attempt {
     host: Arc<PluginHost>,
@@ -258,17 +258,17 @@ impl Installer {
             return;
         };
         let told = object.data["status"]["nodes"][&self.node].clone();
+        let generation = object.metadata.generation.unwrap_or_default();
+        let seen = (object.data["status"].clone(), generation);
         let (spec, state) = match Spec::deserialize(&object.data["spec"]) {
             Ok(spec) => (spec, State::New),
             Err(error) => (
-        let generation = object.metadata.generation.unwrap_or_default();
-        let seen = (object.data["status"].clone(), generation);
                 Spec::default(),
                 State::Failed {
+                    reason: "InvalidSpec",
                     why: format!("spec: {error}"),
                     is_final: true,
                 },
-                    reason: "InvalidSpec",
             ),
         };
         match self.known.get_mut(&name) {
@@ -279,10 +279,10 @@ impl Installer {
                     state,
                     not_before: Instant::now(),
                     told,
+                    seen,
                 };
                 self.known.insert(name, known);
             }
-                    seen,
         }
     }
 
@@ -343,20 +343,20 @@ impl Installer {
             if *is_final {
                 self.attempt.host.remove(name).await;
             }
+            self.attempt.host.refuse(name, why.clone());
         }
         known.state = state;
         known.not_before = Instant::now() + PERIOD;
-            self.attempt.host.refuse(name, why.clone());
     }
 
     /// Writes what has changed.
     async fn tell(&mut self, name: &str) {
         let stats = self.attempt.host.stats(name);
         let restarts = self.attempt.host.worker_restarts();
+        let backoff = self.attempt.host.worker_backoff().await;
         let Some(known) = self.known.get_mut(name) else {
             return;
         };
-        let backoff = self.attempt.host.worker_backoff().await;
         // What it said before stays on the object until there is news.
         if known.state == State::New {
             return;
@@ -409,9 +409,6 @@ impl Attempt {
             why,
             is_final: true,
         };
-        let image = match self.fetch(spec).await {
-            Ok(image) => image,
-            Err(why) => return later("ErrImagePull", why),
         let done = |installed: Result<(String, Vec<String>), PluginError>| match installed {
             Ok((digest, imports)) => State::Installed { digest, imports },
             Err(error @ PluginError::Unavailable { .. }) => {
@@ -423,6 +420,9 @@ impl Attempt {
             let changed = |plugin: &mut PluginSpec| spec.change(plugin);
             return done(self.host.install_builtin(name, changed).await);
         }
+        let image = match self.fetch(spec).await {
+            Ok(image) => image,
+            Err(why) => return later("ErrImagePull", why),
         };
         if !names_content(&spec.digest, &image) {
             let found = image.image.repo_digests.first().unwrap_or(&image.image.id);
