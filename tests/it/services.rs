@@ -260,7 +260,15 @@ fn a_host_port_leads_to_its_pod(cluster: &Cluster, ns: &str) {
         command.args(["-sS", "--max-time", "5", &url]);
         command
     });
-    cluster.kubectl(&["delete", "pod", "-n", ns, "one"]);
+    // By force: the API server forgets it at once, and the next one finds it still ending.
+    cluster.kubectl(&["delete", "pod", "-n", ns, "one", "--force"]);
+    server(cluster, ns, "two", "{containerPort: 8080, hostPort: 18080}");
+    until("the port from outside again", "two", || {
+        let mut command = cluster.network.outside_command("curl");
+        command.args(["-sS", "--max-time", "5", &url]);
+        command
+    });
+    cluster.kubectl(&["delete", "pod", "-n", ns, "two"]);
     until("a refusal", "Couldn't connect", || {
         let mut command = cluster.network.outside_command("curl");
         command.args(["-sS", "--max-time", "5", &url]);
