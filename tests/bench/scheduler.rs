@@ -1,6 +1,7 @@
-//! The scheduler: 5,000 pods over hollow nodes.
+//! The scheduler: 5,000 pods over hollow nodes, first by its decisions alone, then through the API.
 //!
-//! A hollow node is a Node object whose Lease this program renews, and whose pods it reports Running.
+//! A hollow node is a Node object whose Lease this program renews, and whose pods it reports Running. The decisions are
+//! the scheduler's own, made in this process without an API server, from reading a pod to counting it in on its node.
 
 use std::{
     collections::HashMap,
@@ -8,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::{
     coordination::v1::Lease,
@@ -20,6 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinSet};
+use wherry_controllers::Decider;
 
 use crate::{control::Control, host, pods};
 
@@ -38,11 +40,17 @@ type Run = (&'static str, usize, fn(usize) -> Value);
 const RUNS: [Run; 3] = [
     ("plain pods, 100 nodes", 100, plain),
     ("plain pods, 1,000 nodes", 1_000, plain),
-    (
-        "pods that are spread over zones and keep apart by host, 1,000 nodes",
-        1_000,
-        apart,
-    ),
+    ("pods kept apart, 1,000 nodes", 1_000, apart),
+];
+
+/// The same of decisions alone. Kept apart: spread over zones, and no two of an app on a host.
+const DECISIONS: [Run; 6] = [
+    ("plain pods, 100 nodes", 100, plain),
+    ("plain pods, 1,000 nodes", 1_000, plain),
+    ("plain pods, 5,000 nodes", 5_000, plain),
+    ("pods kept apart, 100 nodes", 100, apart),
+    ("pods kept apart, 1,000 nodes", 1_000, apart),
+    ("pods kept apart, 5,000 nodes", 5_000, apart),
 ];
 
 /// What one run found.
@@ -60,8 +68,9 @@ pub(crate) fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    decisions()?;
     println!(
-        "| {PODS} pods, create → bound on a watch | Median | Spread (p10–p90) | p99 | n |\n|---|---|---|---|---|"
+        "\n| {PODS} pods, create → bound on a watch | Median | Spread (p10–p90) | p99 | n |\n|---|---|---|---|---|"
     );
     let mut totals = Vec::new();
     for (name, nodes, spec) in RUNS {
@@ -79,6 +88,46 @@ pub(crate) fn run() -> Result<()> {
             PODS as f64 / found.total.as_secs_f64(),
             found.cpu.as_secs_f64() * 1e6 / PODS as f64
         );
+    }
+    Ok(())
+}
+
+/// Measures decisions.
+fn decisions() -> Result<()> {
+    println!(
+        "| {PODS} decisions in this process | Median | Spread (p10–p90) | p99 | n |\n|---|---|---|---|---|"
+    );
+    let mut rates = Vec::new();
+    for (name, nodes, spec) in DECISIONS {
+        let mut decider = Decider::default();
+        for number in 0..nodes {
+            decider.set_node(&serde_json::from_value(node(number))?);
+        }
+        let pods = (0..PODS).map(|number| serde_json::from_value(pod(number, spec)));
+        let pods: Vec<Pod> = pods.collect::<Result<_, _>>()?;
+        let begun = Instant::now();
+        for pod in &pods {
+            decider.set_pod(pod);
+        }
+        let mut each = Vec::with_capacity(PODS);
+        loop {
+            let asked = Instant::now();
+            let Some((pod, decided)) = decider.decide() else {
+                break;
+            };
+            each.push(asked.elapsed());
+            decided
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("{name}: pod {pod}"))?;
+        }
+        let total = begun.elapsed();
+        ensure!(each.len() == PODS, "{name}: {} decisions", each.len());
+        host::fine_row(name, &each);
+        rates.push((name, PODS as f64 / total.as_secs_f64()));
+    }
+    println!("\n| Decisions | pods/s, pods read and decided |\n|---|---|");
+    for (name, rate) in rates {
+        println!("| {name} | {rate:.0} |");
     }
     Ok(())
 }
@@ -107,13 +156,43 @@ fn app(number: usize) -> String {
     format!("app-{}", number % 50)
 }
 
+fn pod(number: usize, spec: fn(usize) -> Value) -> Value {
+    let name = format!("p{number}");
+    json!({
+        "metadata": { "name": name, "namespace": "default", "uid": name, "labels": { "app": app(number) } },
+        "spec": spec(number),
+    })
+}
+
+fn node_name(number: usize) -> String {
+    format!("hollow-{number}")
+}
+
+fn node(number: usize) -> Value {
+    let name = node_name(number);
+    json!({
+        "metadata": { "name": name, "labels": {
+            "kubernetes.io/hostname": name, "topology.kubernetes.io/zone": format!("z{}", number % 3),
+        } },
+        "status": {
+            "capacity": { "cpu": "32", "memory": "256Gi", "pods": "500" },
+            "allocatable": { "cpu": "32", "memory": "256Gi", "pods": "500" },
+            "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
+        },
+    })
+}
+
 async fn measure(nodes: usize, spec: fn(usize) -> Value) -> Result<Found> {
     let control = Control::start(&[])?;
     let client = pods::client(&control.kubeconfig()).await?;
-    let names: Arc<Vec<String>> = Arc::new((0..nodes).map(|n| format!("hollow-{n}")).collect());
-    make_nodes(&client, &names).await?;
+    let names: Arc<Vec<String>> = Arc::new((0..nodes).map(node_name).collect());
+    make_nodes(&client, nodes).await?;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    renew_all(&leases, &names).await;
+    // What making nodes has set in motion is no part of what is measured.
+    control.calm().await?;
     let mut hollow = JoinSet::new();
-    hollow.spawn(renew(client.clone(), names));
+    hollow.spawn(renew(leases, names));
     let (bound, running) = mpsc::channel(PODS);
     hollow.spawn(report_running(client.clone(), running));
 
@@ -159,11 +238,8 @@ async fn create(api: Api<Pod>, spec: fn(usize) -> Value) -> Result<HashMap<Strin
         .map(|number| {
             let api = api.clone();
             async move {
-                let name = format!("p{number}");
-                let pod: Pod = serde_json::from_value(json!({
-                    "metadata": { "name": name, "labels": { "app": app(number) } },
-                    "spec": spec(number),
-                }))?;
+                let pod: Pod = serde_json::from_value(pod(number, spec))?;
+                let name = pod.metadata.name.clone().unwrap_or_default();
                 let asked = Instant::now();
                 api.create(&PostParams::default(), &pod).await?;
                 anyhow::Ok((name, asked))
@@ -174,30 +250,21 @@ async fn create(api: Api<Pod>, spec: fn(usize) -> Value) -> Result<HashMap<Strin
         .await
 }
 
-async fn make_nodes(client: &Client, names: &[String]) -> Result<()> {
+async fn make_nodes(client: &Client, count: usize) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let make = |(number, name): (usize, &String)| {
-        let (nodes, name) = (nodes.clone(), name.clone());
+    let make = |number: usize| {
+        let nodes = nodes.clone();
         async move {
-            let node: Node = serde_json::from_value(json!({
-                "metadata": { "name": name, "labels": {
-                    "kubernetes.io/hostname": name, "topology.kubernetes.io/zone": format!("z{}", number % 3),
-                } },
-            }))?;
-            nodes.create(&PostParams::default(), &node).await?;
-            let status = json!({ "status": {
-                "capacity": { "cpu": "32", "memory": "256Gi", "pods": "500" },
-                "allocatable": { "cpu": "32", "memory": "256Gi", "pods": "500" },
-                "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
-            } });
-            let patch = Patch::Strategic(status);
+            let wanted: Node = serde_json::from_value(node(number))?;
+            nodes.create(&PostParams::default(), &wanted).await?;
+            let status = Patch::Strategic(json!({ "status": wanted.status }));
             nodes
-                .patch_status(&name, &PatchParams::default(), &patch)
+                .patch_status(&node_name(number), &PatchParams::default(), &status)
                 .await?;
             anyhow::Ok(())
         }
     };
-    stream::iter(names.iter().enumerate())
+    stream::iter(0..count)
         .map(make)
         .buffer_unordered(CLIENTS)
         .try_collect::<Vec<()>>()
@@ -206,34 +273,36 @@ async fn make_nodes(client: &Client, names: &[String]) -> Result<()> {
 }
 
 /// Renews the nodes' leases until it is stopped; one that fails is renewed the next time.
-async fn renew(client: Client, names: Arc<Vec<String>>) {
-    let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
-    let mut period = tokio::time::interval(LEASE_PERIOD);
+async fn renew(leases: Api<Lease>, names: Arc<Vec<String>>) {
     loop {
-        period.tick().await;
-        let renew = |name: &String| {
-            let (leases, name) = (leases.clone(), name.clone());
-            async move {
-                let now = k8s_openapi::jiff::Timestamp::now();
-                let lease = json!({
-                    "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-                    "spec": {
-                        "holderIdentity": name, "leaseDurationSeconds": 40,
-                        "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
-                    },
-                });
-                let params = PatchParams::apply("hollow").force();
-                if let Err(error) = leases.patch(&name, &params, &Patch::Apply(lease)).await {
-                    eprintln!("lease of {name}: {error}");
-                }
-            }
-        };
-        stream::iter(names.iter())
-            .map(renew)
-            .buffer_unordered(CLIENTS)
-            .collect::<()>()
-            .await;
+        tokio::time::sleep(LEASE_PERIOD).await;
+        renew_all(&leases, &names).await;
     }
+}
+
+async fn renew_all(leases: &Api<Lease>, names: &[String]) {
+    let renew = |name: &String| {
+        let (leases, name) = (leases.clone(), name.clone());
+        async move {
+            let now = k8s_openapi::jiff::Timestamp::now();
+            let lease = json!({
+                "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "spec": {
+                    "holderIdentity": name, "leaseDurationSeconds": 40,
+                    "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
+                },
+            });
+            let params = PatchParams::apply("hollow").force();
+            if let Err(error) = leases.patch(&name, &params, &Patch::Apply(lease)).await {
+                eprintln!("lease of {name}: {error}");
+            }
+        }
+    };
+    stream::iter(names.iter())
+        .map(renew)
+        .buffer_unordered(CLIENTS)
+        .collect::<()>()
+        .await;
 }
 
 /// Says of pods that they run, as their nodes would.
