@@ -13,6 +13,7 @@ mod diff;
 mod inspect;
 mod live;
 mod new;
+mod redact;
 mod registry;
 mod run;
 mod script;
@@ -29,7 +30,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 pub use component::World;
-use live::Target;
+use live::{Kubectl, Target};
 pub use registry::RegistryArgs;
 use registry::Repository;
 use run::Plugin;
@@ -196,7 +197,8 @@ pub async fn run(command: PluginCommand) -> Result<()> {
         } => {
             let runtime = tokio::runtime::Handle::current();
             blocking(move || {
-                let target = Target::find(&namespace, &pod, container.as_deref())?;
+                let target =
+                    Target::find(Kubectl::default(), &namespace, &pod, container.as_deref())?;
                 let loaded =
                     Plugin::load(&read(&plugin)?).with_context(|| plugin.display().to_string())?;
                 let script = run::record(&loaded, target, runtime, memory << 20, &arguments)?;

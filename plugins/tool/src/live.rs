@@ -1,22 +1,25 @@
 //! `wherry plugin record`: a check made for real, from this machine to a pod, and written down as a case of a script.
 //!
 //! It runs where the pod's address can be reached, on a node, as whoever starts it: what the plugin asks is done with
-//! this machine's sockets and with `kubectl`, and not with a node's grants.
+//! this machine's sockets and with `kubectl`, and not with a node's grants. Secrets that it asks for, and files of volumes
+//! that are Secrets, are given to it and kept out of what is written down.
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     io::{Read, Write},
     net::{TcpStream, ToSocketAddrs},
-    process::Command,
-    time::Duration,
+    process::{Command, Output},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Client, Method, redirect::Policy};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Handle;
 
-use crate::{script::Expected, value};
+use crate::{redact::Redactor, script::Expected, value};
 
 /// Of one thing that is done.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,8 +34,10 @@ const REQUEST_FIELDS: [&str; 6] = [
     "path-with-query",
     "body",
 ];
-/// Headers that are other ones each time.
-const HEADERS_LEFT_OUT: [&str; 1] = ["date"];
+/// Headers that are other ones each time, or nobody else's business.
+const HEADERS_LEFT_OUT: [&str; 2] = ["date", "set-cookie"];
+/// Bytes of one read of a file, as on a node.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A container to be probed.
 #[derive(Clone, Debug)]
@@ -42,32 +47,64 @@ pub(crate) struct Target {
     pub(crate) container: String,
     /// What is known of it, as a script gives it.
     pub(crate) given: Map<String, Value>,
+    /// Volumes that are mounted there.
+    volumes: HashMap<String, Mount>,
+    kubectl: Kubectl,
 }
 
-fn kubectl(args: &[&str]) -> Result<std::process::Output> {
-    Command::new("kubectl")
-        .args(args)
-        .output()
-        .context("kubectl")
+/// A volume of a container.
+#[derive(Clone, Debug)]
+struct Mount {
+    path: String,
+    is_secret: bool,
+}
+
+/// The program that asks the API server.
+#[derive(Clone, Debug)]
+pub(crate) struct Kubectl(OsString);
+
+impl Default for Kubectl {
+    fn default() -> Self {
+        Self("kubectl".into())
+    }
+}
+
+impl Kubectl {
+    fn run(&self, args: &[&str]) -> Result<Output> {
+        let ran = Command::new(&self.0).args(args).output();
+        ran.with_context(|| self.0.display().to_string())
+    }
+
+    /// An object; `None` where there is none of that name.
+    fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
+        let args = ["get", kind, name, "--namespace", namespace];
+        let got = self.run(&[&args[..], &["--ignore-not-found", "--output", "json"]].concat())?;
+        if !got.status.success() {
+            bail!("{}", String::from_utf8_lossy(&got.stderr).trim());
+        }
+        match got.stdout.trim_ascii() {
+            [] => Ok(None),
+            text => Ok(Some(
+                serde_json::from_slice(text).context("kubectl's answer")?,
+            )),
+        }
+    }
 }
 
 impl Target {
     /// Asks `kubectl`.
-    pub(crate) fn find(namespace: &str, pod: &str, container: Option<&str>) -> Result<Self> {
-        let got = kubectl(&[
-            "get",
-            "pod",
-            pod,
-            "--namespace",
-            namespace,
-            "--output",
-            "json",
-        ])?;
-        if !got.status.success() {
-            bail!("{}", String::from_utf8_lossy(&got.stderr).trim());
-        }
-        let object = serde_json::from_slice(&got.stdout).context("kubectl get pod")?;
-        Self::of(&object, container)
+    pub(crate) fn find(
+        kubectl: Kubectl,
+        namespace: &str,
+        pod: &str,
+        container: Option<&str>,
+    ) -> Result<Self> {
+        let found = kubectl.get("pod", namespace, pod)?;
+        let object = found.with_context(|| format!("pod {namespace}/{pod} not found"))?;
+        Ok(Self {
+            kubectl,
+            ..Self::of(&object, container)?
+        })
     }
 
     fn of(object: &Value, container: Option<&str>) -> Result<Self> {
@@ -112,11 +149,41 @@ impl Target {
                 given.insert(key.into(), Value::Object(all.clone()));
             }
         }
+        // What a check says of an age is said again when it is played back.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let now = json!({"seconds": now.as_secs(), "nanoseconds": now.subsec_nanos()});
+        given.insert("clock.now".into(), now);
+        let is_secret = |name: &Value| {
+            let volumes = object["spec"]["volumes"].as_array();
+            let volume = volumes
+                .into_iter()
+                .flatten()
+                .find(|volume| volume["name"] == *name);
+            volume.is_some_and(|volume| {
+                let sources = volume["projected"]["sources"].as_array();
+                let mut sources = sources.into_iter().flatten();
+                let is_hidden = |source: &Value| {
+                    source["secret"].is_object() || source["serviceAccountToken"].is_object()
+                };
+                is_hidden(volume) || sources.any(is_hidden)
+            })
+        };
+        let mounts = found["volumeMounts"].as_array().into_iter().flatten();
+        let mounts = mounts.filter(|mount| mount["subPath"].is_null());
+        let volumes = mounts.map(|mount| {
+            let at = Mount {
+                path: text(&mount["mountPath"]),
+                is_secret: is_secret(&mount["name"]),
+            };
+            (text(&mount["name"]), at)
+        });
         Ok(Self {
             container: text(&found["name"]),
             namespace,
             pod,
             given,
+            volumes: volumes.collect(),
+            kubectl: Kubectl::default(),
         })
     }
 }
@@ -126,6 +193,8 @@ pub(crate) struct Live {
     target: Target,
     connections: HashMap<String, TcpStream>,
     runtime: Handle,
+    /// What must not be written down.
+    pub(crate) redactor: Redactor,
     /// What was asked and answered, in order.
     pub(crate) calls: Vec<Expected>,
 }
@@ -136,6 +205,7 @@ impl Live {
             target,
             connections: HashMap::new(),
             runtime,
+            redactor: Redactor::default(),
             calls: Vec::new(),
         }
     }
@@ -154,6 +224,9 @@ impl Live {
                 self.runtime.block_on(send(request))?
             }
             "exec.run" => self.exec(arguments)?,
+            "secret.get" => self.secret(arguments)?,
+            "files.stat" => self.stat(arguments)?,
+            "files.read" => self.read_file(arguments)?,
             _ => bail!("{function} cannot be recorded from here: write its answer by hand"),
         };
         let mut arguments = arguments.to_vec();
@@ -168,6 +241,103 @@ impl Live {
             answer: answer.clone(),
         });
         Ok(answer)
+    }
+
+    /// What was done, without what must not be seen; also of what was only found out later that it must not.
+    pub(crate) fn recorded(self) -> (Vec<Expected>, Redactor) {
+        let redactor = self.redactor;
+        let calls = self.calls.into_iter().map(|call| Expected {
+            function: call.function,
+            arguments: call
+                .arguments
+                .iter()
+                .map(|argument| redactor.value(argument))
+                .collect(),
+            answer: redactor.value(&call.answer),
+        });
+        (calls.collect(), redactor)
+    }
+
+    fn secret(&mut self, arguments: &[Value]) -> Result<Value> {
+        let text = |index: usize| arguments.get(index).and_then(Value::as_str);
+        let (name, key) = (text(0).unwrap_or_default(), text(1).unwrap_or_default());
+        let found = self
+            .target
+            .kubectl
+            .get("secret", &self.target.namespace, name)?;
+        let value = found.and_then(|secret| STANDARD.decode(secret["data"][key].as_str()?).ok());
+        Ok(match value {
+            Some(value) => {
+                self.redactor.hide(&value);
+                json!({"ok": value::bytes_to_value(&value)})
+            }
+            None => json!({"err": "not-found"}),
+        })
+    }
+
+    /// The path of a file in the container, and whether its content is to be hidden.
+    fn file(&self, arguments: &[Value]) -> Result<Option<(String, bool)>> {
+        let text = |index: usize| arguments.get(index).and_then(Value::as_str);
+        let (volume, path) = (text(0).unwrap_or_default(), text(1).unwrap_or_default());
+        if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+            bail!("{volume}/{path}: the node refuses it: write the answer by hand");
+        }
+        let mount = self.target.volumes.get(volume);
+        Ok(mount.map(|mount| (format!("{}/{path}", mount.path), mount.is_secret)))
+    }
+
+    /// Runs a command in the container; `None` where it fails.
+    fn look(&self, command: &[&str]) -> Result<Option<Vec<u8>>> {
+        let ran = self.in_container(command)?;
+        let printed = String::from_utf8_lossy(&ran.stderr);
+        match (ran.status.success(), printed.contains("No such file")) {
+            (true, _) => Ok(Some(ran.stdout)),
+            (false, true) => Ok(None),
+            (false, false) => bail!("{}: {}", command.join(" "), printed.trim()),
+        }
+    }
+
+    fn stat(&self, arguments: &[Value]) -> Result<Value> {
+        let not_found = json!({"err": "not-found"});
+        let Some((path, _)) = self.file(arguments)? else {
+            return Ok(not_found);
+        };
+        let Some(printed) = self.look(&["stat", "-L", "-c", "%s %Y %F", &path])? else {
+            return Ok(not_found);
+        };
+        let printed = String::from_utf8_lossy(&printed);
+        let mut words = printed.split_whitespace();
+        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+        let (Some(size), Some(seconds)) = (number(), number()) else {
+            bail!("stat {path}: {printed}");
+        };
+        Ok(json!({"ok": {
+            "size": size,
+            "modified": {"seconds": seconds, "nanoseconds": 0},
+            "is-directory": words.next() == Some("directory"),
+        }}))
+    }
+
+    fn read_file(&mut self, arguments: &[Value]) -> Result<Value> {
+        let not_found = json!({"err": "not-found"});
+        let Some((path, is_secret)) = self.file(arguments)? else {
+            return Ok(not_found);
+        };
+        let Some(content) = self.look(&["cat", &path])? else {
+            return Ok(not_found);
+        };
+        if is_secret {
+            self.redactor.hide(&content);
+        }
+        let number = |index: usize| arguments.get(index).and_then(Value::as_u64);
+        let offset = usize::try_from(number(2).unwrap_or_default())?.min(content.len());
+        let length = number(3).unwrap_or_default().min(FILE_BYTES_MAX);
+        let piece = &content[offset..];
+        let piece = &piece[..usize::try_from(length)?.min(piece.len())];
+        if is_secret {
+            self.redactor.hide(piece);
+        }
+        Ok(json!({"ok": value::bytes_to_value(piece)}))
     }
 
     fn connect(&mut self, arguments: &[Value]) -> Value {
@@ -235,10 +405,20 @@ impl Live {
             .into_iter()
             .flatten();
         let words: Vec<&str> = words.filter_map(Value::as_str).collect();
+        let ran = self.in_container(&words)?;
+        let output = [ran.stdout, ran.stderr].concat();
+        Ok(json!({"ok": {
+            "exit-code": ran.status.code().unwrap_or_default(),
+            "output": value::bytes_to_value(&output),
+        }}))
+    }
+
+    fn in_container(&self, words: &[&str]) -> Result<Output> {
         let Target {
             namespace,
             pod,
             container,
+            kubectl,
             ..
         } = &self.target;
         let mut all = vec![
@@ -251,12 +431,7 @@ impl Live {
             "--",
         ];
         all.extend(words);
-        let ran = kubectl(&all)?;
-        let output = [ran.stdout, ran.stderr].concat();
-        Ok(json!({"ok": {
-            "exit-code": ran.status.code().unwrap_or_default(),
-            "output": value::bytes_to_value(&output),
-        }}))
+        kubectl.run(&all)
     }
 }
 
@@ -331,6 +506,8 @@ async fn send(request: &Value) -> Result<Value> {
 }
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -387,6 +564,6 @@ mod tests {
             refused["err"].get("connection-refused").is_some(),
             "{refused}"
         );
-        assert!(live.perform("secret.get", &[]).is_err());
+        assert!(live.perform("staging.progress", &[]).is_err());
     }
 }

@@ -207,8 +207,11 @@ pub(crate) fn record(
     let function = plugin.function(&mut store, &instance, &case.only)?;
     let arguments = arguments(&mut store, &function, &case.only.arguments)?;
     case.only.expect = within(plugin, || call(&mut store, &function, &arguments))?;
-    let calls = store.data_mut().recorded();
+    let (calls, redactor) = store.data_mut().recorded();
     case.only.calls = calls.iter().map(Expected::to_entry).collect();
+    case.only.expect = redactor.value(&case.only.expect);
+    let arguments = case.only.arguments.iter();
+    case.only.arguments = arguments.map(|argument| redactor.value(argument)).collect();
     script.memory_bytes = None;
     script.cases.push(case);
     Ok(script)

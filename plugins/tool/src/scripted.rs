@@ -18,6 +18,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use crate::{
     live::Live,
+    redact::Redactor,
     script::Expected,
     value::{self, Handle},
 };
@@ -123,9 +124,9 @@ impl Host {
         self.live = Some(live);
     }
 
-    /// What was done since.
-    pub(crate) fn recorded(&mut self) -> Vec<Expected> {
-        self.live.take().map(|live| live.calls).unwrap_or_default()
+    /// What was done since, and what must not be seen of anything that came of it.
+    pub(crate) fn recorded(&mut self) -> (Vec<Expected>, Redactor) {
+        self.live.take().map(Live::recorded).unwrap_or_default()
     }
 
     /// What the next call of the plugin may ask.
