@@ -1,5 +1,7 @@
 //! Who asks Services while other things happen: curl, now and then, and pods that never stop.
 
+use std::process::Command;
+
 use wherry_tests::{Nodes, eventually, outcome};
 
 /// Fetches a URL from outside, on a new connection.
@@ -13,8 +15,23 @@ pub(crate) fn curl_on(nodes: &Nodes, index: usize, args: &[&str]) -> Result<Stri
     curl(&mut nodes.at(index).command("curl"), args)
 }
 
-fn curl(command: &mut std::process::Command, args: &[&str]) -> Result<String, String> {
+fn curl(command: &mut Command, args: &[&str]) -> Result<String, String> {
     outcome(command.args(["-fsS", "--max-time", "5"]).args(args))
+}
+
+/// Waits until a command prints a text, on either of its outputs.
+#[track_caller]
+pub(crate) fn until(what: &str, wanted: &str, mut command: impl FnMut() -> Command) {
+    eventually(what, || {
+        let output = command().output().expect("it starts");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if said.contains(wanted) {
+            Ok(())
+        } else {
+            Err(format!("{said:?}, not {wanted:?}"))
+        }
+    });
 }
 
 /// Asks a Service by its name again and again, once that is known at all.

@@ -17,7 +17,7 @@ use std::{
     },
     thread::JoinHandle,
 };
-use wherry_tests::{Leftovers, Load, Nodes, eventually, guest, made_by_run_sh};
+use wherry_tests::{Leftovers, Load, Nodes, eventually, guest, made_by_run_sh, outcome};
 
 use crate::{
     asking::{answers, curl_on, start_asking, wait_answers},
@@ -38,6 +38,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 const NS: &str = "default";
+
+/// Where every node answers names.
+const DNS_IP: &str = "10.96.0.10";
 
 /// Two workloads with a Service each, one of containers and one of components, and pods that ask `webapp` by name.
 struct Site {
@@ -176,12 +179,21 @@ impl Site {
         }
     }
 
-    /// Names resolve on every node, asked of the node's own server.
+    /// Names resolve on every node, asked of the node's own server, and lead to who answers.
     fn assert_names_resolve(&self) {
+        let ip = self.address("webapp").ip().to_string();
         for index in 1..=self.nodes.count() {
-            let ip = self.address("webapp").ip().to_string();
-            let url = format!("http://{ip}/");
-            let page = curl_on(&self.nodes, index, &[&url]);
+            eventually(&format!("webapp by its name on n{index}"), || {
+                let mut ask = self.nodes.at(index).command("busybox");
+                ask.args(["nslookup", "webapp.default.svc.cluster.local", DNS_IP]);
+                let said = outcome(&mut ask)?;
+                if said.contains(&ip) {
+                    Ok(())
+                } else {
+                    Err(said)
+                }
+            });
+            let page = curl_on(&self.nodes, index, &[&format!("http://{ip}/")]);
             assert!(page.is_ok(), "n{index}: {page:?}");
         }
     }

@@ -6,7 +6,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal::SIGTERM;
 use wherry_tests::{Engine, Nodes, eventually, guest, made_by_run_sh};
 
-use crate::own_trials;
+use crate::{asking::until, own_trials};
 
 pub(crate) fn trials() -> Vec<Trial> {
     own_trials![
@@ -91,20 +91,6 @@ fn ask_component(nodes: &Nodes, pod: &str, container: &str, address: &str) -> Co
 fn curl(mut command: Command, url: &str) -> Command {
     command.args(["-sS", "--max-time", "5", url]);
     command
-}
-
-#[track_caller]
-fn until(what: &str, wanted: &str, mut command: impl FnMut() -> Command) {
-    eventually(what, || {
-        let output = command().output().expect("it starts");
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).into_owned();
-        if said.contains(wanted) {
-            Ok(())
-        } else {
-            Err(format!("{said:?}, not {wanted:?}"))
-        }
-    });
 }
 
 /// Every client container reaches every server, which sees the pod's own address.

@@ -43,7 +43,7 @@ metadata: {{name: {ns}-high}}
 value: 1000
 "
     ));
-    let port = "    ports: [{containerPort: 80, hostPort: 18080}]\n";
+    let port = "    ports: [{containerPort: 80, hostPort: 18090}]\n";
     cluster.apply_in(ns, &(pod("low", "") + port));
     cluster.wait_ready(ns, "low");
     // One that matters as much has to wait.

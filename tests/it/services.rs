@@ -3,10 +3,11 @@
 use std::{process::Command, sync::Arc};
 
 use libtest_mimic::Trial;
-use wherry_tests::{Cluster, Network, eventually};
+use wherry_tests::{Cluster, Network};
 
 use crate::{
     Shared,
+    asking::until,
     pods::{apply, container, pod},
     trials,
     wasm::component,
@@ -34,20 +35,6 @@ fn server(cluster: &Cluster, ns: &str, name: &str, ports: &str) {
         .replace("metadata: {name:", "metadata: {labels: {app: web}, name:");
     apply(cluster, ns, &manifest);
     cluster.wait_ready(ns, name);
-}
-
-/// Waits until a command prints a text.
-fn until(what: &str, text: &str, mut command: impl FnMut() -> Command) {
-    eventually(what, || {
-        let output = command().output().expect("it starts");
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).into_owned();
-        if said.contains(text) {
-            Ok(())
-        } else {
-            Err(said)
-        }
-    });
 }
 
 fn exec(cluster: &Cluster, ns: &str, pod: &str, command: &[&str]) -> Command {
@@ -253,8 +240,8 @@ fn a_pod_calls_the_api_by_its_service(cluster: &Cluster, ns: &str) {
 }
 
 fn a_host_port_leads_to_its_pod(cluster: &Cluster, ns: &str) {
-    server(cluster, ns, "one", "{containerPort: 8080, hostPort: 18080}");
-    let url = format!("http://{}:18080/", Network::NODE_IP);
+    server(cluster, ns, "one", "{containerPort: 8080, hostPort: 18091}");
+    let url = format!("http://{}:18091/", Network::NODE_IP);
     until("the port from outside", "one", || {
         let mut command = cluster.network.outside_command("curl");
         command.args(["-sS", "--max-time", "5", &url]);
@@ -262,7 +249,7 @@ fn a_host_port_leads_to_its_pod(cluster: &Cluster, ns: &str) {
     });
     // By force: the API server forgets it at once, and the next one finds it still ending.
     cluster.kubectl(&["delete", "pod", "-n", ns, "one", "--force"]);
-    server(cluster, ns, "two", "{containerPort: 8080, hostPort: 18080}");
+    server(cluster, ns, "two", "{containerPort: 8080, hostPort: 18091}");
     until("the port from outside again", "two", || {
         let mut command = cluster.network.outside_command("curl");
         command.args(["-sS", "--max-time", "5", &url]);

@@ -28,18 +28,6 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 
 const IMAGE: &str = "test/nginx:1";
 
-fn apply(cluster: &Cluster, ns: &str, yaml: &str) {
-    let output = cluster.kubectl_with_input(&["apply", "-n", ns, "-f", "-"], yaml);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "kubectl apply: {said}");
-}
-
-fn k(cluster: &Cluster, ns: &str, args: &[&str]) -> String {
-    let mut all = vec!["-n", ns];
-    all.extend(args);
-    cluster.kubectl(&all)
-}
-
 /// The first columns of a table without its header.
 fn rows(table: &str, columns: usize) -> Vec<Vec<&str>> {
     let lines = table.lines().skip(1);
@@ -52,7 +40,7 @@ fn rows(table: &str, columns: usize) -> Vec<Vec<&str>> {
 fn pods(cluster: &Cluster, ns: &str, selector: &str) -> Vec<String> {
     let template = "{range .items[*]}{.metadata.name}={.metadata.deletionTimestamp} {end}";
     let output = format!("jsonpath={template}");
-    let names = k(cluster, ns, &["get", "pods", "-l", selector, "-o", &output]);
+    let names = cluster.k(ns, &["get", "pods", "-l", selector, "-o", &output]);
     let live = names
         .split_whitespace()
         .filter_map(|pod| pod.strip_suffix('='));
@@ -72,8 +60,7 @@ fn wait_pods(cluster: &Cluster, ns: &str, selector: &str, wanted: usize) -> Vec<
 
 /// `kubectl create deployment` whose pods never ask a registry and end at once.
 fn deploy(cluster: &Cluster, ns: &str, name: &str, replicas: i32) {
-    apply(
-        cluster,
+    cluster.apply_in(
         ns,
         &format!(
             "apiVersion: apps/v1
@@ -93,12 +80,11 @@ spec:
 }
 
 fn wait_rolled_out(cluster: &Cluster, ns: &str, what: &str) -> String {
-    k(cluster, ns, &["rollout", "status", what, "--timeout=90s"])
+    cluster.k(ns, &["rollout", "status", what, "--timeout=90s"])
 }
 
 fn a_deployment_is_created_scaled_and_deleted(cluster: &Cluster, ns: &str) {
-    let said = k(
-        cluster,
+    let said = cluster.k(
         ns,
         &[
             "create",
@@ -115,9 +101,9 @@ fn a_deployment_is_created_scaled_and_deleted(cluster: &Cluster, ns: &str) {
         said.contains("deployment \"web\" successfully rolled out"),
         "{said}"
     );
-    let table = k(cluster, ns, &["get", "deploy"]);
+    let table = cluster.k(ns, &["get", "deploy"]);
     assert_eq!(rows(&table, 4), [["web", "2/2", "2", "2"]]);
-    let table = k(cluster, ns, &["get", "rs"]);
+    let table = cluster.k(ns, &["get", "rs"]);
     assert_eq!(rows(&table, 4)[0][1..], ["2", "2", "2"]);
     let names = wait_pods(cluster, ns, "app=web", 2);
     assert!(
@@ -125,16 +111,14 @@ fn a_deployment_is_created_scaled_and_deleted(cluster: &Cluster, ns: &str) {
         "{names:?}"
     );
     for wanted in [4, 1] {
-        k(
-            cluster,
+        cluster.k(
             ns,
             &["scale", "deployment/web", &format!("--replicas={wanted}")],
         );
         wait_pods(cluster, ns, "app=web", wanted);
         wait_rolled_out(cluster, ns, "deployment/web");
     }
-    let said = k(
-        cluster,
+    let said = cluster.k(
         ns,
         &["expose", "deployment/web", "--port=80", "--type=NodePort"],
     );
@@ -143,12 +127,12 @@ fn a_deployment_is_created_scaled_and_deleted(cluster: &Cluster, ns: &str) {
         cluster.field(ns, "service/web", ".spec.selector"),
         r#"{"app":"web"}"#
     );
-    let shown = k(cluster, ns, &["describe", "deployment", "web"]);
+    let shown = cluster.k(ns, &["describe", "deployment", "web"]);
     assert!(shown.contains("ScalingReplicaSet"), "{shown}");
-    k(cluster, ns, &["delete", "deployment", "web"]);
+    cluster.k(ns, &["delete", "deployment", "web"]);
     wait_pods(cluster, ns, "app=web", 0);
     eventually("no set is left", || {
-        let left = k(cluster, ns, &["get", "rs", "-o", "name"]);
+        let left = cluster.k(ns, &["get", "rs", "-o", "name"]);
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
 }
@@ -163,59 +147,56 @@ fn a_rollout_is_watched_undone_paused_and_restarted(cluster: &Cluster, ns: &str)
             ".spec.template.spec.containers[0].image",
         )
     };
-    let said = k(
-        cluster,
+    let said = cluster.k(
         ns,
         &["set", "image", "deployment/web", "web=example/nginx:1"],
     );
     assert_eq!(said, "deployment.apps/web image updated\n");
     wait_rolled_out(cluster, ns, "deployment/web");
-    let history = k(cluster, ns, &["rollout", "history", "deployment/web"]);
+    let history = cluster.k(ns, &["rollout", "history", "deployment/web"]);
     let revisions: Vec<_> = rows(&history, 1)
         .into_iter()
         .flatten()
         .filter(|first| first.parse::<u32>().is_ok())
         .collect();
     assert_eq!(revisions, ["1", "2"], "{history}");
-    let second = k(
-        cluster,
+    let second = cluster.k(
         ns,
         &["rollout", "history", "deployment/web", "--revision=2"],
     );
     assert!(second.contains("example/nginx:1"), "{second}");
 
-    let said = k(cluster, ns, &["rollout", "undo", "deployment/web"]);
+    let said = cluster.k(ns, &["rollout", "undo", "deployment/web"]);
     assert_eq!(said, "deployment.apps/web rolled back\n");
     wait_rolled_out(cluster, ns, "deployment/web");
     assert_eq!(image(), IMAGE);
-    let table = k(cluster, ns, &["get", "rs"]);
+    let table = cluster.k(ns, &["get", "rs"]);
     assert_eq!(
         rows(&table, 2).len(),
         2,
         "the old set is used again: {table}"
     );
 
-    k(cluster, ns, &["rollout", "pause", "deployment/web"]);
-    k(cluster, ns, &["set", "env", "deployment/web", "COLOUR=red"]);
-    k(
-        cluster,
+    cluster.k(ns, &["rollout", "pause", "deployment/web"]);
+    cluster.k(ns, &["set", "env", "deployment/web", "COLOUR=red"]);
+    cluster.k(
         ns,
         &["set", "resources", "deployment/web", "--limits=memory=64Mi"],
     );
     cluster.wait_field(ns, "deployment/web", ".status.unavailableReplicas", "");
-    let table = k(cluster, ns, &["get", "rs"]);
+    let table = cluster.k(ns, &["get", "rs"]);
     assert_eq!(
         rows(&table, 2).len(),
         2,
         "nothing moves while paused: {table}"
     );
-    k(cluster, ns, &["rollout", "resume", "deployment/web"]);
+    cluster.k(ns, &["rollout", "resume", "deployment/web"]);
     wait_rolled_out(cluster, ns, "deployment/web");
-    let table = k(cluster, ns, &["get", "rs"]);
+    let table = cluster.k(ns, &["get", "rs"]);
     assert_eq!(rows(&table, 2).len(), 3, "{table}");
 
     let before = wait_pods(cluster, ns, "app=web", 2);
-    k(cluster, ns, &["rollout", "restart", "deployment/web"]);
+    cluster.k(ns, &["rollout", "restart", "deployment/web"]);
     wait_rolled_out(cluster, ns, "deployment/web");
     let after = wait_pods(cluster, ns, "app=web", 2);
     assert!(
@@ -228,14 +209,9 @@ fn an_orphaned_replica_set_keeps_its_pods(cluster: &Cluster, ns: &str) {
     deploy(cluster, ns, "web", 1);
     wait_rolled_out(cluster, ns, "deployment/web");
     let before = wait_pods(cluster, ns, "app=web", 1);
-    k(
-        cluster,
-        ns,
-        &["delete", "deployment", "web", "--cascade=orphan"],
-    );
+    cluster.k(ns, &["delete", "deployment", "web", "--cascade=orphan"]);
     eventually("the set has no owner", || {
-        let owners = k(
-            cluster,
+        let owners = cluster.k(
             ns,
             &[
                 "get",
@@ -255,11 +231,7 @@ fn an_orphaned_replica_set_keeps_its_pods(cluster: &Cluster, ns: &str) {
     deploy(cluster, ns, "web", 1);
     wait_rolled_out(cluster, ns, "deployment/web");
     assert_eq!(pods(cluster, ns, "app=web"), before);
-    k(
-        cluster,
-        ns,
-        &["delete", "deployment", "web", "--cascade=foreground"],
-    );
+    cluster.k(ns, &["delete", "deployment", "web", "--cascade=foreground"]);
     assert_eq!(pods(cluster, ns, "app=web"), Vec::<String>::new());
 }
 
@@ -277,11 +249,11 @@ spec:
 ";
 
 fn a_replication_controller_counts_and_replaces(cluster: &Cluster, ns: &str) {
-    apply(cluster, ns, INSPECTOR);
+    cluster.apply_in(ns, INSPECTOR);
     wait_pods(cluster, ns, "app=inspector", 1);
     for wanted in [5, 2] {
         let replicas = format!("--replicas={wanted}");
-        k(cluster, ns, &["scale", "rc", "inspector", &replicas]);
+        cluster.k(ns, &["scale", "rc", "inspector", &replicas]);
         wait_pods(cluster, ns, "app=inspector", wanted);
         cluster.wait_field(
             ns,
@@ -292,17 +264,13 @@ fn a_replication_controller_counts_and_replaces(cluster: &Cluster, ns: &str) {
     }
     let pods = wait_pods(cluster, ns, "app=inspector", 2);
     let left = &pods[0];
-    k(
-        cluster,
-        ns,
-        &["label", "pod", left, "app=looked-at", "--overwrite"],
-    );
+    cluster.k(ns, &["label", "pod", left, "app=looked-at", "--overwrite"]);
     let after = wait_pods(cluster, ns, "app=inspector", 2);
     assert!(!after.contains(left));
     cluster.wait_field(ns, &format!("pod/{left}"), ".metadata.ownerReferences", "");
-    let table = k(cluster, ns, &["get", "rc"]);
+    let table = cluster.k(ns, &["get", "rc"]);
     assert_eq!(rows(&table, 3), [["inspector", "2", "2"]]);
-    k(cluster, ns, &["delete", "rc", "inspector"]);
+    cluster.k(ns, &["delete", "rc", "inspector"]);
     wait_pods(cluster, ns, "app=inspector", 0);
     assert_eq!(
         wait_pods(cluster, ns, "app=looked-at", 1),
@@ -342,6 +310,6 @@ fn a_list_of_a_service_and_a_controller(cluster: &Cluster, ns: &str) {
         "service/mock created\nreplicationcontroller/mock created\n"
     );
     cluster.wait_field(ns, "rc/mock", ".status.readyReplicas", "1");
-    let table = k(cluster, ns, &["get", "svc,rc", "-l", "app=mock"]);
+    let table = cluster.k(ns, &["get", "svc,rc", "-l", "app=mock"]);
     assert!(table.contains("service/mock") && table.contains("replicationcontroller/mock"));
 }

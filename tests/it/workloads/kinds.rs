@@ -2,26 +2,23 @@
 
 use wherry_tests::{Cluster, eventually};
 
-use super::{IMAGE, apply, deploy, k, pods, rows, wait_pods, wait_rolled_out};
+use super::{IMAGE, deploy, pods, rows, wait_pods, wait_rolled_out};
 
 pub(super) fn endpoints_follow_the_pods_of_a_service(cluster: &Cluster, ns: &str) {
     deploy(cluster, ns, "web", 2);
-    k(cluster, ns, &["expose", "deployment/web", "--port=80"]);
+    cluster.k(ns, &["expose", "deployment/web", "--port=80"]);
     wait_rolled_out(cluster, ns, "deployment/web");
     let ready = || {
         let path = "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
         let selector = "kubernetes.io/service-name=web";
-        let found = k(
-            cluster,
-            ns,
-            &["get", "endpointslices", "-l", selector, "-o", path],
-        );
+        let found = cluster.k(ns, &["get", "endpointslices", "-l", selector, "-o", path]);
         let mut found: Vec<_> = found.split_whitespace().map(str::to_owned).collect();
         found.sort();
         found
     };
     let path = "jsonpath={.items[*].status.podIP}";
-    let mut ips: Vec<_> = k(cluster, ns, &["get", "pods", "-l", "app=web", "-o", path])
+    let mut ips: Vec<_> = cluster
+        .k(ns, &["get", "pods", "-l", "app=web", "-o", path])
         .split_whitespace()
         .map(str::to_owned)
         .collect();
@@ -35,28 +32,23 @@ pub(super) fn endpoints_follow_the_pods_of_a_service(cluster: &Cluster, ns: &str
         }
     };
     eventually("slices name both pods", || is(&ips));
-    let endpoints = k(cluster, ns, &["get", "endpoints", "web"]);
+    let endpoints = cluster.k(ns, &["get", "endpoints", "web"]);
     assert!(
         ips.iter().all(|ip| endpoints.contains(&format!("{ip}:80"))),
         "{endpoints}"
     );
-    k(cluster, ns, &["scale", "deployment/web", "--replicas=0"]);
+    cluster.k(ns, &["scale", "deployment/web", "--replicas=0"]);
     eventually("slices name nobody", || is(&[]));
-    k(cluster, ns, &["delete", "service", "web"]);
+    cluster.k(ns, &["delete", "service", "web"]);
     eventually("slices and endpoints have gone", || {
-        let left = k(
-            cluster,
-            ns,
-            &["get", "endpoints,endpointslices", "-o", "name"],
-        );
+        let left = cluster.k(ns, &["get", "endpoints,endpointslices", "-o", "name"]);
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
 }
 
 pub(super) fn a_job_runs_to_its_end_and_a_cron_job_makes_one(cluster: &Cluster, ns: &str) {
     let image = "--image=test/busybox:1";
-    let said = k(
-        cluster,
+    let said = cluster.k(
         ns,
         &[
             "create",
@@ -70,8 +62,7 @@ pub(super) fn a_job_runs_to_its_end_and_a_cron_job_makes_one(cluster: &Cluster, 
         ],
     );
     assert_eq!(said, "job.batch/once created\n");
-    k(
-        cluster,
+    cluster.k(
         ns,
         &[
             "wait",
@@ -80,13 +71,11 @@ pub(super) fn a_job_runs_to_its_end_and_a_cron_job_makes_one(cluster: &Cluster, 
             "--timeout=60s",
         ],
     );
-    assert_eq!(k(cluster, ns, &["logs", "job/once"]), "done\n");
-    let table = k(cluster, ns, &["get", "jobs"]);
+    assert_eq!(cluster.k(ns, &["logs", "job/once"]), "done\n");
+    let table = cluster.k(ns, &["get", "jobs"]);
     assert_eq!(rows(&table, 3), [["once", "Complete", "1/1"]]);
 
-    apply(
-        cluster,
-        ns,
+    cluster.apply_in(ns,
         "apiVersion: batch/v1
 kind: Job
 metadata: {name: fails}
@@ -98,8 +87,7 @@ spec:
       containers: [{name: c, image: 'test/busybox:1', imagePullPolicy: Never, command: [sh, -c, exit 3]}]
 ",
     );
-    k(
-        cluster,
+    cluster.k(
         ns,
         &[
             "wait",
@@ -115,8 +103,7 @@ spec:
     );
     assert_eq!(cluster.field(ns, "job/fails", ".status.failed"), "1");
 
-    let said = k(
-        cluster,
+    let said = cluster.k(
         ns,
         &[
             "create",
@@ -130,7 +117,7 @@ spec:
     );
     assert_eq!(said, "cronjob.batch/tick created\n");
     eventually("the CronJob's Job has succeeded", || {
-        let table = k(cluster, ns, &["get", "jobs"]);
+        let table = cluster.k(ns, &["get", "jobs"]);
         let done = rows(&table, 2);
         let is_done = |row: &Vec<&str>| row[0].starts_with("tick-") && row[1] == "Complete";
         if done.iter().any(is_done) {
@@ -139,13 +126,8 @@ spec:
             Err(table)
         }
     });
-    k(
-        cluster,
-        ns,
-        &["create", "job", "by-hand", "--from=cronjob/tick"],
-    );
-    k(
-        cluster,
+    cluster.k(ns, &["create", "job", "by-hand", "--from=cronjob/tick"]);
+    cluster.k(
         ns,
         &[
             "wait",
@@ -154,13 +136,11 @@ spec:
             "--timeout=60s",
         ],
     );
-    k(cluster, ns, &["delete", "cronjob", "tick"]);
+    cluster.k(ns, &["delete", "cronjob", "tick"]);
 }
 
 pub(super) fn an_indexed_job_tells_each_pod_its_index(cluster: &Cluster, ns: &str) {
-    apply(
-        cluster,
-        ns,
+    cluster.apply_in(ns,
         "apiVersion: batch/v1
 kind: Job
 metadata: {name: parts}
@@ -175,8 +155,7 @@ spec:
       - {name: c, image: 'test/busybox:1', imagePullPolicy: Never, command: [sh, -c, echo index $JOB_COMPLETION_INDEX]}
 ",
     );
-    k(
-        cluster,
+    cluster.k(
         ns,
         &[
             "wait",
@@ -189,11 +168,7 @@ spec:
         cluster.field(ns, "job/parts", ".status.completedIndexes"),
         "0-2"
     );
-    let said = k(
-        cluster,
-        ns,
-        &["logs", "-l", "job-name=parts", "--prefix=false"],
-    );
+    let said = cluster.k(ns, &["logs", "-l", "job-name=parts", "--prefix=false"]);
     let mut lines: Vec<_> = said.lines().collect();
     lines.sort_unstable();
     assert_eq!(lines, ["index 0", "index 1", "index 2"]);
@@ -215,22 +190,22 @@ spec:
 "
         )
     };
-    apply(cluster, ns, &manifest(IMAGE));
+    cluster.apply_in(ns, &manifest(IMAGE));
     wait_rolled_out(cluster, ns, "ds/log");
-    let table = k(cluster, ns, &["get", "ds"]);
+    let table = cluster.k(ns, &["get", "ds"]);
     assert_eq!(rows(&table, 6), [["log", "1", "1", "1", "1", "1"]]);
-    apply(cluster, ns, &manifest("example/nginx:1"));
+    cluster.apply_in(ns, &manifest("example/nginx:1"));
     wait_rolled_out(cluster, ns, "ds/log");
-    let history = k(cluster, ns, &["rollout", "history", "ds/log"]);
+    let history = cluster.k(ns, &["rollout", "history", "ds/log"]);
     assert!(
         history.contains("\n1 ") && history.contains("\n2 "),
         "{history}"
     );
-    k(cluster, ns, &["rollout", "undo", "ds/log"]);
+    cluster.k(ns, &["rollout", "undo", "ds/log"]);
     wait_rolled_out(cluster, ns, "ds/log");
     let image = ".spec.template.spec.containers[0].image";
     assert_eq!(cluster.field(ns, "ds/log", image), IMAGE);
-    k(cluster, ns, &["delete", "ds", "log"]);
+    cluster.k(ns, &["delete", "ds", "log"]);
     wait_pods(cluster, ns, "app=log", 0);
 }
 
@@ -252,12 +227,12 @@ spec:
 {more}"
         )
     };
-    apply(cluster, ns, &manifest(IMAGE, ""));
+    cluster.apply_in(ns, &manifest(IMAGE, ""));
     wait_rolled_out(cluster, ns, "sts/db");
     assert_eq!(wait_pods(cluster, ns, "app=db", 2), ["db-0", "db-1"]);
-    let host = k(cluster, ns, &["exec", "db-1", "--", "hostname"]);
+    let host = cluster.k(ns, &["exec", "db-1", "--", "hostname"]);
     assert_eq!(host, "db-1\n");
-    apply(cluster, ns, &manifest("example/nginx:1", ""));
+    cluster.apply_in(ns, &manifest("example/nginx:1", ""));
     wait_rolled_out(cluster, ns, "sts/db");
     for pod in ["pod/db-0", "pod/db-1"] {
         assert_eq!(
@@ -265,23 +240,22 @@ spec:
             "example/nginx:1"
         );
     }
-    k(cluster, ns, &["rollout", "undo", "sts/db"]);
+    cluster.k(ns, &["rollout", "undo", "sts/db"]);
     wait_rolled_out(cluster, ns, "sts/db");
     assert_eq!(
         cluster.field(ns, "pod/db-1", ".spec.containers[0].image"),
         IMAGE
     );
-    k(cluster, ns, &["scale", "sts/db", "--replicas=1"]);
+    cluster.k(ns, &["scale", "sts/db", "--replicas=1"]);
     assert_eq!(wait_pods(cluster, ns, "app=db", 1), ["db-0"]);
-    k(cluster, ns, &["delete", "sts", "db"]);
+    cluster.k(ns, &["delete", "sts", "db"]);
     wait_pods(cluster, ns, "app=db", 0);
 }
 
 pub(super) fn a_disruption_budget_refuses_an_eviction(cluster: &Cluster, ns: &str) {
     deploy(cluster, ns, "web", 2);
     wait_rolled_out(cluster, ns, "deployment/web");
-    k(
-        cluster,
+    cluster.k(
         ns,
         &[
             "create",
@@ -306,8 +280,7 @@ pub(super) fn a_disruption_budget_refuses_an_eviction(cluster: &Cluster, ns: &st
         said.contains("Cannot evict pod as it would violate the pod's disruption budget."),
         "{said}"
     );
-    k(
-        cluster,
+    cluster.k(
         ns,
         &[
             "patch",
@@ -336,8 +309,7 @@ pub(super) fn a_priority_class_decides_a_pods_priority(cluster: &Cluster, ns: &s
     }
     let class = format!("high-{ns}");
     cluster.kubectl(&["create", "priorityclass", &class, "--value=1000"]);
-    apply(
-        cluster,
+    cluster.apply_in(
         ns,
         &format!(
             "apiVersion: v1
