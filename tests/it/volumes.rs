@@ -162,13 +162,14 @@ impl Outside {
 }
 
 /// Containers of both kinds that show `/v`, and a volume.
+fn container(name: &str, image: &str) -> String {
+    format!(
+        "  - name: {name}\n    image: 'test/{image}:1'\n    imagePullPolicy: Never\n    \
+         args: [sleep, infinity]\n    volumeMounts: [{{name: v, mountPath: /v}}]\n"
+    )
+}
+
 fn both(name: &str, volume: &str) -> String {
-    let container = |name: &str, image: &str| {
-        format!(
-            "  - name: {name}\n    image: 'test/{image}:1'\n    imagePullPolicy: Never\n    \
-             args: [sleep, infinity]\n    volumeMounts: [{{name: v, mountPath: /v}}]\n"
-        )
-    };
     let (oci, wasm) = (container("oci", "busybox"), container("wasm", "toolbox"));
     pod(
         name,
@@ -221,6 +222,28 @@ fn a_repository_is_a_volume_of_containers_and_components_alike(cluster: &Cluster
     ] {
         cluster.wait_ready(ns, pod);
         shows(cluster, ns, pod, path, text);
+    }
+    // By another engine, and in a pod with users of its own.
+    for (name, more) in [
+        ("docker", "runtimeClassName: docker"),
+        ("users", "hostUsers: false"),
+    ] {
+        let oci = container("oci", "busybox");
+        let spec = format!("  {more}\n  containers:\n{oci}  volumes:\n  - name: v\n    {csi}\n");
+        apply(cluster, ns, &pod(name, &spec));
+        cluster.wait_ready(ns, name);
+        assert_eq!(cat(cluster, ns, name, "oci", "/v/d/deep"), "one", "{name}");
+        let owner = ["exec", name, "--", "stat", "-L", "-c", "%u:%g", "/v/d/deep"];
+        assert_eq!(cluster.k(ns, &owner), "0:0\n", "{name}");
+        let write = [
+            "exec",
+            name,
+            "--",
+            "sh",
+            "-c",
+            "echo two > /v/d/more && cat /v/d/more",
+        ];
+        assert_eq!(cluster.k(ns, &write), "two\n", "{name}");
     }
     let event = cluster.wait_event(ns, "csi", "PopulatedVolume");
     assert!(event.contains(&commit), "{event}");
