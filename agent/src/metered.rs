@@ -200,6 +200,8 @@ pub(crate) struct MeteredProber {
     inner: Arc<dyn Prober>,
     metrics: Arc<Metrics>,
     labels: String,
+    /// The same with each result: formatted once, not with every check.
+    by_result: [String; 3],
 }
 
 impl MeteredProber {
@@ -220,6 +222,8 @@ impl MeteredProber {
         Self {
             inner,
             metrics,
+            by_result: ["successful", "failed", "unknown"]
+                .map(|result| format!("{labels},result=\"{result}\"")),
             labels,
         }
     }
@@ -230,13 +234,13 @@ impl Prober for MeteredProber {
     async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome {
         let begun = Instant::now();
         let outcome = self.inner.check(request, exec).await;
-        let result = match outcome.result {
-            ProbeResult::Success => "successful",
-            ProbeResult::Failure => "failed",
-            ProbeResult::Unknown => "unknown",
+        let [successful, failed, unknown] = &self.by_result;
+        let label = match outcome.result {
+            ProbeResult::Success => successful,
+            ProbeResult::Failure => failed,
+            ProbeResult::Unknown => unknown,
         };
-        let label = format!("{},result=\"{result}\"", self.labels);
-        self.metrics.count(PROBES, &label);
+        self.metrics.count(PROBES, label);
         if outcome.result == ProbeResult::Success {
             self.metrics
                 .observe(PROBE_DURATION, &self.labels, begun.elapsed());

@@ -54,7 +54,8 @@ const AUTHORITIES: [&str; 3] = [
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 ];
-/// Guests run on these, and give way to one another at every tick.
+/// Calls about volumes run on these, as they may compute for minutes. All others run where messages arrive: handing a
+/// check to another thread costs more than the check. Guests give way to one another at every tick on either.
 const THREADS: usize = 2;
 
 /// Runs a worker: for calls, or with the argument `filesystem` for file systems.
@@ -93,6 +94,7 @@ fn run() -> io::Result<()> {
 
 fn prepare(config: &Bootstrap) -> io::Result<(Engine, NodeRoots)> {
     let roots = AUTHORITIES.iter().find_map(|path| File::open(path).ok());
+    sandbox::open_page_map();
     sandbox::give_up_privileges(&config.jail, config.uid, config.gid, &[])?;
     let engine =
         sandbox::engine().map_err(|error| io::Error::other(format!("engine: {error:#}")))?;
@@ -102,8 +104,12 @@ fn prepare(config: &Bootstrap) -> io::Result<(Engine, NodeRoots)> {
 }
 
 fn serve(agent: OwnedFd, engines: Vec<Engine>, roots: NodeRoots) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let volumes = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
         .enable_all()
         .build()?;
@@ -111,10 +117,11 @@ fn serve(agent: OwnedFd, engines: Vec<Engine>, roots: NodeRoots) -> io::Result<(
         let stream = UnixStream::from(agent);
         stream.set_nonblocking(true)?;
         let (sender, receiver) = wire::split(tokio::net::UnixStream::from_std(stream)?);
-        let worker = Worker::start(engines, Arc::new(roots), sender)?;
+        let worker = Worker::start(engines, Arc::new(roots), sender, volumes.handle().clone())?;
         worker.serve(receiver).await
     });
     // A guest that has not given way yet has nobody left to answer to.
     runtime.shutdown_background();
+    volumes.shutdown_background();
     result
 }

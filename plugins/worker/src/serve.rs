@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, mpsc},
     task::AbortHandle,
 };
@@ -40,6 +41,8 @@ pub(crate) struct Worker {
     places: Semaphore,
     roots: Arc<NodeRoots>,
     sender: mpsc::Sender<ToAgent>,
+    /// Where calls about volumes run.
+    volumes: Handle,
     ticker: Ticker,
     plugins: Mutex<HashMap<u64, Arc<Plugin>>>,
     calls: Mutex<HashMap<u64, UnderWay>>,
@@ -54,6 +57,7 @@ impl Worker {
         engines: Vec<Engine>,
         roots: Arc<NodeRoots>,
         sender: wire::Sender,
+        volumes: Handle,
     ) -> io::Result<Arc<Self>> {
         // Calls can be dropped anywhere, and half a message would be the connection's end.
         let (queue, mut messages) = mpsc::channel::<ToAgent>(MESSAGES_MAX);
@@ -70,6 +74,7 @@ impl Worker {
             places: Semaphore::new(sandbox::POOLED_INSTANCES_MAX as usize),
             roots,
             sender: queue,
+            volumes,
             plugins: Mutex::default(),
             calls: Mutex::default(),
         }))
@@ -140,7 +145,11 @@ impl Worker {
         let plugin = lock(&self.plugins).get(&call.plugin).cloned();
         let worker = Arc::clone(self);
         let mut calls = lock(&self.calls);
-        let task = tokio::spawn(async move {
+        let place = match call.volume {
+            Some(_) => self.volumes.clone(),
+            None => Handle::current(),
+        };
+        let task = place.spawn(async move {
             let ended = worker.call(plugin, call, descriptor, receiver).await;
             lock(&worker.calls).remove(&number);
             let ended = ToAgent::Ended {

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use wasmtime::{Engine, component::Component};
+use wasmtime::{Engine, PoolingAllocationConfig, component::Component};
 
 use crate::engine::{self, Engines};
 pub use crate::{
@@ -30,6 +30,12 @@ pub const POOLED_INSTANCES_MAX: u32 = 512;
 /// The machine lacks what the settings need.
 pub fn pooled_engine() -> wasmtime::Result<Engine> {
     engine::pooled(POOLED_INSTANCES_MAX)
+}
+
+/// Opens what tells which pages an instance has written, so that a [`pooled_engine`] has to clear no others after it. To
+/// be called while `/proc` can be seen; an engine does without where it was not, or the kernel (before 6.7) cannot tell.
+pub fn open_page_map() {
+    PoolingAllocationConfig::is_pagemap_scan_available();
 }
 
 /// Maps a compiled component, whose directory only root can write to.
