@@ -32,6 +32,7 @@ pub(crate) use pull::ImageTrouble;
 
 use backoff::Pauses;
 use credentials::Credentials;
+pub use credentials::NodeCredentials;
 use pull::{Puller, Wanted};
 use pulled::Pulled;
 use sources::Sources;
@@ -50,9 +51,12 @@ impl ImageManager {
     /// A manager over the images of the node and of its runtimes.
     pub(crate) fn new(config: &Config, objects: Arc<Objects>, recorder: Recorder) -> Self {
         let node_file = config.image_credential_file.clone();
-        let node_file = node_file.unwrap_or_else(|| config.root.join("config.json"));
+        let of_node = match node_file {
+            Some(file) => NodeCredentials::new(file),
+            None => NodeCredentials::below(&config.root),
+        };
         let puller = Puller {
-            credentials: Credentials::new(objects, recorder.clone(), node_file),
+            credentials: Credentials::new(objects, recorder.clone(), of_node),
             recorder,
             clock: Arc::clone(&config.clock),
             pauses: Mutex::new(Pauses::new(config.tuning.backoff)),

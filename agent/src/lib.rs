@@ -64,6 +64,7 @@ use directory::Directory;
 use events::Recorder;
 use image::ImageManager;
 use node::machine::Machine;
+pub use image::NodeCredentials;
 pub use node::reserved::{ReservedError, parse_reserved};
 use objects::Objects;
 use pleg::{Actual, Pleg};

@@ -86,12 +86,7 @@ pub trait Kubelet: Send + Sync + 'static {
     ///
     /// # Errors
     /// It is not mounted, or cannot be made larger.
-    async fn expand_volume(
-        &self,
-        pod: &Pod,
-        claim: &str,
-        _bytes: u64,
-    ) -> Result<u64, VolumeError> {
+    async fn expand_volume(&self, pod: &Pod, claim: &str, _bytes: u64) -> Result<u64, VolumeError> {
         Err(VolumeError::not_mounted(pod, claim))
     }
 

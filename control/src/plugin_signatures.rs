@@ -14,6 +14,7 @@ use wherry_images::{
     Store, StoredImage,
     signature::{self, PublicKey, Signature},
 };
+use wherry_runtime_api::RegistryAuth;
 
 /// A node's policy.
 pub(crate) struct SignaturePolicy {
@@ -40,7 +41,8 @@ impl SignaturePolicy {
         })
     }
 
-    /// Whether a plugin is signed as the node and its object demand.
+    /// Whether a plugin is signed as the node and its object demand. `auth` is what its image was pulled with: its
+    /// signatures lie beside it.
     ///
     /// # Errors
     /// Says what is missing. A signature may be pushed later.
@@ -49,6 +51,7 @@ impl SignaturePolicy {
         images: &Store,
         reference: &str,
         image: &StoredImage,
+        auth: &[RegistryAuth],
         of_object: &[String],
     ) -> Result<(), String> {
         let mut policies: Vec<Vec<PublicKey>> = self.keys.iter().cloned().collect();
@@ -79,7 +82,7 @@ impl SignaturePolicy {
         {
             return Ok(());
         }
-        let fetched = images.signatures(reference, digest, &[]).await;
+        let fetched = images.signatures(reference, digest, auth).await;
         let signatures = fetched.map_err(|error| format!("signatures: {error}"))?;
         verify(&signatures)?;
         if let Err(error) = self.keep(digest, &signatures) {

@@ -35,6 +35,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use wherry_images::{Store, StoredImage};
+use wherry_agent::NodeCredentials;
 use wherry_plugin_host::{
     Exec, HostConfig, PluginError, PluginHost, PluginProber, PluginSpec, ProbeOutcome,
     ProbeRequest, Prober,
@@ -109,6 +110,7 @@ pub(crate) fn of_node(
                 host: Arc::clone(&host),
                 images,
                 signatures,
+                credentials: NodeCredentials::below(&root.root),
                 turns: Semaphore::new(ATTEMPTS_MAX),
             }),
             plugins: Api::all_with(client, &resource()),
@@ -176,6 +178,7 @@ struct Attempt {
     host: Arc<PluginHost>,
     images: Store,
     signatures: SignaturePolicy,
+    credentials: NodeCredentials,
     turns: Semaphore,
 }
 
@@ -430,9 +433,10 @@ impl Attempt {
             return never("DigestMismatch", why);
         }
         let keys = &spec.signature.public_keys;
+        let auth = self.credentials.of(&spec.image);
         let signed = self
             .signatures
-            .check(&self.images, &spec.image, &image, keys);
+            .check(&self.images, &spec.image, &image, &auth, keys);
         if let Err(why) = signed.await {
             // It may have been good enough before the policy was.
             self.host.remove(name).await;
@@ -458,7 +462,8 @@ impl Attempt {
         {
             return Ok(image);
         }
-        let pull = self.images.pull_image(&spec.image, &[], None);
+        let auth = self.credentials.of(&spec.image);
+        let pull = self.images.pull_image(&spec.image, &auth, None);
         let image = match timeout(PULL_TIMEOUT, pull).await {
             Ok(Ok(image)) => image,
             Ok(Err(error)) => return Err(error.to_string()),

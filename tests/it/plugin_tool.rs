@@ -11,7 +11,7 @@ use std::{
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use wherry_tests::{Cluster, in_network, made_by_run_sh, wherry};
+use wherry_tests::{Cluster, eventually, in_network, made_by_run_sh, wherry};
 
 use crate::{own_trials, pods::pod, tutorial::PlainRegistry};
 
@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 const REGISTRY: &str = "127.0.0.1:5000";
 const VANISHING: u16 = 5001;
+const PRIVATE: u16 = 5002;
 
 /// What a script of tests/tools prints last.
 fn tool(name: &str) -> PathBuf {
@@ -48,6 +49,7 @@ impl Author<'_> {
             .client_command(wherry())
             .arg("plugin")
             .args(args)
+            .env("WHERRY_REGISTRY_PASSWORD", "word")
             .current_dir(self.home)
             .output()
             .expect("wherry starts");
@@ -168,9 +170,49 @@ fn plugins_in_any_language_are_pushed_signed_and_called_and_bad_ones_are_told_of
         cluster.wait_ready("default", name);
     }
     what_is_no_plugin_is_told_of(&author);
+    a_private_registry_shows_plugin_and_signature_to_whom_the_node_is(&author, &frozen);
     // Nobody else has noticed.
     cluster.wait_ready("default", "c");
     author.wait("c", "ready", "true");
+}
+
+fn a_private_registry_shows_plugin_and_signature_to_whom_the_node_is(
+    author: &Author<'_>,
+    component: &Path,
+) {
+    let users = Command::new("htpasswd")
+        .args(["-Bbn", "node", "word"])
+        .output();
+    let htpasswd = author.home.join("htpasswd");
+    fs::write(&htpasswd, users.expect("htpasswd starts").stdout).expect("a file");
+    let auth = format!(
+        "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+        htpasswd.display()
+    );
+    let _registry = PlainRegistry::start_with(author.cluster, PRIVATE, &auth, "node:word@");
+    let reference = format!("127.0.0.1:{PRIVATE}/team/private:1");
+    let component = component.to_string_lossy();
+    let as_node = ["--username", "node"];
+    let pushed = author.plugin(&[&["push", &component, &reference], &as_node[..]].concat());
+    pushed.expect("it is pushed");
+    author.install("private", &reference, "  grants: {exec: true}\n");
+    let message = author.message("private");
+    assert!(!message.ends_with("is not signed"), "nobody let it in: {message}");
+
+    let known = json!({"auths": {format!("127.0.0.1:{PRIVATE}"): {"username": "node", "password": "word"}}});
+    fs::write(author.cluster.root().join("config.json"), known.to_string()).expect("a file");
+    // That there is no signature is only seen from inside.
+    let object = "plugin/private";
+    let field = ".status.nodes.node.message";
+    eventually("the image is pulled, and no signature found", || {
+        let message = author.cluster.field("", object, field);
+        let is_unsigned = message.ends_with("is not signed");
+        is_unsigned.then_some(()).ok_or(message)
+    });
+    let signed = ["sign", "--key", "ours.pem", &reference];
+    let signed = author.plugin(&[&signed[..], &as_node[..]].concat());
+    signed.expect("it is signed");
+    author.wait("private", "ready", "true");
 }
 
 /// The ORAS project's client pulls it, and openssl verifies what cosign would.

@@ -71,11 +71,16 @@ pub(crate) struct PlainRegistry {
 
 impl PlainRegistry {
     pub(crate) fn start(cluster: &Cluster, port: u16) -> Self {
+        Self::start_with(cluster, port, "", "")
+    }
+
+    /// With more of a configuration, and who gets in (`user:password@`).
+    pub(crate) fn start_with(cluster: &Cluster, port: u16, more: &str, who: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.yml");
         let data = directory.path().join("data");
         let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n",
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n{more}",
             data.display()
         );
         fs::write(&config, text).expect("a file");
@@ -90,7 +95,7 @@ impl PlainRegistry {
             .spawn()
             .expect("docker-registry starts");
         eventually("the registry answers", || {
-            cluster.curl(&format!("http://127.0.0.1:{port}/v2/"))
+            cluster.curl(&format!("http://{who}127.0.0.1:{port}/v2/"))
         });
         Self {
             process,

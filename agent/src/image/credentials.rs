@@ -1,6 +1,10 @@
 //! Credentials for a pull: of the pod's pull secrets, of its ServiceAccount's, and of the node.
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::Pod;
 use tracing::{debug, warn};
@@ -16,21 +20,56 @@ use super::auth;
 
 const REASON: &str = "FailedToRetrieveImagePullSecret";
 
+/// What the node itself is known by to registries: whatever it pulls may use it.
+#[derive(Clone, Debug)]
+pub struct NodeCredentials {
+    /// In the form of `~/.docker/config.json`; read for each pull, so that it can be changed.
+    file: PathBuf,
+}
+
+impl NodeCredentials {
+    /// Out of a file in the form of `~/.docker/config.json`, which need not be there.
+    pub fn new(file: PathBuf) -> Self {
+        Self { file }
+    }
+
+    /// Out of the file of a node's root that is read where no other is named.
+    pub fn below(root: &Path) -> Self {
+        Self::new(root.join("config.json"))
+    }
+
+    /// What to try for an image, in order.
+    pub fn of(&self, image: &str) -> Vec<RegistryAuth> {
+        auth::lookup(&self.keyring(), image)
+    }
+
+    fn keyring(&self) -> auth::Keyring {
+        let read = match fs::read(&self.file) {
+            Ok(text) => auth::parse_config(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return auth::Keyring::new(),
+            Err(error) => Err(error.to_string()),
+        };
+        read.unwrap_or_else(|error| {
+            warn!(file = %self.file.display(), error, "Registry credentials of the node not read");
+            auth::Keyring::new()
+        })
+    }
+}
+
 /// Finds credentials.
 pub(crate) struct Credentials {
     objects: Arc<Objects>,
     recorder: Recorder,
-    /// In the form of `~/.docker/config.json`; read for each pull, so that it can be changed.
-    node_file: PathBuf,
+    of_node: NodeCredentials,
 }
 
 impl Credentials {
-    /// Credentials out of `objects` and `node_file`, which need not be there.
-    pub(crate) fn new(objects: Arc<Objects>, recorder: Recorder, node_file: PathBuf) -> Self {
+    /// Credentials out of `objects`, which need not be there, and the node's.
+    pub(crate) fn new(objects: Arc<Objects>, recorder: Recorder, of_node: NodeCredentials) -> Self {
         Self {
             objects,
             recorder,
-            node_file,
+            of_node,
         }
     }
 
@@ -66,7 +105,7 @@ impl Credentials {
             ));
         }
         let mut found = auth::lookup(&keyring, image);
-        let of_node = auth::lookup(&self.of_node(), image);
+        let of_node = self.of_node.of(image);
         found.extend(
             of_node
                 .into_iter()
@@ -86,17 +125,5 @@ impl Credentials {
         }
         names.retain(|name| !name.is_empty());
         names
-    }
-
-    fn of_node(&self) -> auth::Keyring {
-        let read = match fs::read(&self.node_file) {
-            Ok(text) => auth::parse_config(&text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return auth::Keyring::new(),
-            Err(error) => Err(error.to_string()),
-        };
-        read.unwrap_or_else(|error| {
-            warn!(file = %self.node_file.display(), error, "Registry credentials of the node not read");
-            auth::Keyring::new()
-        })
     }
 }
