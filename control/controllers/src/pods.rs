@@ -18,6 +18,9 @@ use crate::{
 /// `controller.kubernetes.io/pod-deletion-cost`: pods with less go first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
+/// What the annotations begin with that a Job puts on its pods.
+const JOB_ANNOTATIONS: &str = "batch.kubernetes.io/job-";
+
 /// Where a pod is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -42,6 +45,7 @@ pub(crate) struct PodView {
     pub(crate) key: Key,
     pub(crate) uid: String,
     pub(crate) labels: BTreeMap<String, String>,
+    /// Those that Jobs put on their pods: nobody here reads others, and they are long.
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) finalizers: Vec<String>,
     /// Who controls it, if anybody does.
@@ -186,8 +190,7 @@ impl From<Pod> for PodView {
                 .unwrap_or(0),
             annotations: annotations
                 .into_iter()
-                // What a person configured last is long, and nothing here reads it.
-                .filter(|(key, _)| key != "kubectl.kubernetes.io/last-applied-configuration")
+                .filter(|(key, _)| key.starts_with(JOB_ANNOTATIONS))
                 .collect(),
             finalizers: metadata.finalizers.unwrap_or_default(),
             controller: controller(metadata.owner_references.as_ref()).cloned(),
@@ -277,4 +280,33 @@ fn ports(container: &Container) -> impl Iterator<Item = NamedPort> + '_ {
 fn exit(status: &ContainerStatus) -> Option<(String, i32)> {
     let ended = status.state.as_ref()?.terminated.as_ref()?;
     Some((status.name.clone(), ended.exit_code))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_annotations_only_what_somebody_reads_is_kept() {
+        let annotations = json!({
+            "prometheus.io/scrape": "true",
+            "kubectl.kubernetes.io/last-applied-configuration": "x".repeat(1_000),
+            "batch.kubernetes.io/job-completion-index": "3",
+            "batch.kubernetes.io/job-index-failure-count": "1",
+            "controller.kubernetes.io/pod-deletion-cost": "-5",
+        });
+        let pod = json!({"metadata": {"name": "p", "annotations": annotations}});
+        let view = PodView::from(serde_json::from_value::<Pod>(pod).unwrap());
+        let kept: Vec<&String> = view.annotations.keys().collect();
+        assert_eq!(
+            kept,
+            [
+                "batch.kubernetes.io/job-completion-index",
+                "batch.kubernetes.io/job-index-failure-count"
+            ]
+        );
+        assert_eq!(view.deletion_cost, -5);
+    }
 }
