@@ -34,8 +34,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
-use wherry_images::{Store, StoredImage};
 use wherry_agent::NodeCredentials;
+use wherry_images::{Store, StoredImage};
 use wherry_plugin_host::{
     Exec, HostConfig, PluginError, PluginHost, PluginProber, PluginSpec, ProbeOutcome,
     ProbeRequest, Prober,
