@@ -242,7 +242,10 @@ fn main() {
         three: OnceLock::new(),
         namespaces: AtomicU32::new(0),
     });
+    // They begin in this order: the longest ones first, so that none is left over at the end.
     let trials = [
+        restarts::trials(),
+        tutorial::trials(),
         behaviours::trials(&shared),
         kubectl::trials(&shared),
         pods::trials(&shared),
@@ -261,13 +264,11 @@ fn main() {
         join::trials(),
         lifecycle::trials(),
         network::trials(),
-        restarts::trials(),
         scheduling::trials(&shared),
         security::trials(&shared),
         services::trials(&shared),
         storage::trials(&shared),
         volumes::trials(&shared),
-        tutorial::trials(),
         workloads::trials(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
