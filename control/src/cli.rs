@@ -296,10 +296,10 @@ pub(crate) struct ServerArgs {
     /// Run controllers and scheduler; `false` leaves them to others, such as `wherry control controllers`.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) run_controllers: bool,
-    /// Take requests without credentials for those of `system:anonymous`, whom roles let see health and version alone;
-    /// `false` turns them away.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) anonymous_auth: bool,
+    /// Take all requests without credentials for those of `system:anonymous`, whom roles let see health and version
+    /// (`true`), or none (`false`) [default: those for health alone]
+    #[arg(long)]
+    pub(crate) anonymous_auth: Option<bool>,
     /// Levels of PodSecurity where a namespace has no labels, and who is exempt: an apiserver.config.k8s.io/v1
     /// AdmissionConfiguration.
     #[arg(long, value_name = "FILE")]

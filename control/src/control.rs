@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 use wherry_controllers::{Candidate, Clients, ClusterSigning, NodeRanges};
-use wherry_server::{Server, UserInfo};
+use wherry_server::{AnonymousAuth, Server, UserInfo};
 
 use crate::{
     agent,
@@ -112,7 +112,11 @@ pub(crate) async fn build(
         names: Vec::new(),
         service_cidr,
         store,
-        anonymous_auth: args.anonymous_auth,
+        anonymous_auth: match args.anonymous_auth {
+            None => AnonymousAuth::Health,
+            Some(true) => AnonymousAuth::All,
+            Some(false) => AnonymousAuth::None,
+        },
         pod_security: pod_security(args)?,
         audit: audit(args)?,
     })

@@ -70,9 +70,32 @@ impl CheckedTokens {
     }
 }
 
-/// Finds the user of a request. Who shows nothing is `system:anonymous`, unless such are turned away.
+/// Which requests without credentials are let in, as those of `system:anonymous`; the others are turned away (401).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AnonymousAuth {
+    /// Those for health: what a Kubernetes AuthenticationConfiguration says by conditions on paths.
+    #[default]
+    Health,
+    /// All: roles decide what is let through. Kubernetes' default.
+    All,
+    /// None.
+    None,
+}
+
+impl AnonymousAuth {
+    fn lets_in(self, path: &str) -> bool {
+        match self {
+            Self::Health => ["/healthz", "/livez", "/readyz"].contains(&path),
+            Self::All => true,
+            Self::None => false,
+        }
+    }
+}
+
+/// Finds the user of a request for a path.
 pub(crate) async fn authenticate(
     app: &App,
+    path: &str,
     headers: &HeaderMap,
     extensions: &Extensions,
 ) -> Result<UserInfo, Status> {
@@ -83,7 +106,7 @@ pub(crate) async fn authenticate(
         return Ok(user.clone());
     }
     let Some(header) = headers.get(header::AUTHORIZATION) else {
-        return if app.anonymous_auth {
+        return if app.anonymous_auth.lets_in(path) {
             Ok(UserInfo::anonymous())
         } else {
             Err(Status::unauthorized())

@@ -72,6 +72,7 @@ use wherry_store::Store;
 
 pub use admission::{PodSecurityConfig, PodSecurityError};
 pub use audit::{AuditConfig, AuditError, PolicyError};
+pub use authn::AnonymousAuth;
 pub use authz::Attributes;
 pub use bootstrap::BootstrapError;
 pub use cidr::Cidr;
@@ -97,8 +98,8 @@ pub struct Config {
     pub service_cidr: Cidr,
     /// Where objects are kept.
     pub store: Arc<dyn Store>,
-    /// Whether who shows no credentials is `system:anonymous`, whom roles let see health and version, or nobody.
-    pub anonymous_auth: bool,
+    /// Who is let in without credentials.
+    pub anonymous_auth: AnonymousAuth,
     /// What pods may do where their namespace does not say, and who is exempt.
     pub pod_security: PodSecurityConfig,
     /// What is logged of requests; `None`: nothing.
@@ -135,8 +136,7 @@ pub(crate) struct App {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) feeds: feed::Feeds,
     pub(crate) tokens: token::Tokens,
-    /// Whether anybody is let in without credentials, as far as roles go.
-    pub(crate) anonymous_auth: bool,
+    pub(crate) anonymous_auth: AnonymousAuth,
     pub(crate) checked_tokens: authn::CheckedTokens,
     pub(crate) graph: Arc<authz::graph::NodeGraph>,
     pub(crate) service_ips: service_ips::ServiceIps,

@@ -172,7 +172,7 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
         verb,
         accept,
     } = incoming;
-    let user = authn::authenticate(app, request.headers(), request.extensions()).await?;
+    let user = authn::authenticate(app, path, request.headers(), request.extensions()).await?;
     trail.asked_by(&user);
     let user = authn::impersonate(app, user, request.headers()).await?;
     trail.impersonates(&user);

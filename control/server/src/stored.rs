@@ -74,7 +74,7 @@ pub(crate) fn encode(resource: &Resource, object: &Value) -> Bytes {
 }
 
 /// Room that most objects need not ask for twice.
-const ENCODED_BYTES: usize = 4 * 1024;
+const ENCODED_BYTES: usize = 8 * 1024;
 
 fn encode_as_is(resource: &Resource, object: &Value) -> Bytes {
     let mut out = Vec::with_capacity(ENCODED_BYTES);
@@ -101,8 +101,9 @@ fn encode_as_is(resource: &Resource, object: &Value) -> Bytes {
         }
     }
     out.push(b'}');
-    // It is kept for long, and in great numbers: without the room that is left.
-    Bytes::from(out.into_boxed_slice())
+    // It is kept for long, and in great numbers: a copy of the very size packs, where a buffer that is shortened leaves a
+    // hole behind it.
+    Bytes::copy_from_slice(&out)
 }
 
 /// Takes out of the metadata what says nothing, as Go's encoding does: `labels: {}`, `finalizers: []`, nulls.

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use http::{Request, header};
 use serde_json::{Value, json};
-use wherry_server::UserInfo;
+use wherry_server::{AnonymousAuth, UserInfo};
 
 use crate::harness::{Answered, TestServer};
 
@@ -25,8 +25,8 @@ async fn bearer(
 }
 
 #[tokio::test]
-async fn who_shows_no_credentials_sees_health_and_version_alone() {
-    let server = TestServer::start().await;
+async fn where_anonymous_requests_are_let_in_they_see_health_and_version_alone() {
+    let server = TestServer::with_anonymous(AnonymousAuth::All).await;
     let ask =
         |path: &'static str| server.send(None, Request::get(path).body(Body::empty()).unwrap());
     for path in [
@@ -78,14 +78,30 @@ async fn who_shows_no_credentials_sees_health_and_version_alone() {
 }
 
 #[tokio::test]
-async fn where_nobody_is_anonymous_who_shows_no_credentials_is_unauthorized() {
-    let server = TestServer::without_anonymous().await;
-    for path in ["/healthz", "/version", "/api/v1/pods"] {
-        let request = Request::get(path).body(Body::empty()).unwrap();
-        let answered = server.send(None, request).await;
-        answered.fails(401, "Unauthorized", "Unauthorized");
+async fn who_shows_no_credentials_is_unauthorized_and_may_ask_for_health() {
+    let health = ["/livez", "/readyz", "/healthz", "/readyz?verbose"];
+    let others = [
+        "/version",
+        "/api",
+        "/metrics",
+        "/api/v1/pods",
+        "/healthz/",
+        "/readyz/ping",
+    ];
+    for (anonymous, is_healthy) in [(AnonymousAuth::Health, true), (AnonymousAuth::None, false)] {
+        let server = TestServer::with_anonymous(anonymous).await;
+        let answers = health.map(|path| (path, is_healthy));
+        for (path, is_let_in) in answers.into_iter().chain(others.map(|path| (path, false))) {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let answered = server.send(None, request).await;
+            if is_let_in {
+                answered.expect(200);
+            } else {
+                answered.fails(401, "Unauthorized", "Unauthorized");
+            }
+        }
+        server.get("/healthz").await.expect(200);
     }
-    server.get("/healthz").await.expect(200);
 }
 
 #[tokio::test]

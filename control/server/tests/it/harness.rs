@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt;
 use wherry_server::{
-    AuditConfig, Config, Pki, PodSecurityConfig, SERVICE_CIDR_DEFAULT, Server, UserInfo,
+    AnonymousAuth, AuditConfig, Config, Pki, PodSecurityConfig, SERVICE_CIDR_DEFAULT, Server,
+    UserInfo,
 };
 use wherry_store::{MemoryStore, Store};
 
@@ -98,13 +99,19 @@ impl TestServer {
 
     /// Serving what is in a store, and logging who asks.
     pub(crate) async fn with(store: Arc<dyn Store>, audit: Option<AuditConfig>) -> Self {
-        Self::made(store, audit, true, PodSecurityConfig::default()).await
+        Self::made(
+            store,
+            audit,
+            AnonymousAuth::default(),
+            PodSecurityConfig::default(),
+        )
+        .await
     }
 
-    /// Turning away who shows no credentials.
-    pub(crate) async fn without_anonymous() -> Self {
+    /// Letting in who shows no credentials.
+    pub(crate) async fn with_anonymous(anonymous: AnonymousAuth) -> Self {
         let store = Arc::new(MemoryStore::default());
-        Self::made(store, None, false, PodSecurityConfig::default()).await
+        Self::made(store, None, anonymous, PodSecurityConfig::default()).await
     }
 
     /// Letting pods do what this says, and logging what is to be known of it.
@@ -113,13 +120,13 @@ impl TestServer {
         audit: AuditConfig,
     ) -> Self {
         let store = Arc::new(MemoryStore::default());
-        Self::made(store, Some(audit), true, pod_security).await
+        Self::made(store, Some(audit), AnonymousAuth::default(), pod_security).await
     }
 
     async fn made(
         store: Arc<dyn Store>,
         audit: Option<AuditConfig>,
-        anonymous_auth: bool,
+        anonymous_auth: AnonymousAuth,
         pod_security: PodSecurityConfig,
     ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
