@@ -28,6 +28,10 @@ const MINOR: u32 = 40;
 /// Requests that the kernel sends without somebody who waits: reading ahead.
 const BACKGROUND_MAX: u16 = 16;
 
+/// Most bytes that the kernel may read ahead, in requests that are on their way together. How much it does is up to
+/// whoever mounts.
+const READAHEAD_BYTES: u32 = 1 << 20;
+
 const ASYNC_READ: u64 = 1 << 0;
 const BIG_WRITES: u64 = 1 << 5;
 const AUTO_INVAL_DATA: u64 = 1 << 12;
@@ -65,12 +69,8 @@ pub(crate) struct Request {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
-    /// The first request: minor version, most bytes read ahead, flags.
-    Init {
-        major: u32,
-        readahead: u32,
-        flags: u64,
-    },
+    /// The first request: version and flags.
+    Init { major: u32, flags: u64 },
     /// Not answered: nodes, and how often each was told to the kernel.
     Forget(Vec<(u64, u64)>),
     /// Not answered: nobody waits for that request any more.
@@ -295,14 +295,10 @@ fn body(opcode: u32, node: u64, owner: u32, group: u32, words: &mut Words<'_>) -
         // INIT
         26 => {
             let (major, _minor) = (words.u32()?, words.u32()?);
-            let (readahead, low) = (words.u32()?, words.u32()?);
+            let (_readahead, low) = (words.u32()?, words.u32()?);
             let high = words.u32().unwrap_or(0);
             let flags = u64::from(low) | u64::from(high) << 32;
-            Some(Body::Init {
-                major,
-                readahead,
-                flags,
-            })
+            Some(Body::Init { major, flags })
         }
         // OPENDIR, RELEASEDIR, DESTROY
         27 => Some(Body::Nothing(Shape::Open)),
@@ -396,7 +392,7 @@ impl Answer {
     }
 
     /// Greets the kernel; an error where it speaks another protocol.
-    pub(crate) fn init(major: u32, readahead: u32, flags: u64) -> Result<Vec<u8>, i32> {
+    pub(crate) fn init(major: u32, flags: u64) -> Result<Vec<u8>, i32> {
         if major < MAJOR {
             return Err(libc::EPROTO);
         }
@@ -404,7 +400,7 @@ impl Answer {
         let mut answer = Self::default();
         answer.u32(MAJOR);
         answer.u32(MINOR);
-        answer.u32(readahead);
+        answer.u32(READAHEAD_BYTES);
         answer.u32(flags as u32);
         answer.u16(BACKGROUND_MAX);
         answer.u16(BACKGROUND_MAX * 3 / 4);

@@ -8,7 +8,12 @@
 //!  open:   read the index; make what a whole journal says once more, which changes nothing that is there
 //! ```
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, IoSlice},
+    os::unix::fs::FileExt,
+};
 
 use rustix::fs::FallocateFlags;
 use wherry_plugin_host::filesystem::protocol::{
@@ -25,6 +30,8 @@ const JOURNAL_LENGTH_AT: u64 = 16;
 const SLOT_BYTES: u64 = 16;
 /// One change in the journal, without its bytes.
 const RECORD_BYTES: usize = 24;
+/// Parts that the kernel takes in one call.
+const PARTS_MAX: usize = 1024;
 /// Changes of one commit: a byte each would be the most, were it not for this.
 const RECORDS_MAX: usize = 65_536;
 const JOURNAL_BYTES: u64 = (CHANGED_BYTES_MAX + RECORDS_MAX * RECORD_BYTES) as u64;
@@ -162,12 +169,14 @@ impl Blocks {
             return Ok(Vec::new());
         };
         let mut bytes = vec![0; length as usize];
+        let mut rows = Vec::new();
         for run in runs(offset, length) {
-            let first = found.pages.get(run.page).copied().flatten();
-            if let Some(first) = first {
-                let at = self.page_at(first) + u64::from(run.within);
-                self.file.read_exact_at(&mut bytes[run.bytes], at)?;
+            if let Some(page) = found.pages.get(run.page).copied().flatten() {
+                self.add(&mut rows, page, run);
             }
+        }
+        for row in rows {
+            self.file.read_exact_at(&mut bytes[row.bytes], row.at)?;
         }
         Ok(bytes)
     }
@@ -227,13 +236,35 @@ impl Blocks {
         if changes.len() > RECORDS_MAX || data.len() > CHANGED_BYTES_MAX || !self.fits(changes) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let journal = journal(changes, data)?;
-        self.file.write_all_at(&journal, self.journal_at())?;
-        self.mark_journal(journal.len() as u64)?;
-        for (change, bytes) in records(&journal).ok_or_else(|| invalid("journal"))? {
+        let with_data = with_data(changes, data)?;
+        let length = self.write_journal(&with_data)?;
+        self.mark_journal(length)?;
+        for (change, bytes) in with_data {
             self.apply(change, bytes)?;
         }
         self.mark_journal(0)
+    }
+
+    /// Writes changes with what they write one behind the other, and answers how many bytes those are.
+    fn write_journal(&self, changes: &[(BlockChange, &[u8])]) -> io::Result<u64> {
+        let records: Vec<_> = changes.iter().map(|(change, _)| record(*change)).collect();
+        let bytes = changes.iter().map(|(_, bytes)| *bytes);
+        let parts = records.iter().zip(bytes);
+        let mut parts: Vec<_> = parts
+            .flat_map(|(record, bytes)| [IoSlice::new(record), IoSlice::new(bytes)])
+            .collect();
+        let (mut parts, mut at) = (&mut parts[..], self.journal_at());
+        while !parts.is_empty() {
+            let some = &parts[..parts.len().min(PARTS_MAX)];
+            match rustix::io::pwritev(&self.file, some, at)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => {
+                    IoSlice::advance_slices(&mut parts, written);
+                    at += written as u64;
+                }
+            }
+        }
+        Ok(at - self.journal_at())
     }
 
     fn apply(&mut self, change: BlockChange, data: &[u8]) -> io::Result<()> {
@@ -249,41 +280,69 @@ impl Blocks {
             return Ok(());
         }
         let mut found = self.blocks.remove(&block).unwrap_or_default();
+        let mut rows = Vec::new();
+        // The same of the index: the first page, and what is said of it and those behind it.
+        let mut slots = Vec::<(u32, Vec<u8>)>::new();
         for run in runs(offset, length) {
             if found.pages.len() <= run.page {
                 found.pages.resize(run.page + 1, None);
             }
-            let page = match found.pages[run.page] {
-                Some(page) => page,
-                None => {
-                    let page = self.free.pop().ok_or(io::ErrorKind::StorageFull)?;
-                    found.pages[run.page] = Some(page);
-                    page
-                }
-            };
-            // Noted first: a page that is not noted is free, and free pages are zeros.
-            let end = run.within + run.bytes.len() as u32;
             let before = found
                 .length
                 .saturating_sub(run.page as u32 * PAGE)
                 .min(PAGE);
-            self.note(page, block, run.page, end.max(before))?;
-            let at = self.page_at(page) + u64::from(run.within);
-            self.file.write_all_at(&data[run.bytes.clone()], at)?;
+            let end = run.within + run.bytes.len() as u32;
+            let known = found.pages[run.page];
+            let page = match known {
+                Some(page) => page,
+                None => self.free.pop().ok_or(io::ErrorKind::StorageFull)?,
+            };
+            found.pages[run.page] = Some(page);
+            if known.is_none() || end > before {
+                let slot = slot(block, run.page, end.max(before));
+                match slots.last_mut() {
+                    Some((first, row))
+                        if *first + (row.len() as u64 / SLOT_BYTES) as u32 == page =>
+                    {
+                        row.extend_from_slice(&slot);
+                    }
+                    _ => slots.push((page, slot.to_vec())),
+                }
+            }
+            self.add(&mut rows, page, run);
+        }
+        // Noted first: a page that is not noted is free, and free pages are zeros.
+        for (first, row) in slots {
+            let at = HEADER_BYTES + u64::from(first) * SLOT_BYTES;
+            self.file.write_all_at(&row, at)?;
+        }
+        for row in rows {
+            self.file.write_all_at(&data[row.bytes], row.at)?;
         }
         found.length = found.length.max(offset + length);
         self.blocks.insert(block, found);
         Ok(())
     }
 
+    /// Adds a run in a page to what is read or written, to the last row where it goes on.
+    fn add(&self, rows: &mut Vec<Row>, page: u32, run: Run) {
+        match rows.last_mut() {
+            Some(row) if row.next == page && row.bytes.end == run.bytes.start => {
+                row.next += 1;
+                row.bytes.end = run.bytes.end;
+            }
+            _ => rows.push(Row {
+                at: self.page_at(page) + u64::from(run.within),
+                next: page + 1,
+                bytes: run.bytes,
+            }),
+        }
+    }
+
     /// Says in the index what a page is.
     fn note(&self, page: u32, block: u64, number: usize, bytes: u32) -> io::Result<()> {
-        let mut slot = [0; SLOT_BYTES as usize];
-        slot[..8].copy_from_slice(&block.to_le_bytes());
-        let place = ((number as u64 + 1) << 32) | u64::from(bytes);
-        slot[8..].copy_from_slice(&place.to_le_bytes());
         let at = HEADER_BYTES + u64::from(page) * SLOT_BYTES;
-        self.file.write_all_at(&slot, at)
+        self.file.write_all_at(&slot(block, number, bytes), at)
     }
 
     fn truncate(&mut self, block: u64, length: u32) -> io::Result<()> {
@@ -358,32 +417,59 @@ fn runs(offset: u32, length: u32) -> impl Iterator<Item = Run> {
     })
 }
 
-/// Changes with what they write, as one text.
-fn journal(changes: &[BlockChange], data: &[u8]) -> io::Result<Vec<u8>> {
-    let mut journal = Vec::with_capacity(changes.len() * RECORD_BYTES + data.len());
-    let mut rest = data;
+/// What is read from or written to pages of the file that follow one another.
+struct Row {
+    /// Where in the file.
+    at: u64,
+    /// The page behind it.
+    next: u32,
+    /// Which bytes of the data.
+    bytes: std::ops::Range<usize>,
+}
+
+/// What the index says of a page: which of a block, and how many bytes of it are used.
+fn slot(block: u64, number: usize, bytes: u32) -> [u8; SLOT_BYTES as usize] {
+    let mut slot = [0; SLOT_BYTES as usize];
+    slot[..8].copy_from_slice(&block.to_le_bytes());
+    let place = ((number as u64 + 1) << 32) | u64::from(bytes);
+    slot[8..].copy_from_slice(&place.to_le_bytes());
+    slot
+}
+
+/// Changes, each with what it writes.
+fn with_data<'a>(
+    changes: &[BlockChange],
+    mut data: &'a [u8],
+) -> io::Result<Vec<(BlockChange, &'a [u8])>> {
+    let mut found = Vec::with_capacity(changes.len());
     for change in changes {
-        let (kind, block, offset, length) = match *change {
-            BlockChange::Write {
-                block,
-                offset,
-                length,
-            } => (1_u64, block, offset, length),
-            BlockChange::Truncate { block, length } => (2, block, 0, length),
-        };
-        journal.extend_from_slice(&kind.to_le_bytes());
-        journal.extend_from_slice(&block.to_le_bytes());
-        journal.extend_from_slice(&offset.to_le_bytes());
-        journal.extend_from_slice(&length.to_le_bytes());
-        if kind == 1 {
-            let (bytes, behind) = rest
+        let mut bytes = &[][..];
+        if let BlockChange::Write { length, .. } = *change {
+            (bytes, data) = data
                 .split_at_checked(length as usize)
                 .ok_or_else(|| invalid("data is missing"))?;
-            journal.extend_from_slice(bytes);
-            rest = behind;
         }
+        found.push((*change, bytes));
     }
-    Ok(journal)
+    Ok(found)
+}
+
+/// A change as it stands in the journal before what it writes.
+fn record(change: BlockChange) -> [u8; RECORD_BYTES] {
+    let (kind, block, offset, length) = match change {
+        BlockChange::Write {
+            block,
+            offset,
+            length,
+        } => (1_u64, block, offset, length),
+        BlockChange::Truncate { block, length } => (2, block, 0, length),
+    };
+    let mut record = [0; RECORD_BYTES];
+    record[..8].copy_from_slice(&kind.to_le_bytes());
+    record[8..16].copy_from_slice(&block.to_le_bytes());
+    record[16..20].copy_from_slice(&offset.to_le_bytes());
+    record[20..].copy_from_slice(&length.to_le_bytes());
+    record
 }
 
 /// The changes of a journal with what they write.

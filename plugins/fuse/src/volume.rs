@@ -266,12 +266,8 @@ impl Volume {
         };
         self.counted.requests += 1;
         match body {
-            Body::Init {
-                major,
-                readahead,
-                flags,
-            } => {
-                let answer = Answer::init(major, readahead, flags);
+            Body::Init { major, flags } => {
+                let answer = Answer::init(major, flags);
                 self.answer(unique, answer.as_deref().map_err(|errno| *errno));
             }
             Body::Nothing(Shape::Open) => self.answer(unique, Ok(&Answer::open())),
@@ -297,7 +293,7 @@ impl Volume {
                 unique,
                 operation,
                 shape,
-                data,
+                data: Arc::new(data),
                 arrived: Instant::now(),
                 attempts: 0,
                 lookups: 0,
@@ -322,7 +318,7 @@ impl Volume {
                     call,
                     operation: Operation::Forget { node: guest },
                 };
-                let _ = session.send(forget, Vec::new());
+                let _ = session.send(forget, Arc::default());
             }
         }
     }

@@ -54,7 +54,7 @@ struct Volumes {
 /// A worker's process.
 pub(crate) struct Worker {
     pid: Option<u32>,
-    messages: mpsc::Sender<(ToGuest, Vec<u8>)>,
+    messages: mpsc::Sender<(ToGuest, Arc<Vec<u8>>)>,
     volumes: Mutex<Volumes>,
     next: AtomicU64,
     started: Instant,
@@ -84,7 +84,7 @@ impl Worker {
             }
         };
         let (mut sender, mut receiver) = frames::split(socket);
-        let (messages, mut queue) = mpsc::channel::<(ToGuest, Vec<u8>)>(MESSAGES_MAX);
+        let (messages, mut queue) = mpsc::channel::<(ToGuest, Arc<Vec<u8>>)>(MESSAGES_MAX);
         tokio::spawn(async move {
             while let Some((message, data)) = queue.recv().await {
                 if sender.send(&message, &data).await.is_err() {
@@ -208,7 +208,7 @@ impl Session {
     pub(crate) fn send(
         &self,
         message: impl FnOnce(u64) -> ToGuest,
-        data: Vec<u8>,
+        data: Arc<Vec<u8>>,
     ) -> Result<(), Gone> {
         let sent = self.worker.messages.try_send((message(self.volume), data));
         sent.map_err(|_| {
@@ -236,7 +236,7 @@ impl Drop for Session {
         let close = ToGuest::Close {
             volume: self.volume,
         };
-        let _ = self.worker.messages.try_send((close, Vec::new()));
+        let _ = self.worker.messages.try_send((close, Arc::default()));
     }
 }
 

@@ -430,6 +430,7 @@ impl VolumeMounts for Arc<FilesystemVolumes> {
         };
         lock(&self.held).insert(id, Arc::new(held));
         self.follow();
+        mount::read_ahead(target);
         let dressed = match (opened.is_read_only, request.fs_group) {
             (true, _) => mount::make_read_only(target),
             (false, Some(group)) if !request.is_read_only => {

@@ -132,7 +132,9 @@ fn serve(server: OwnedFd, plugin: Plugin, roots: NodeRoots, engine: Engine) -> i
             ticker: Ticker::start(vec![engine])?,
             sender: queue,
         };
-        hear(Arc::new(shared), receiver).await
+        // Where guests run, and not on this thread, which another one would have to wake for each message.
+        let heard = tokio::spawn(hear(Arc::new(shared), receiver)).await;
+        heard.unwrap_or_else(|error| Err(io::Error::other(error)))
     });
     // A guest that has not given way yet has nobody left to answer to.
     runtime.shutdown_background();

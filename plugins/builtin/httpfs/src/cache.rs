@@ -37,10 +37,21 @@ pub(crate) fn kept(
 ) -> Option<Vec<u8>> {
     let key = key(path, about, chunk);
     let block = number(&key);
-    if blocks::read(block, KEY_AT, key.len() as u32 + 1) != key.as_bytes() {
+    let key_bytes = key.len() as u32 + 1;
+    if length < CHUNK_BYTES / 2 {
+        if blocks::read(block, KEY_AT, key_bytes) != key.as_bytes() {
+            return None;
+        }
+        return Some(blocks::read(block, from as u32, length as u32));
+    }
+    // Both at once: asking takes longer than what is between them.
+    let from = from as u32;
+    let mut kept = blocks::read(block, from, KEY_AT - from + key_bytes);
+    if kept.get((KEY_AT - from) as usize..) != Some(key.as_bytes()) {
         return None;
     }
-    Some(blocks::read(block, from as u32, length as u32))
+    kept.truncate(length as usize);
+    Some(kept)
 }
 
 /// Keeps a chunk, if there is room or room can be made.

@@ -4,6 +4,11 @@ use std::io::{self, Read, Write};
 
 use wherry_plugin::populator::{self, File};
 
+/// What is read at first: most files of an archive are no longer.
+const SMALL_BYTES: usize = 16 << 10;
+/// What is read at once of those that are.
+const LARGE_BYTES: usize = 256 << 10;
+
 /// What archives are written to.
 pub trait Tree {
     /// Makes a directory.
@@ -28,13 +33,16 @@ impl Tree for Volume {
             false => File::create(path),
         };
         let mut file = made.map_err(|error| at(path, error))?;
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; SMALL_BYTES];
         loop {
             let length = content.read(&mut buffer)?;
             if length == 0 {
                 return Ok(());
             }
             file.write_all(&buffer[..length])?;
+            if length == SMALL_BYTES {
+                buffer.resize(LARGE_BYTES, 0);
+            }
         }
     }
 

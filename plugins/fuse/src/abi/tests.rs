@@ -118,8 +118,8 @@ proptest::proptest! {
 
 #[test]
 fn the_greeting_asks_for_what_both_know() {
-    assert_eq!(Answer::init(6, 0, 0), Err(libc::EPROTO));
-    let greeting = Answer::init(7, 65_536, u64::MAX).unwrap();
+    assert_eq!(Answer::init(6, 0), Err(libc::EPROTO));
+    let greeting = Answer::init(7, u64::MAX).unwrap();
     assert_eq!(greeting.len(), 64);
     let flags = u32::from_ne_bytes(greeting[12..16].try_into().unwrap());
     assert_eq!(
@@ -128,7 +128,7 @@ fn the_greeting_asks_for_what_both_know() {
     );
     // Neither the writes of many pages at once nor locks are ours.
     assert_eq!(flags & (1 << 16 | 1 << 1), 0);
-    let none = Answer::init(7, 0, 0).unwrap();
+    let none = Answer::init(7, 0).unwrap();
     assert_eq!(none[12..16], [0; 4]);
 }
 

@@ -118,10 +118,10 @@ proptest! {
         }
         // The journal is whole, and some of what it says has been made.
         let (changes, data) = last;
-        let journal = journal(changes, data).unwrap();
-        blocks.file.write_all_at(&journal, blocks.journal_at()).unwrap();
-        blocks.mark_journal(journal.len() as u64).unwrap();
-        for (change, bytes) in records(&journal).unwrap().into_iter().take(made) {
+        let with_data = with_data(changes, data).unwrap();
+        let length = blocks.write_journal(&with_data).unwrap();
+        blocks.mark_journal(length).unwrap();
+        for (change, bytes) in with_data.into_iter().take(made) {
             blocks.apply(change, bytes).unwrap();
         }
         model.commit(changes, data);

@@ -1,5 +1,7 @@
 //! What the guest answered, in the form that the kernel wants, if it makes sense.
 
+use std::borrow::Cow;
+
 use nix::libc;
 use wherry_plugin_host::filesystem::protocol::{
     Attributes, BlockChange, Entry, Errno, Operation, Reply,
@@ -116,19 +118,19 @@ impl Volume {
         }
     }
 
-    pub(super) fn bytes(
+    pub(super) fn bytes<'a>(
         &mut self,
         request: &Pending,
         reply: Reply,
-        read: &[u8],
-    ) -> Result<Vec<u8>, String> {
+        read: &'a [u8],
+    ) -> Result<Cow<'a, [u8]>, String> {
         let told = match &request.operation {
             Operation::Lookup { parent, name }
             | Operation::Create { parent, name, .. }
             | Operation::CreateLink { parent, name, .. } => Some((*parent, name.clone())),
             _ => None,
         };
-        Ok(match (request.shape, reply) {
+        let bytes = match (request.shape, reply) {
             (Shape::Entry, Reply::Attributes(attributes)) => {
                 check(&attributes)?;
                 let (parent, name) = told.unwrap_or((ROOT, String::new()));
@@ -155,7 +157,7 @@ impl Volume {
                 Operation::Read { length, .. } if read.len() > *length as usize => {
                     return Err("more bytes than were asked for".into());
                 }
-                _ => read.to_vec(),
+                _ => return Ok(Cow::Borrowed(read)),
             },
             (Shape::Written(bytes), Reply::Done) => Answer::written(bytes),
             (Shape::Empty, Reply::Done) => {
@@ -179,7 +181,8 @@ impl Volume {
                 self.listing(node, offset, bytes, plus, &entries)?
             }
             (_, reply) => return Err(format!("{reply:?} is no answer")),
-        })
+        };
+        Ok(Cow::Owned(bytes))
     }
 
     pub(super) fn listing(

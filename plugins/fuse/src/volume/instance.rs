@@ -136,7 +136,7 @@ impl Volume {
                     unique: 0,
                     operation: Operation::Lookup { parent, name },
                     shape: Shape::Entry,
-                    data: Vec::new(),
+                    data: Arc::default(),
                     arrived: request.arrived,
                     attempts: 0,
                     lookups: request.lookups,
@@ -161,8 +161,7 @@ impl Volume {
             call,
             operation,
         };
-        // Kept for another instance, should this one not answer.
-        let sent = session.send(message, request.data.clone());
+        let sent = session.send(message, Arc::clone(&request.data));
         self.sent.push_back((call, request));
         if sent.is_err() {
             self.lost("the plugin's worker does not read", None);
@@ -214,7 +213,7 @@ impl Volume {
         };
         let call = Box::new(self.served.call.clone());
         self.heard_at = Instant::now();
-        match session.send(|volume| ToGuest::Open { volume, call }, Vec::new()) {
+        match session.send(|volume| ToGuest::Open { volume, call }, Arc::default()) {
             Ok(()) => self.phase = Phase::Opening(session),
             Err(_) => self.lost("the plugin's worker ended", None),
         }
@@ -330,7 +329,7 @@ impl Volume {
             return;
         };
         if session
-            .send(|volume| ToGuest::Answer { volume, answer }, data)
+            .send(|volume| ToGuest::Answer { volume, answer }, Arc::new(data))
             .is_err()
         {
             self.lost("the plugin's worker ended", None);

@@ -1,5 +1,7 @@
 //! Requests of the kernel on their way to an answer.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 use wherry_plugin_host::filesystem::protocol::Operation;
 
@@ -10,7 +12,8 @@ pub(super) struct Pending {
     pub(super) unique: u64,
     pub(super) operation: Operation,
     pub(super) shape: Shape,
-    pub(super) data: Vec<u8>,
+    /// Kept for another instance, should this one not answer.
+    pub(super) data: Arc<Vec<u8>>,
     pub(super) arrived: Instant,
     pub(super) attempts: u32,
     pub(super) lookups: u32,

@@ -4,7 +4,7 @@
 //!  length of message: u32 LE │ length of data: u32 LE │ message: JSON │ data
 //! ```
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -19,8 +19,10 @@ use tokio::{
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Most data: what was read, and what is written to blocks.
 const FRAME_DATA_BYTES_MAX: usize = 8 << 20;
-/// A read or write as the kernel makes them, with its message.
-const BUFFER_BYTES: usize = 160 << 10;
+/// What is read at once: a few messages. Data that is longer goes straight to where it is wanted.
+const BUFFER_BYTES: usize = 16 << 10;
+/// A message's buffer that is kept for the next.
+const FRAME_BYTES_KEPT: usize = 64 << 10;
 
 /// The sending half of a connection.
 pub struct Sender {
@@ -68,12 +70,19 @@ impl Sender {
         self.frame[..4].copy_from_slice(&lengths[0].to_le_bytes());
         self.frame[4..8].copy_from_slice(&lengths[1].to_le_bytes());
         // One system call and one wake-up of the other side.
-        self.frame.extend_from_slice(data);
-        let sent = self.stream.write_all(&self.frame).await;
-        if self.frame.capacity() > BUFFER_BYTES {
+        let mut parts = [IoSlice::new(&self.frame), IoSlice::new(data)];
+        let mut parts = &mut parts[..];
+        while !parts.is_empty() {
+            match self.stream.write_vectored(parts).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                // Takes away what is empty, too.
+                sent => IoSlice::advance_slices(&mut parts, sent),
+            }
+        }
+        if self.frame.capacity() > FRAME_BYTES_KEPT {
             self.frame = Vec::new();
         }
-        sent
+        Ok(())
     }
 }
 

@@ -127,7 +127,7 @@ impl Kept {
         &mut self,
         block: u64,
         offset: u32,
-        bytes: &[u8],
+        bytes: Vec<u8>,
     ) -> wasmtime::Result<Result<(), BlockError>> {
         let Ok(length) = u32::try_from(bytes.len()) else {
             return Ok(Err(BlockError::TooLarge));
@@ -166,7 +166,10 @@ impl Kept {
                 self.free = max.saturating_sub(used).saturating_sub(changed);
             }
         }
-        self.data.extend_from_slice(bytes);
+        match self.data.is_empty() {
+            true => self.data = bytes,
+            false => self.data.extend_from_slice(&bytes),
+        }
         Ok(Ok(()))
     }
 
@@ -196,7 +199,7 @@ impl Host for State {
         offset: u32,
         bytes: Vec<u8>,
     ) -> wasmtime::Result<Result<(), BlockError>> {
-        self.kept()?.write(block, offset, &bytes).await
+        self.kept()?.write(block, offset, bytes).await
     }
 
     async fn truncate(&mut self, block: u64, length: u32) -> wasmtime::Result<()> {

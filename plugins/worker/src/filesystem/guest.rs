@@ -166,8 +166,10 @@ fn finish(
     let state = store.data_mut();
     let (changes, written) = state.kept.as_mut().map(Kept::take).unwrap_or_default();
     let is_good = matches!(result, Ok(Ok(_)));
-    if is_good {
-        data.extend_from_slice(&written);
+    match is_good {
+        true if data.is_empty() => data = written,
+        true => data.extend_from_slice(&written),
+        false => {}
     }
     let (log, denied) = (std::mem::take(&mut state.log), state.denied.take());
     state.log_dropped = 0;
