@@ -197,7 +197,10 @@ fn a_private_registry_shows_plugin_and_signature_to_whom_the_node_is(
     pushed.expect("it is pushed");
     author.install("private", &reference, "  grants: {exec: true}\n");
     let message = author.message("private");
-    assert!(!message.ends_with("is not signed"), "nobody let it in: {message}");
+    assert!(
+        !message.ends_with("is not signed"),
+        "nobody let it in: {message}"
+    );
 
     let known = json!({"auths": {format!("127.0.0.1:{PRIVATE}"): {"username": "node", "password": "word"}}});
     fs::write(author.cluster.root().join("config.json"), known.to_string()).expect("a file");

@@ -196,7 +196,10 @@ impl Fake {
             }
         }
         if path.contains("/proxy/storage/claims/") {
-            let bytes = parts.uri.query().and_then(|query| query.strip_prefix("bytes="));
+            let bytes = parts
+                .uri
+                .query()
+                .and_then(|query| query.strip_prefix("bytes="));
             let bytes: Option<u64> = bytes.and_then(|bytes| bytes.parse().ok());
             return json_response(200, json!({ "bytes": bytes }));
         }

@@ -361,7 +361,10 @@ async fn a_claims_volume_is_made_larger_where_it_is_mounted_and_its_plugin_can()
     ] {
         source(kind);
         let error = expand("data").await.unwrap_err();
-        assert!(error.is_unsupported() && error.to_string().ends_with(why), "{error}");
+        assert!(
+            error.is_unsupported() && error.to_string().ends_with(why),
+            "{error}"
+        );
     }
     node.node.manager.unmount("uid-1").await.unwrap();
 }
