@@ -24,15 +24,22 @@ install() {
 }
 
 start() {
-  local dir=$1
+  local dir=$1 engine tries=3
   shift
   mkdir -p "$dir"
-  setsid dockerd --data-root "$dir/data" --exec-root "$dir/run" --pidfile "$dir/dockerd.pid" \
-    --host "unix://$dir/docker.sock" --bridge none --iptables=false --ip6tables=false "$@" \
-    >>"$dir/dockerd.log" 2>&1 </dev/null &
-  for _ in $(seq 600); do
-    curl -fs --unix-socket "$dir/docker.sock" http://docker/_ping >/dev/null 2>&1 && return 0
-    sleep 0.1
+  while [ "$tries" -gt 0 ]; do
+    tries=$((tries - 1))
+    setsid dockerd --data-root "$dir/data" --exec-root "$dir/run" --pidfile "$dir/dockerd.pid" \
+      --host "unix://$dir/docker.sock" --bridge none --iptables=false --ip6tables=false "$@" \
+      >>"$dir/dockerd.log" 2>&1 </dev/null &
+    engine=$!
+    for _ in $(seq 600); do
+      curl -fs --unix-socket "$dir/docker.sock" http://docker/_ping >/dev/null 2>&1 && return 0
+      kill -0 "$engine" 2>/dev/null || break
+      sleep 0.1
+    done
+    # It gives its containerd 15 s to answer, also one that an engine before it had and that is just ending.
+    tail -n 1 "$dir/dockerd.log" | grep -q "timeout waiting for containerd" || break
   done
   tail -n 20 "$dir/dockerd.log" >&2
   exit 1
