@@ -37,6 +37,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// passes every path without being cut.
 const DATAGRAM: u16 = 512;
 const DATAGRAM_MAX: u16 = 1232;
+/// How long the first questions wait for the cluster's names to be known: less than a resolver waits before it asks again.
+const NAMES_WAIT: Duration = Duration::from_secs(4);
 /// Between looks whether the address is still the node's.
 const REPAIR_PERIOD: Duration = Duration::from_secs(30);
 
@@ -70,17 +72,22 @@ pub async fn run(config: Config, index: Arc<Index>, shutdown: CancellationToken)
             zone,
             forwarder: Arc::clone(&forwarder),
         });
-        tasks.spawn(listen(config.bridge.clone(), address, server));
+        tasks.spawn(listen(
+            config.bridge.clone(),
+            address,
+            server,
+            Arc::clone(&index),
+        ));
     }
     shutdown.cancelled().await;
     tasks.shutdown().await;
 }
 
 /// Has the address and listens at it, for ever.
-async fn listen(bridge: String, address: IpAddr, server: Arc<Server>) {
+async fn listen(bridge: String, address: IpAddr, server: Arc<Server>, index: Arc<Index>) {
     let mut is_told = false;
     loop {
-        match serve(&bridge, address, &server, &mut is_told).await {
+        match serve(&bridge, address, &server, &index, &mut is_told).await {
             Ok(()) => {}
             Err(error) if is_told => tracing::debug!(%address, %error, "Still no cluster DNS"),
             Err(error) => {
@@ -96,6 +103,7 @@ async fn serve(
     bridge: &str,
     address: IpAddr,
     server: &Arc<Server>,
+    index: &Index,
     is_told: &mut bool,
 ) -> io::Result<()> {
     let own = || async { wherry_network::local::add_address(bridge, address).await };
@@ -104,6 +112,8 @@ async fn serve(
     let (udp, tcp) = (UdpSocket::bind(at).await?, TcpListener::bind(at).await?);
     info!(%address, "Cluster DNS");
     *is_told = false;
+    // Questions wait in the kernel meanwhile.
+    let _ = timeout(NAMES_WAIT, names_are_known(index)).await;
     let mut repair = interval(REPAIR_PERIOD);
     repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let keep = async {
@@ -119,6 +129,11 @@ async fn serve(
         result = Arc::clone(server).connections(tcp) => result,
         error = keep => Err(error),
     }
+}
+
+async fn names_are_known(index: &Index) {
+    let mut versions = index.subscribe();
+    while !index.is_complete() && versions.changed().await.is_ok() {}
 }
 
 /// Answers at one address.

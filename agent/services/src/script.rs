@@ -145,6 +145,11 @@ fn fixed_chains(form: &Form) -> Vec<(&'static str, &'static str, Vec<String>)> {
             ));
         }
     }
+    // The node's own addresses among the Services' are its name server's. While that is between two agents, a question is
+    // asked again after some seconds if nothing is heard, and given up if it is refused.
+    let silence = form.service_cidr.map(|cidr| {
+        format!("ip saddr {cidr} icmp type destination-unreachable icmp code port-unreachable drop")
+    });
     let jump = |to: &str| vec![format!("jump {to}")];
     let new = |to: &str| vec![format!("ct state new jump {to}")];
     vec![
@@ -188,7 +193,7 @@ fn fixed_chains(form: &Form) -> Vec<(&'static str, &'static str, Vec<String>)> {
         (
             "filter_output",
             "type filter hook output priority filter;",
-            [new("refused"), new("remember")].concat(),
+            [Vec::from_iter(silence), new("refused"), new("remember")].concat(),
         ),
     ]
 }

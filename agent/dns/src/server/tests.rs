@@ -161,3 +161,21 @@ async fn nobody_there_is_a_failure_and_not_a_silence() {
     let answer = ask(server.at, &query("example.org."), Transport::Udp).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
 }
+
+#[tokio::test]
+async fn questions_wait_until_all_of_the_clusters_names_are_known() {
+    let index = Index::default();
+    let mut known = std::pin::pin!(names_are_known(&index));
+    for listed in [
+        |_: &Index| {},
+        |index: &Index| {
+            index.retain_services(&Default::default());
+        },
+    ] {
+        listed(&index);
+        let waited = timeout(Duration::from_millis(20), known.as_mut()).await;
+        assert!(waited.is_err(), "not everything has been listed");
+    }
+    index.retain_slices(&Default::default());
+    timeout(NAMES_WAIT, known).await.unwrap();
+}

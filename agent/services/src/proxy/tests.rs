@@ -308,6 +308,31 @@ fn what_has_no_endpoint_is_refused_at_once() {
 }
 
 #[test]
+fn a_name_server_that_is_away_is_silent_and_anything_else_refuses() {
+    on_a_node(async |node| {
+        let a = Pod::new(&node.network, "a").await;
+        sh("ip addr add 10.96.0.10/32 dev wherry0");
+        node.until("icmp code port-unreachable drop", true).await;
+        let ask = |at: &str| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let patience = Some(Duration::from_millis(200));
+            socket.set_read_timeout(patience).unwrap();
+            socket.connect((at, 53)).unwrap();
+            socket.send(b"?").unwrap();
+            socket.recv(&mut [0]).map_err(|error| error.kind())
+        };
+        for (at, heard) in [
+            ("10.96.0.10", std::io::ErrorKind::WouldBlock),
+            ("10.88.0.1", std::io::ErrorKind::ConnectionRefused),
+        ] {
+            assert_eq!(a.netns.run(|| ask(at)), Err(heard), "{at}");
+        }
+        node.network.down().await.unwrap();
+        node.shutdown.cancel();
+    });
+}
+
+#[test]
 fn ports_of_the_node_lead_to_services_and_pods_from_outside() {
     on_a_node(async |node| {
         let outside = Netns::new();
