@@ -29,9 +29,10 @@ start() {
   mkdir -p "$dir"
   while [ "$tries" -gt 0 ]; do
     tries=$((tries - 1))
+    # Without the lock of the run (tests/tools/lib.sh): its containers may outlive that.
     setsid dockerd --data-root "$dir/data" --exec-root "$dir/run" --pidfile "$dir/dockerd.pid" \
       --host "unix://$dir/docker.sock" --bridge none --iptables=false --ip6tables=false "$@" \
-      >>"$dir/dockerd.log" 2>&1 </dev/null &
+      >>"$dir/dockerd.log" 2>&1 </dev/null 9>&- &
     engine=$!
     for _ in $(seq 600); do
       curl -fs --unix-socket "$dir/docker.sock" http://docker/_ping >/dev/null 2>&1 && return 0
