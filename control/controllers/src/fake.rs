@@ -13,8 +13,11 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 use wherry_api::patch::{self, PatchKind};
+
+use crate::{events::Recorder, workloads};
 
 const WAIT: Duration = Duration::from_secs(15);
 
@@ -106,6 +109,12 @@ impl Fake {
             async move { Ok::<_, Infallible>(fake.answer(request).await) }
         });
         kube::Client::new(service, "default")
+    }
+
+    /// Runs the controllers of workloads against this server. Nobody reads their events.
+    pub(crate) fn run_workloads(&self, shutdown: &CancellationToken) -> JoinHandle<()> {
+        let events = Recorder::new().0;
+        tokio::spawn(workloads::run(self.client(), events, shutdown.clone()))
     }
 
     /// The next request whose method and path contain `what` fails with `code`.

@@ -223,11 +223,7 @@ fn old_pods_give_way_within_limits() {
 async fn nodes_come_and_go_and_the_template_changes() {
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     let mut object = json!(set(json!({})));
     fake.put("apps/v1/daemonsets", object.clone());
     fake.put("v1/nodes", json!({"metadata": {"name": "a"}}));

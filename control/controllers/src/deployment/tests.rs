@@ -254,11 +254,7 @@ fn conditions_tell_how_the_rollout_goes() {
 async fn a_new_template_replaces_the_pods_of_the_old_one() {
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     let put = |image: &str, generation: i64| {
         let mut d = serde_json::to_value(deployment(json!({"replicas": 3}))).unwrap();
         d["metadata"]["generation"] = generation.into();

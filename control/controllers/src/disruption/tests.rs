@@ -119,11 +119,7 @@ async fn a_budget_follows_its_pods() {
     const BUDGETS: &str = "policy/v1/poddisruptionbudgets";
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        crate::events::Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     fake.put(
         BUDGETS,
         json!(budget(json!({"minAvailable": 1}), json!({}))),

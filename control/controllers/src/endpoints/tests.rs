@@ -284,11 +284,7 @@ async fn a_service_is_followed_from_its_first_pod_to_its_end() {
     const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        crate::events::Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     fake.put(
         "v1/services",
         json!({

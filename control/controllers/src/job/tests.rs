@@ -296,11 +296,7 @@ fn a_pod_knows_its_index() {
 async fn a_job_runs_to_its_end_and_goes_when_its_time_is_over() {
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     fake.put(
         "batch/v1/jobs",
         json!({

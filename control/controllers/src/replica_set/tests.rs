@@ -192,11 +192,7 @@ impl World {
     fn start() -> Self {
         let fake = Fake::new();
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(crate::workloads::run(
-            fake.client(),
-            Recorder::new().0,
-            shutdown.clone(),
-        ));
+        let task = fake.run_workloads(&shutdown);
         Self {
             fake,
             shutdown,

@@ -301,11 +301,7 @@ fn names_are_read_back() {
 async fn a_set_grows_in_order_and_no_pod_is_before_its_claims() {
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     fake.put(
         "apps/v1/statefulsets",
         json!(set(json!({"spec": {"replicas": 2}}))),
@@ -353,11 +349,7 @@ async fn claims_go_with_the_pods_of_ordinals_that_are_not_wanted_and_new_pods_wa
 {
     let fake = Fake::new();
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(crate::workloads::run(
-        fake.client(),
-        Recorder::new().0,
-        shutdown.clone(),
-    ));
+    let task = fake.run_workloads(&shutdown);
     let of_size = |replicas: i32| {
         json!(set(json!({"spec": {
             "replicas": replicas, "podManagementPolicy": "Parallel",
