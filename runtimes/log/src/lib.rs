@@ -11,7 +11,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use jiff::Timestamp;
@@ -122,10 +122,7 @@ impl LineCutter {
 /// Renames a log to a name with the time in it, and removes the oldest such, so that with a new file there are
 /// `files_max`. Nothing is at `path` afterwards.
 pub fn rotate(path: &Path, files_max: u32) -> io::Result<()> {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let now = Timestamp::try_from(UNIX_EPOCH + since).unwrap_or_default();
+    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", now.strftime("%Y%m%d-%H%M%S.%9f")));
     fs::rename(path, name)?;
