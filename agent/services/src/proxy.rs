@@ -224,6 +224,13 @@ impl Proxy {
     }
 
     async fn replace(&mut self) -> Result<(), NetworkError> {
+        if let Some(cidr) = &self.form.service_cidr {
+            // Without it, a node without a default route knows no way to a Service. Before the table: a program that
+            // finds a route and no Service yet tries again; one that finds no route gives up.
+            if let Err(error) = local::add_route(&self.form.bridge, cidr).await {
+                warn!(%error, "Programs of the node itself may not reach Services");
+            }
+        }
         for from_nothing in [false, true] {
             self.chains.clear();
             let elements = self.table.elements();
@@ -234,12 +241,6 @@ impl Proxy {
                 Err(error) => {
                     debug!(%error, "The table is of another form and is made from nothing");
                 }
-            }
-        }
-        if let Some(cidr) = &self.form.service_cidr {
-            // Without it, a node without a default route knows no way to a Service.
-            if let Err(error) = local::add_route(&self.form.bridge, cidr).await {
-                warn!(%error, "Programs of the node itself may not reach Services");
             }
         }
         self.is_unsure = false;
