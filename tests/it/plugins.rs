@@ -239,7 +239,7 @@ fn what_is_not_granted_is_refused_and_said(cluster: &Cluster, ns: &str) {
     let name = format!("{ns}-greedy");
     cluster.apply(&plugin(&name, "probe-plugin", ""));
     let object = format!("plugin/{name}");
-    let message = format!("plugin {name} imports wherry:plugin/exec@0.1.1: needs the grant exec");
+    let message = format!("plugin {name} imports wherry:plugin/exec@0.1.2: needs the grant exec");
     cluster.wait_field("", &object, &of_node(cluster, "message"), &message);
     // The grant makes it good, and other addresses stay out of reach.
     cluster.apply(&plugin(&name, "probe-plugin", "  grants: {exec: true}\n"));

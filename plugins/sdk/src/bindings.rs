@@ -7,22 +7,22 @@ wit_bindgen::generate!({
         package wherry:sdk;
 
         world imports {
-            import wherry:plugin/types@0.1.1;
-            import wherry:plugin/log@0.1.1;
-            import wherry:plugin/clock@0.1.1;
-            import wherry:plugin/http@0.1.1;
-            import wherry:plugin/tcp@0.1.1;
-            import wherry:plugin/target@0.1.1;
-            import wherry:plugin/exec@0.1.1;
-            import wherry:plugin/outcomes@0.1.1;
-            import wherry:plugin/files@0.1.1;
-            import wherry:plugin/secret@0.1.1;
-            import wherry:plugin/probes@0.1.1;
-            import wherry:plugin/request@0.1.1;
-            import wherry:plugin/trouble@0.1.1;
-            import wherry:plugin/staging@0.1.1;
-            import wherry:plugin/mounts@0.1.1;
-            import wherry:plugin/blocks@0.1.1;
+            import wherry:plugin/types@0.1.2;
+            import wherry:plugin/log@0.1.2;
+            import wherry:plugin/clock@0.1.2;
+            import wherry:plugin/http@0.1.2;
+            import wherry:plugin/tcp@0.1.2;
+            import wherry:plugin/target@0.1.2;
+            import wherry:plugin/exec@0.1.2;
+            import wherry:plugin/outcomes@0.1.2;
+            import wherry:plugin/files@0.1.2;
+            import wherry:plugin/secret@0.1.2;
+            import wherry:plugin/probes@0.1.2;
+            import wherry:plugin/request@0.1.2;
+            import wherry:plugin/trouble@0.1.2;
+            import wherry:plugin/staging@0.1.2;
+            import wherry:plugin/mounts@0.1.2;
+            import wherry:plugin/blocks@0.1.2;
         }
     ",
     world: "wherry:sdk/imports",

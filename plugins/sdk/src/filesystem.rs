@@ -58,8 +58,8 @@ pub mod bindings {
         path: "wit",
         world: "wherry:plugin/filesystem-volume",
         with: {
-            "wherry:plugin/types@0.1.1": crate::bindings::wherry::plugin::types,
-            "wherry:plugin/trouble@0.1.1": crate::bindings::wherry::plugin::trouble,
+            "wherry:plugin/types@0.1.2": crate::bindings::wherry::plugin::types,
+            "wherry:plugin/trouble@0.1.2": crate::bindings::wherry::plugin::trouble,
         },
         generate_all,
         pub_export_macro: true,

@@ -43,7 +43,7 @@ pub mod bindings {
     wit_bindgen::generate!({
         path: "wit",
         world: "wherry:plugin/mounter",
-        with: { "wherry:plugin/trouble@0.1.1": crate::bindings::wherry::plugin::trouble },
+        with: { "wherry:plugin/trouble@0.1.2": crate::bindings::wherry::plugin::trouble },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export",
@@ -61,7 +61,7 @@ pub mod expanding {
     wit_bindgen::generate!({
         path: "wit",
         world: "wherry:plugin/expanding-mounter",
-        with: { "wherry:plugin/trouble@0.1.1": crate::bindings::wherry::plugin::trouble },
+        with: { "wherry:plugin/trouble@0.1.2": crate::bindings::wherry::plugin::trouble },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export",

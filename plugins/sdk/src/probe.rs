@@ -37,7 +37,7 @@ pub mod bindings {
     wit_bindgen::generate!({
         path: "wit",
         world: "wherry:plugin/probe",
-        with: { "wherry:plugin/outcomes@0.1.1": crate::bindings::wherry::plugin::outcomes },
+        with: { "wherry:plugin/outcomes@0.1.2": crate::bindings::wherry::plugin::outcomes },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export",

@@ -7,7 +7,7 @@
 /// The package of the contract, as interfaces of it are named.
 const PACKAGE: &str = "wherry:plugin/";
 /// What plugins/wit is.
-const OURS: Version = Version(0, 1, 1);
+const OURS: Version = Version(0, 1, 2);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32, u32);
@@ -78,6 +78,7 @@ mod tests {
         for fine in [
             "wherry:plugin/log@0.1.0",
             "wherry:plugin/log@0.1.1",
+            "wherry:plugin/log@0.1.2",
             "wasi:cli/exit@0.2.6",
             "check",
         ] {
@@ -85,16 +86,16 @@ mod tests {
         }
         for (name, why) in [
             (
-                "wherry:plugin/log@0.1.2",
-                "this node has 0.1.1: update the node",
+                "wherry:plugin/log@0.1.3",
+                "this node has 0.1.2: update the node",
             ),
             (
                 "wherry:plugin/log@0.2.0",
-                "this node has 0.1.1: update the node",
+                "this node has 0.1.2: update the node",
             ),
             (
                 "wherry:plugin/log@1.0.0",
-                "this node has 0.1.1: update the node",
+                "this node has 0.1.2: update the node",
             ),
             ("wherry:plugin/log@0.0.9", "does not know any more"),
             ("wherry:plugin/log@0.1.0-rc", "does not know any more"),

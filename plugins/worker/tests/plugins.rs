@@ -323,7 +323,7 @@ async fn a_command_is_run_by_the_agent_and_only_where_granted() {
     let refused = node.host.install(without, &guest()).await.unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "plugin q imports wherry:plugin/exec@0.1.1: needs the grant exec"
+        "plugin q imports wherry:plugin/exec@0.1.2: needs the grant exec"
     );
     assert_eq!(refused.reason(), "GrantsMissing");
     // Who calls it is told why it is not there.

@@ -1,5 +1,5 @@
-//! Versions of the contract: plugins of the first one, 0.1.0, are called as ever (tests/contract holds one of each world as
-//! it was built then), and one that was built against a newer contract than this node's is refused by reason.
+//! Versions of the contract: plugins of earlier ones are called as ever (tests/contract holds one of each world as it was
+//! built against the version that brought the world), and one that was built against a newer contract than this node's is refused by reason.
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
@@ -19,7 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         };
     }
     trials![
-        plugins_of_the_first_contract_are_linked_and_called,
+        plugins_of_earlier_contracts_are_linked_and_called,
         a_plugin_of_another_contract_is_refused_by_reason,
     ]
 }
@@ -44,7 +44,7 @@ pub(crate) fn first_spec(world: &str) -> PluginSpec {
     }
 }
 
-async fn plugins_of_the_first_contract_are_linked_and_called() {
+async fn plugins_of_earlier_contracts_are_linked_and_called() {
     let node = Node::open();
     for (name, world) in [
         ("probe", World::Probe),
@@ -59,6 +59,16 @@ async fn plugins_of_the_first_contract_are_linked_and_called() {
         assert!(imports.iter().any(is_first), "{imports:?}");
         assert_eq!(node.host.world(name), Some(world));
     }
+    let expanding = "expanding-mounter";
+    let wasm = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/contract/0.1.1");
+    let wasm = wasm.join(expanding).with_extension("wasm");
+    let imports = node.host.install(first_spec(expanding), &wasm).await;
+    let imports = imports.unwrap_or_else(|error| panic!("{expanding}: {error}"));
+    assert!(
+        imports.contains(&"wherry:plugin/mounts@0.1.1".to_owned()),
+        "{imports:?}"
+    );
+    assert_eq!(node.host.world(expanding), Some(World::Mounter));
     let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
     let port = format!("--port={}", listener.local_addr().unwrap().port());
     let check = async || {
@@ -79,11 +89,11 @@ async fn a_plugin_of_another_contract_is_refused_by_reason() {
     for (version, why) in [
         (
             "0.1.9",
-            "it was built against wherry:plugin@0.1.9, and this node has 0.1.1: update the node, or build it against 0.1.1",
+            "it was built against wherry:plugin@0.1.9, and this node has 0.1.2: update the node, or build it against 0.1.2",
         ),
         (
             "0.9.0",
-            "it was built against wherry:plugin@0.9.0, and this node has 0.1.1: update the node",
+            "it was built against wherry:plugin@0.9.0, and this node has 0.1.2: update the node",
         ),
         (
             "0.0.3",
