@@ -241,11 +241,19 @@ impl FilesystemVolumes {
     /// The server has ended: another one takes what is held.
     async fn go_on(&self, ended: io::Result<()>) {
         let _turn = self.turn.lock().await;
+        // A volume that was published meanwhile has started the next server already; two instances of one volume
+        // would know nothing of each other's files.
+        let listed = self.server.list().await.unwrap_or_default();
+        let served: HashSet<_> = listed
+            .into_iter()
+            .map(|(status, _)| status.volume.id)
+            .collect();
         let held: Vec<_> = {
             let mut held = lock(&self.held);
             // Unmounted by somebody else, as the removal of a pod's directory does.
             held.retain(|id, _| mount::is_mounted(Path::new(id)).unwrap_or(false));
-            held.values().cloned().collect()
+            let lost = held.iter().filter(|(id, _)| !served.contains(*id));
+            lost.map(|(_, held)| Arc::clone(held)).collect()
         };
         if held.is_empty() {
             return;
