@@ -7,7 +7,8 @@
 //! ```
 
 mod act;
-mod check;
+pub(crate) mod check;
+mod granted;
 mod record;
 mod system;
 
@@ -30,6 +31,7 @@ use crate::{
     volume::{VolumeFailure, VolumeMounts, VolumeRequest},
 };
 
+pub(crate) use self::granted::assert_granted;
 pub use self::system::{MountCall, NodeSystem, System};
 use self::{
     act::Acts,

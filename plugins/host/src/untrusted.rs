@@ -1,6 +1,6 @@
 //! What a worker says is what guests made it say: whatever comes, the agent does not fall over, and does nothing that
-//! is not granted. The door for the fuzz target (plugins/host/fuzz), whose property the tests here check on what is near
-//! its seeds.
+//! is not granted. The doors for the fuzz targets (plugins/host/fuzz), whose properties the tests here check on what
+//! is near their seeds.
 
 use std::{
     io::Write,
@@ -9,11 +9,15 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde::Deserialize;
+use tokio::runtime::{Builder, Runtime};
 use wherry_wasm_aot::wire;
 
 use crate::{
-    Exec, Grants, PluginStats, SecretError,
+    Exec, Grants, MountAsk, PluginStats, SecretError,
     agency::Agency,
+    filesystem::{frames, protocol::FromGuest},
+    mounter,
     named::NamedHosts,
     protocol::{Answer, Ask, ExecError, FileError, ResolveError, ToAgent},
 };
@@ -56,6 +60,30 @@ fn is_refusal(answer: &Answer) -> bool {
     }
 }
 
+/// Waits for what a target does. Making a runtime each time takes longer than what is tried.
+///
+/// # Panics
+/// This machine has no more descriptors.
+#[doc(hidden)]
+pub fn run(what: impl Future<Output = ()>) {
+    thread_local! {
+        static RUNTIME: Runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("without a runtime nothing can be tried");
+    }
+    RUNTIME.with(|runtime| runtime.block_on(what));
+}
+
+/// A connection whose other side has said this and gone.
+fn spoken(bytes: &[u8]) -> Option<tokio::net::UnixStream> {
+    let (mut worker, agent) = UnixStream::pair().ok()?;
+    let bytes = &bytes[..bytes.len().min(STREAM_BYTES_MAX)];
+    worker.write_all(bytes).ok()?;
+    agent.set_nonblocking(true).ok()?;
+    tokio::net::UnixStream::from_std(agent).ok()
+}
+
 /// Takes bytes for a worker's message: answers what it asks for as to a volume's plugin without grants, and counts what
 /// it says of a call's end.
 ///
@@ -74,21 +102,54 @@ pub async fn take(bytes: &[u8]) {
 /// As [`take`].
 #[doc(hidden)]
 pub async fn take_stream(bytes: &[u8]) {
-    let bytes = &bytes[..bytes.len().min(STREAM_BYTES_MAX)];
-    let Ok((mut worker, agent)) = UnixStream::pair() else {
-        return;
-    };
-    let written = worker.write_all(bytes);
-    drop(worker);
-    if written.is_err() || agent.set_nonblocking(true).is_err() {
-        return;
-    }
-    let Ok(agent) = tokio::net::UnixStream::from_std(agent) else {
+    let Some(agent) = spoken(bytes) else {
         return;
     };
     let (_sender, mut receiver) = wire::split(agent);
     while let Ok(Some((message, _))) = receiver.receive::<ToAgent>().await {
         take_in(message).await;
+    }
+}
+
+/// Takes bytes for what a file system's worker sends to the volume server, to its end or the first that is no message.
+#[doc(hidden)]
+pub async fn take_frames(bytes: &[u8]) {
+    if let Some(worker) = spoken(bytes) {
+        let (_sender, mut receiver) = frames::split(worker);
+        while let Ok(Some(_)) = receiver.receive::<FromGuest>().await {}
+    }
+}
+
+/// Something to mount, and what of it is granted.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mounting {
+    grants: Grants,
+    #[serde(default)]
+    attributes: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    attached: Vec<String>,
+    ask: MountAsk,
+}
+
+/// Takes bytes for grants, a volume's attributes, and what a mounter asks for: what is let through is within the grants.
+///
+/// # Panics
+/// It is not: that is what the caller looks for.
+#[doc(hidden)]
+pub fn take_mounting(bytes: &[u8]) {
+    if let Ok(mounting) = serde_json::from_slice::<Mounting>(bytes) {
+        let Mounting {
+            grants,
+            attributes,
+            attached,
+            ask,
+        } = mounting;
+        let named = match grants.named_hosts {
+            true => NamedHosts::of(&attributes),
+            false => NamedHosts::default(),
+        };
+        mounter::assert_granted(&grants, &named, &attached, &ask);
     }
 }
 
@@ -129,19 +190,10 @@ mod tests {
     /// Inputs made from seeds: as many as take a few seconds.
     const NEAR_SEEDS: u32 = 4000;
 
-    fn run(future: impl Future<Output = ()>) {
-        thread_local! {
-            static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-        }
-        RUNTIME.with(|runtime| runtime.block_on(future));
-    }
-
-    /// What the fuzz target begins with, a message each.
-    fn seeds() -> Vec<Vec<u8>> {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/from_worker");
+    /// What a fuzz target begins with.
+    fn seeds_of(target: &str) -> Vec<Vec<u8>> {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds");
+        let dir = std::path::Path::new(seeds).join(target);
         let files = std::fs::read_dir(dir).expect("seeds");
         let mut paths: Vec<_> = files.flatten().map(|file| file.path()).collect();
         paths.sort();
@@ -149,6 +201,11 @@ mod tests {
             .iter()
             .map(|path| std::fs::read(path).expect("a seed"));
         seeds.collect()
+    }
+
+    /// Those of messages, one each.
+    fn seeds() -> Vec<Vec<u8>> {
+        seeds_of("from_worker")
     }
 
     fn seeds_once() -> &'static [Vec<u8>] {
@@ -257,6 +314,57 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_has_a_seed_to_be_mounted_is_granted() {
+        let (grants, named) = (Grants::default(), NamedHosts::default());
+        for seed in seeds_of("mounting") {
+            let mounting: Mounting =
+                serde_json::from_slice(&seed).expect("grants and what is asked for");
+            take_mounting(&seed);
+            let hosts = mounter::check::Hosts {
+                grants: &mounting.grants,
+                named: &NamedHosts::of(&mounting.attributes),
+            };
+            let none = mounter::check::Hosts {
+                grants: &grants,
+                named: &named,
+            };
+            let is_let_through = |hosts: &mounter::check::Hosts<'_>| match &mounting.ask {
+                MountAsk::Mount {
+                    kind,
+                    source,
+                    options,
+                } => mounter::check::mount(kind, source, options, hosts, &mounting.attached, false)
+                    .map(|_| ()),
+                MountAsk::Attach { kind, parameters } => {
+                    mounter::check::device(kind, parameters, hosts).map(|_| ())
+                }
+                _ => Ok(()),
+            };
+            assert_eq!(is_let_through(&hosts), Ok(()), "{mounting:?}");
+            assert!(is_let_through(&none).is_err(), "{mounting:?}");
+        }
+    }
+
+    #[test]
+    fn frames_have_seeds_that_are_messages_to_their_end() {
+        for seed in seeds_of("frames") {
+            run(async {
+                let (_sender, mut receiver) = frames::split(spoken(&seed).expect("a connection"));
+                let mut taken = 0;
+                while receiver
+                    .receive::<FromGuest>()
+                    .await
+                    .expect("a message")
+                    .is_some()
+                {
+                    taken += 1;
+                }
+                assert!(taken > 0);
+            });
+        }
+    }
+
     fn ask() -> impl Strategy<Value = Ask> {
         let words = || prop::collection::vec(any::<String>(), 0..4);
         let pairs = || prop::collection::vec((any::<String>(), any::<String>()), 0..3);
@@ -304,6 +412,16 @@ mod tests {
         ) {
             let seeds = seeds_once();
             run(take(&spoiled(seed.get(seeds).clone(), &how, seeds)));
+        }
+
+        #[test]
+        fn what_is_near_a_mount_is_granted_or_refused(
+            seed in any::<prop::sample::Index>(),
+            how in prop::collection::vec(spoil(), 1..6),
+        ) {
+            static SEEDS: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
+            let seeds = SEEDS.get_or_init(|| seeds_of("mounting"));
+            take_mounting(&spoiled(seed.get(seeds).clone(), &how, seeds));
         }
 
         #[test]

@@ -418,7 +418,7 @@ fn words<'b>(words: impl IntoIterator<Item = &'b str>) -> Vec<String> {
 }
 
 /// A mount as the kernel is told, with the addresses that names stand for.
-fn in_kernels_words(allowed: &Allowed, addresses: &[IpAddr]) -> MountCall {
+pub(super) fn in_kernels_words(allowed: &Allowed, addresses: &[IpAddr]) -> MountCall {
     let mut data: Vec<_> = allowed
         .options
         .iter()
@@ -450,7 +450,7 @@ fn in_kernels_words(allowed: &Allowed, addresses: &[IpAddr]) -> MountCall {
     }
 }
 
-fn gluster(allowed: &Allowed, target: &str) -> Vec<String> {
+pub(super) fn gluster(allowed: &Allowed, target: &str) -> Vec<String> {
     let path = allowed.source.split_once(":/").map_or("", |(_, path)| path);
     let mut arguments = Vec::new();
     for (host, _) in &allowed.hosts {

@@ -64,6 +64,9 @@ const NFS_OPTIONS: &[&str] = &[
     "local_lock",
 ];
 
+/// Of those, the ones that lead to another port of the same host.
+const PORT_OPTIONS: [&str; 2] = ["port", "mountport"];
+
 const KINDS: &[Kind] = &[
     Kind {
         name: "nfs",
@@ -272,8 +275,13 @@ pub(crate) fn mount(
         }
         SourceKind::Device => {}
         SourceKind::Nothing => known.name.clone_into(&mut allowed.source),
-        SourceKind::Host(port) | SourceKind::Hosts(port) => {
+        SourceKind::Host(default) | SourceKind::Hosts(default) => {
             let bad = || invalid(format!("source {source:?}: not host:/path"));
+            let asked = options.iter().find(|(name, _)| name == "port");
+            let default = asked.map_or(Ok(default), |(_, port)| port.parse());
+            let Ok(default) = default else {
+                return invalid("option \"port\": no port".into());
+            };
             let Some((names, path)) = source.split_once(":/") else {
                 return bad();
             };
@@ -285,9 +293,13 @@ pub(crate) fn mount(
                 _ => vec![names],
             };
             for name in names {
-                let Some((host, port)) = host_and_port(name, port) else {
+                let Some((host, port)) = host_and_port(name, default) else {
                     return bad();
                 };
+                // Nothing would tell the kernel or the program: it would go to the port that all have.
+                if matches!(known.source, SourceKind::Host(_)) && port != default {
+                    return invalid(format!("source {source:?}: {kind} is given no port there"));
+                }
                 hosts.allow(&host, port)?;
                 allowed.hosts.push((host, port));
             }
@@ -309,6 +321,14 @@ pub(crate) fn mount(
                 flag => allowed.flags.push(flag),
             }
         } else if known.options.contains(&name.as_str()) {
+            if PORT_OPTIONS.contains(&name.as_str()) {
+                let Ok(port) = value.parse() else {
+                    return invalid(format!("option {name:?}: no port"));
+                };
+                for (host, _) in &allowed.hosts {
+                    hosts.allow(host, port)?;
+                }
+            }
             allowed.options.push((name.clone(), value.clone()));
         } else {
             return invalid(format!("option {name:?}: not one that {kind} may be given"));

@@ -2,7 +2,14 @@ use super::*;
 
 fn grants() -> Grants {
     Grants {
-        hosts: vec!["10.0.0.1".into(), "*.storage.example".into()],
+        hosts: [
+            "10.0.0.1",
+            "10.0.0.3:2049",
+            "10.0.0.4:20490",
+            "*.storage.example",
+        ]
+        .map(Into::into)
+        .into(),
         mount_types: ["nfs4", "ceph", "ext4", "tmpfs", "glusterfs"]
             .map(Into::into)
             .into(),
@@ -50,6 +57,7 @@ fn a_mount_is_what_is_granted_and_no_other() {
             hosts: vec![("10.0.0.1".into(), 2049)],
         })
     );
+    assert!(try_mount("nfs4", "10.0.0.4:/x", &[("port", "20490")]).is_ok());
     assert!(try_mount("ext4", "/dev/loop7", &[("noatime", "")]).is_ok());
     assert!(try_mount("tmpfs", "anything", &[("size", "1m")]).is_ok());
     assert!(
@@ -134,6 +142,25 @@ fn a_mount_is_what_is_granted_and_no_other() {
             "not one that nfs4 may be given",
         ),
         ("nfs4", "10.0.0.1:/x", &[("ro", "no")], "has no value"),
+        ("nfs4", "10.0.0.1:111:/x", &[], "is given no port there"),
+        (
+            "nfs4",
+            "10.0.0.1:/x",
+            &[("port", "x")],
+            "option \"port\": no port",
+        ),
+        (
+            "nfs4",
+            "10.0.0.3:/x",
+            &[("port", "111")],
+            "10.0.0.3:111 needs the grant hosts",
+        ),
+        (
+            "nfs4",
+            "10.0.0.3:/x",
+            &[("mountport", "111")],
+            "10.0.0.3:111 needs the grant hosts",
+        ),
         (
             "ext4",
             "/dev/loop7",
