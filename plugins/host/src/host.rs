@@ -15,6 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, watch},
     time::{sleep, timeout, timeout_at},
 };
@@ -32,6 +33,7 @@ use crate::{
     protocol::{Call, Ended, Fault, Linked, LogLevel, Outcome, Said, Verdict, World},
     stats,
     supervisor::{CallNews, LoadError, Supervisor, Worker},
+    thread::OwnThread,
 };
 
 /// A worker that has not answered this long after a call's time is up hangs, and is ended.
@@ -180,6 +182,7 @@ pub struct PluginHost {
     pub(crate) config: HostConfig,
     aot: Aot,
     supervisor: Supervisor,
+    thread: OwnThread,
     installed: Mutex<HashMap<String, Arc<Installed>>>,
     pub(crate) builtins: Builtins,
     /// Of file systems, which are called by another process.
@@ -212,6 +215,7 @@ impl PluginHost {
             config,
             aot,
             supervisor: Supervisor::default(),
+            thread: OwnThread::default(),
             installed: Mutex::default(),
             builtins: Builtins::default(),
             counted: Mutex::default(),
@@ -281,8 +285,7 @@ impl PluginHost {
             directory: compiled.directory,
             linked,
             instances: Semaphore::new(instances),
-            is_builtin: wherry_plugin_embedded::find(&spec.name)
-                .is_some_and(|builtin| builtin.digest == spec.digest),
+            is_builtin: is_builtin(&spec),
             seen: Mutex::default(),
             spec,
         }))
@@ -299,14 +302,17 @@ impl PluginHost {
             if attempt > 0 {
                 sleep(Duration::from_millis(300)).await;
             }
-            let worker = match self.supervisor.worker(&self.config).await {
+            let worker = match self.worker().await {
                 Ok(worker) => worker,
                 Err(why) => {
                     trouble = why;
                     continue;
                 }
             };
-            match worker.load(number, spec.limits, directory).await {
+            match worker
+                .load(number, (spec.limits, is_builtin(spec)), directory)
+                .await
+            {
                 Ok(Some(linked)) => return Ok(linked),
                 // The number is new: nobody has loaded it.
                 Ok(None) => trouble = "loaded already".into(),
@@ -395,6 +401,16 @@ impl PluginHost {
             }
         }
         stats::render(&all, self.supervisor.restarts())
+    }
+
+    /// Where checks are best awaited: on the thread that has the worker's connection.
+    pub fn runtime(&self) -> Option<Handle> {
+        self.thread.runtime()
+    }
+
+    async fn worker(&self) -> Result<Arc<Worker>, String> {
+        let runtime = || self.thread.runtime();
+        self.supervisor.worker(&self.config, runtime).await
     }
 
     /// How long the worker is not started again, having ended too often.
@@ -531,11 +547,15 @@ impl PluginHost {
     ) -> Ended {
         let time = call.timeout;
         let lost = |why: String| fault(Fault::WorkerLost(why));
-        let worker = match self.supervisor.worker(&self.config).await {
+        let worker = match self.worker().await {
             Ok(worker) => worker,
             Err(why) => return lost(why),
         };
-        let loaded = worker.load(plugin.number, plugin.spec.limits, &plugin.directory);
+        let loaded = worker.load(
+            plugin.number,
+            (plugin.spec.limits, plugin.is_builtin),
+            &plugin.directory,
+        );
         match loaded.await {
             Ok(_) => {}
             Err(LoadError::Lost(why) | LoadError::Refused(why)) => return lost(why),
@@ -576,6 +596,12 @@ impl PluginHost {
             }
         }
     }
+}
+
+/// Whether a plugin is the one that the program came with.
+fn is_builtin(spec: &PluginSpec) -> bool {
+    let builtin = wherry_plugin_embedded::find(&spec.name);
+    builtin.is_some_and(|builtin| builtin.digest == spec.digest)
 }
 
 pub(crate) fn fault(fault: Fault) -> Ended {

@@ -11,6 +11,7 @@
 //!                 └── PluginHost    built-in and installed plugins, failure policies, what is set apart, counters
 //!                        │ agency.rs       what calls ask for, and whether that is granted
 //!                        │ supervisor.rs   one worker process, started again with back-off
+//!                        │ thread.rs       where its connection and checks are awaited
 //!                        ▼ protocol
 //!                     wherry plugin-worker (plugins/worker)
 //! ```
@@ -32,6 +33,7 @@ mod prober;
 pub mod protocol;
 mod stats;
 mod supervisor;
+mod thread;
 #[doc(hidden)]
 pub mod untrusted;
 pub mod volume;
@@ -39,6 +41,7 @@ pub mod volume;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 pub use apart::Apart;
 pub use cgroup::end_processes;
@@ -167,6 +170,11 @@ pub trait Exec: Send + Sync {
 pub trait Prober: Send + Sync + 'static {
     /// Makes one check. Answers within the request's time-out.
     async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome;
+
+    /// Where its checks are best awaited, if that makes a difference.
+    fn runtime(&self) -> Option<Handle> {
+        None
+    }
 
     /// What it has counted, in Prometheus' text format.
     fn metrics(&self) -> String {

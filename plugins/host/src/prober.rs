@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use crate::{Exec, PluginHost, ProbeAction, ProbeOutcome, ProbeRequest, ProbeTarget, Prober};
 
@@ -93,6 +94,10 @@ impl Prober for PluginProber {
         self.plugins
             .check(plugin, &arguments, &target, request.timeout, exec)
             .await
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.plugins.runtime()
     }
 
     fn metrics(&self) -> String {

@@ -37,6 +37,8 @@ pub enum ToWorker {
         plugin: u64,
         /// What one call may use.
         limits: Limits,
+        /// Its instances may be called again.
+        keeps_instances: bool,
     },
     /// Forgets a plugin; calls under way go on.
     Unload {

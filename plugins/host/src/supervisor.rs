@@ -2,8 +2,9 @@
 //! that grows until it has lived for a while.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
+    future::poll_fn,
     io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -11,14 +12,17 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Poll, Waker},
     time::Duration,
 };
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use wherry_wasm_aot::{child, wire};
 
@@ -41,8 +45,7 @@ const LIVED: Duration = Duration::from_secs(60);
 /// Messages that wait to be written to the worker.
 const MESSAGES_MAX: usize = 256;
 
-/// News of a call that wait for the agent: a question and, should the agent be late, the end, which finds room behind
-/// a worker's progress because that comes once a second at most.
+/// News of a call that wait for the agent. Of a worker that tells more, the rest is not heard but for the end.
 const NEWS_MAX: usize = 64;
 
 /// News of a call.
@@ -53,9 +56,17 @@ pub(crate) enum CallNews {
     Ended(Box<Ended>),
 }
 
+/// What has come of a call and nobody has heard yet. A channel for each call costs more than most calls.
+#[derive(Default)]
+struct Unheard {
+    news: VecDeque<CallNews>,
+    has_ended: bool,
+    hearer: Option<Waker>,
+}
+
 #[derive(Default)]
 struct Waiting {
-    calls: HashMap<u64, mpsc::Sender<CallNews>>,
+    calls: HashMap<u64, Unheard>,
     loads: HashMap<u64, oneshot::Sender<Result<Linked, String>>>,
     is_closed: bool,
 }
@@ -78,17 +89,13 @@ pub(crate) struct Worker {
 pub(crate) struct Pending {
     worker: Arc<Worker>,
     call: u64,
-    news: mpsc::Receiver<CallNews>,
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Still there: it has not ended, and nobody will ask any more.
-        if lock(&self.worker.waiting)
-            .calls
-            .remove(&self.call)
-            .is_some()
-        {
+        let unheard = lock(&self.worker.waiting).calls.remove(&self.call);
+        // It has not ended, and nobody will ask any more.
+        if unheard.is_some_and(|unheard| !unheard.has_ended) {
             let cancel = ToWorker::Cancel { call: self.call };
             // Should the queue be full, the call ends by its own time-out.
             let _ = self.worker.messages.try_send((cancel, None));
@@ -99,7 +106,20 @@ impl Drop for Pending {
 impl Pending {
     /// What the call asks, or how it ended; `None` when the worker is gone.
     pub(crate) async fn next(&mut self) -> Option<CallNews> {
-        self.news.recv().await
+        poll_fn(|context| {
+            let mut waiting = lock(&self.worker.waiting);
+            let Some(unheard) = waiting.calls.get_mut(&self.call) else {
+                return Poll::Ready(None);
+            };
+            match unheard.news.pop_front() {
+                Some(news) => Poll::Ready(Some(news)),
+                None => {
+                    unheard.hearer = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
     pub(crate) async fn answer(&self, answer: Answer) {
@@ -155,18 +175,19 @@ impl Worker {
         });
         // Calls can be dropped anywhere, and half a message would be the connection's end.
         tokio::spawn(async move {
-            while let Some((message, descriptor)) = queue.recv().await {
-                let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-                if sender.send(&message, &descriptors).await.is_err() {
+            let mut messages = Vec::new();
+            while queue.recv_many(&mut messages, MESSAGES_MAX).await > 0 {
+                if send(&sender, &messages).await.is_err() {
                     break;
                 }
+                messages.clear();
             }
         });
         let weak = Arc::downgrade(&worker);
         tokio::spawn(async move {
             while let Ok(Some((message, _))) = receiver.receive::<ToAgent>().await {
                 let Some(worker) = weak.upgrade() else { break };
-                worker.take_in(message).await;
+                worker.take_in(message);
             }
             if let Some(worker) = weak.upgrade() {
                 worker.close();
@@ -183,7 +204,7 @@ impl Worker {
         Ok(worker)
     }
 
-    async fn take_in(&self, message: ToAgent) {
+    fn take_in(&self, message: ToAgent) {
         match message {
             ToAgent::Ready(_) => {}
             ToAgent::Loaded { plugin, result } => {
@@ -192,34 +213,40 @@ impl Worker {
                     let _ = waiting.send(result);
                 }
             }
-            ToAgent::Ask { call, ask } => {
-                let waiting = lock(&self.waiting).calls.get(&call).cloned();
-                if let Some(waiting) = waiting {
-                    // A call asks one thing at a time: there is room.
-                    let _ = waiting.try_send(CallNews::Ask(ask));
-                }
-            }
+            ToAgent::Ask { call, ask } => self.tell(call, CallNews::Ask(ask)),
             ToAgent::Progress { call, done, total } => {
-                let waiting = lock(&self.waiting).calls.get(&call).cloned();
-                if let Some(waiting) = waiting {
-                    // Somebody who has no time for it will hear of the next.
-                    let _ = waiting.try_send(CallNews::Progress(done, total));
-                }
+                self.tell(call, CallNews::Progress(done, total));
             }
-            ToAgent::Ended { call, ended } => {
-                let waiting = lock(&self.waiting).calls.remove(&call);
-                if let Some(waiting) = waiting {
-                    let _ = waiting.try_send(CallNews::Ended(ended));
-                }
-            }
+            ToAgent::Ended { call, ended } => self.tell(call, CallNews::Ended(ended)),
+        }
+    }
+
+    fn tell(&self, call: u64, news: CallNews) {
+        let mut waiting = lock(&self.waiting);
+        let Some(unheard) = waiting.calls.get_mut(&call) else {
+            return;
+        };
+        let is_end = matches!(news, CallNews::Ended(_));
+        if unheard.has_ended || (unheard.news.len() >= NEWS_MAX && !is_end) {
+            return;
+        }
+        unheard.has_ended = is_end;
+        unheard.news.push_back(news);
+        let hearer = unheard.hearer.take();
+        drop(waiting);
+        if let Some(hearer) = hearer {
+            hearer.wake();
         }
     }
 
     fn close(&self) {
         let mut waiting = lock(&self.waiting);
         waiting.is_closed = true;
-        waiting.calls.clear();
+        let calls = std::mem::take(&mut waiting.calls);
         waiting.loads.clear();
+        drop(waiting);
+        let hearers = calls.into_values().filter_map(|unheard| unheard.hearer);
+        hearers.for_each(Waker::wake);
     }
 
     fn is_closed(&self) -> bool {
@@ -247,7 +274,7 @@ impl Worker {
     pub(crate) async fn load(
         &self,
         plugin: u64,
-        limits: Limits,
+        (limits, keeps_instances): (Limits, bool),
         directory: &Path,
     ) -> Result<Option<Linked>, LoadError> {
         let mut loaded = self.loaded.lock().await;
@@ -264,7 +291,11 @@ impl Worker {
             }
             waiting.loads.insert(plugin, sender);
         }
-        let message = ToWorker::Load { plugin, limits };
+        let message = ToWorker::Load {
+            plugin,
+            limits,
+            keeps_instances,
+        };
         let _ = self.messages.send((message, Some(descriptor.into()))).await;
         match timeout(LOAD_TIMEOUT, receiver).await {
             Ok(Ok(Ok(linked))) => {
@@ -296,23 +327,38 @@ impl Worker {
         descriptor: Option<OwnedFd>,
     ) -> Option<Pending> {
         call.call = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let (sender, news) = mpsc::channel(NEWS_MAX);
         {
             let mut waiting = lock(&self.waiting);
             if waiting.is_closed {
                 return None;
             }
-            waiting.calls.insert(call.call, sender);
+            waiting.calls.insert(call.call, Unheard::default());
         }
         let pending = Pending {
             worker: Arc::clone(self),
             call: call.call,
-            news,
         };
         let message = ToWorker::Call(Box::new(call));
         self.messages.send((message, descriptor)).await.ok()?;
         Some(pending)
     }
+}
+
+/// Sends messages in order, those without descriptors together.
+async fn send(sender: &wire::Sender, messages: &[(ToWorker, Option<OwnedFd>)]) -> io::Result<()> {
+    for run in messages.chunk_by(|(_, one), (_, next)| one.is_none() && next.is_none()) {
+        match run {
+            [(message, Some(descriptor))] => {
+                sender.send(message, &[descriptor.as_fd()]).await?;
+            }
+            run => {
+                sender
+                    .send_all(run.iter().map(|(message, _)| message))
+                    .await?
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A plugin could not be made known to a worker.
@@ -338,11 +384,15 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// The worker, started if there is none.
+    /// The worker, started if there is none, with its connection on `runtime` should that be there.
     ///
     /// # Errors
     /// It cannot be started, or must not yet be started again.
-    pub(crate) async fn worker(&self, config: &HostConfig) -> Result<Arc<Worker>, String> {
+    pub(crate) async fn worker(
+        &self,
+        config: &HostConfig,
+        runtime: impl FnOnce() -> Option<Handle>,
+    ) -> Result<Arc<Worker>, String> {
         let mut now = self.now.lock().await;
         if let Some(worker) = &now.worker {
             if !worker.is_closed() {
@@ -365,7 +415,11 @@ impl Supervisor {
                 return Err(format!("ended; started again in {} ms", wait.as_millis()));
             }
         }
-        match Worker::start(config).await {
+        let (runtime, config) = (runtime().unwrap_or_else(Handle::current), config.clone());
+        let start = async move { Worker::start(&config).await };
+        // Whoever asked may go away meanwhile, and a worker that nobody has ends with its connection.
+        let started = AbortOnDropHandle::new(runtime.spawn(start)).await;
+        match started.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(worker) => {
                 now.worker = Some(Arc::clone(&worker));
                 Ok(worker)

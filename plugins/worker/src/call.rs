@@ -9,13 +9,14 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
-use tokio::time::timeout;
+use tokio::time::Instant;
 use wasmtime::Store;
 use wherry_plugin_host::protocol::{self, Call, Ended, Fault, Limits, Said};
 
 use crate::{
     bindings::wherry::plugin::outcomes::{Outcome, ProbeError, Verdict},
     confine::reserve,
+    deadlines::Deadlines,
     limits::{Limiter, MemoryExceeded},
     plugin::{Plugin, Pre},
     populate,
@@ -72,30 +73,40 @@ pub(crate) async fn run(
     plugin: &Plugin,
     call: Call,
     descriptor: Option<OwnedFd>,
-    roots: Arc<NodeRoots>,
+    shared: (Arc<NodeRoots>, Arc<Deadlines>),
     agent: Agent,
 ) -> Ended {
     let limits = plugin.limits;
     let time = call.timeout.min(limits.wall_time_max);
-    let mut state = State::new(
-        call.target,
-        time,
-        Limiter::new(limits.memory_bytes_max),
-        roots,
-        agent,
-    );
+    let deadlines = Arc::clone(&shared.1);
     let volume = call.volume.map(|volume| *volume);
     let expand = volume.as_ref().and_then(|volume| volume.expand);
-    state.volume = volume.map(|volume| populate::Volume::new(volume, descriptor));
-    let mut store = Store::new(&plugin.engine, state);
-    store.limiter(|state| &mut state.limiter);
-    store.epoch_deadline_async_yield_and_update(1);
+    let (mut store, mut kept) = match plugin.kept.take() {
+        Some((mut store, instance)) => {
+            store.data_mut().begin_again(call.target, time, agent);
+            (store, Some(instance))
+        }
+        None => {
+            let limiter = Limiter::new(limits.memory_bytes_max);
+            let mut state = State::new(call.target, time, limiter, shared, Some(agent));
+            state.volume = volume.map(|volume| populate::Volume::new(volume, descriptor));
+            let mut store = Store::new(&plugin.engine, state);
+            store.limiter(|state| &mut state.limiter);
+            store.epoch_deadline_async_yield_and_update(1);
+            (store, None)
+        }
+    };
     store.set_epoch_deadline(1);
+    let mut called = None;
     let guest = async {
         match &plugin.pre {
             Pre::Probe(pre) => {
-                let instance = pre.instantiate_async(&mut store).await?;
+                let instance = match kept.take() {
+                    Some(instance) => instance,
+                    None => pre.instantiate_async(&mut store).await?,
+                };
                 let said = instance.call_check(&mut store, &call.arguments).await?;
+                called = Some(instance);
                 Ok(said.map(outcome).map_err(declared))
             }
             Pre::Populator(pre) => {
@@ -128,25 +139,30 @@ pub(crate) async fn run(
         }
     };
     let mut metered = Metered::new(guest, limits.cpu_time_max);
-    let result = match timeout(time + reserve(time), &mut metered).await {
-        Ok(Ok(Ok(said))) => said,
-        Ok(Ok(Err(error))) => Err(fault(&error, limits)),
-        Ok(Err(Exceeded)) => Err(Fault::CpuTimeExceeded {
+    let end = Instant::now() + time + reserve(time);
+    let result = match deadlines.within(end, &mut metered).await {
+        Some(Ok(Ok(said))) => said,
+        Some(Ok(Err(error))) => Err(fault(&error, limits)),
+        Some(Err(Exceeded)) => Err(Fault::CpuTimeExceeded {
             max: limits.cpu_time_max,
         }),
-        Err(_) => Err(Fault::TimedOut { after: time }),
+        None => Err(Fault::TimedOut { after: time }),
     };
     let cpu_time = metered.spent;
     drop(metered);
-    let state = store.into_data();
-    Ended {
+    let state = store.data_mut();
+    let ended = Ended {
         result,
         cpu_time,
         memory_bytes_peak: state.limiter.bytes(),
-        log: state.log,
+        log: std::mem::take(&mut state.log),
         log_dropped: state.log_dropped,
-        denied: state.denied.map(protocol::cut),
+        denied: state.denied.take().map(protocol::cut),
+    };
+    if let Some(instance) = called {
+        plugin.kept.put(store, instance);
     }
+    ended
 }
 
 fn outcome(outcome: Outcome) -> Said {

@@ -35,6 +35,7 @@ use wherry_wasm_aot::wire;
 pub(crate) use self::blocks::Kept;
 use crate::{
     THREADS,
+    deadlines::Deadlines,
     plugin::{self, Plugin},
     prepare,
     ticker::Ticker,
@@ -66,6 +67,7 @@ struct Volume {
 struct Shared {
     plugin: Plugin,
     roots: Arc<NodeRoots>,
+    deadlines: Arc<Deadlines>,
     ticker: Ticker,
     sender: mpsc::Sender<(FromGuest, Vec<u8>)>,
 }
@@ -129,6 +131,7 @@ fn serve(server: OwnedFd, plugin: Plugin, roots: NodeRoots, engine: Engine) -> i
         let shared = Shared {
             plugin,
             roots: Arc::new(roots),
+            deadlines: Deadlines::start(),
             ticker: Ticker::start(vec![engine])?,
             sender: queue,
         };

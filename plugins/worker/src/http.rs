@@ -10,12 +10,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    task::AbortHandle,
-    time::timeout_at,
-};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
 use wasmtime::component::Resource;
 
@@ -24,6 +21,7 @@ use crate::{
         Host, HostDownload, HttpError, Request, Response, Scheme, Version,
     },
     confine::{ConnectError, address},
+    http1 as plain,
     state::State,
     tcp::CONNECTIONS_MAX,
     tls,
@@ -46,18 +44,27 @@ impl From<ConnectError> for HttpError {
 
 impl Host for State {
     async fn send(&mut self, request: Request) -> wasmtime::Result<Result<Response, HttpError>> {
-        let (name, deadline) = (address(&request.host, request.port), self.io_deadline());
+        let name = address(&request.host, request.port);
         let wanted = (request.body_bytes_max as usize).min(BODY_BYTES_MAX);
-        let (response, driver) = match self.begin(request).await? {
+        let prepared = match prepare(&request, &name) {
+            Ok(prepared) => prepared,
+            Err(why) => return Ok(Err(HttpError::InvalidRequest(why))),
+        };
+        let is_http1 = (request.scheme, request.version) == (Scheme::Http, Version::Http1);
+        if is_http1 && plain::is_plain(&prepared, &request.body) {
+            return self.send_plain(&request, &prepared, wanted).await;
+        }
+        let (response, driver) = match self.begin(request, prepared).await? {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(error)),
         };
-        let received = timeout_at(deadline, receive(response, wanted)).await;
+        let received = receive(response, wanted);
+        let received = self.deadlines.within(self.io_deadline(), received).await;
         drop(driver);
         Ok(match received {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(failure(&name, &error)),
-            Err(_) => Err(HttpError::Timeout(format!("{name}: time is up"))),
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(error)) => Err(failure(&name, &error)),
+            None => Err(time_is_up(&name)),
         })
     }
 }
@@ -72,7 +79,11 @@ impl HostDownload for State {
             let why = format!("{name}: {CONNECTIONS_MAX} connections are open");
             return Ok(Err(HttpError::Other(why)));
         }
-        let (response, driver) = match self.begin(request).await? {
+        let prepared = match prepare(&request, &name) {
+            Ok(prepared) => prepared,
+            Err(why) => return Ok(Err(HttpError::InvalidRequest(why))),
+        };
+        let (response, driver) = match self.begin(request, prepared).await? {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(error)),
         };
@@ -104,18 +115,15 @@ impl HostDownload for State {
         download: Resource<Download>,
         max: u32,
     ) -> wasmtime::Result<Result<Vec<u8>, HttpError>> {
-        let deadline = self.io_deadline();
+        let (deadlines, deadline) = self.deadline();
         let download = self.table.get_mut(&download)?;
         let max = (max as usize).clamp(1, BODY_BYTES_MAX);
         while download.rest.is_empty() {
-            match timeout_at(deadline, download.body.frame()).await {
-                Ok(Some(Ok(frame))) => download.rest = frame.into_data().unwrap_or_default(),
-                Ok(None) => return Ok(Ok(Vec::new())),
-                Ok(Some(Err(error))) => return Ok(Err(failure(&download.name, &error))),
-                Err(_) => {
-                    let why = format!("{}: time is up", download.name);
-                    return Ok(Err(HttpError::Timeout(why)));
-                }
+            match deadlines.within(deadline, download.body.frame()).await {
+                Some(Some(Ok(frame))) => download.rest = frame.into_data().unwrap_or_default(),
+                Some(None) => return Ok(Ok(Vec::new())),
+                Some(Some(Err(error))) => return Ok(Err(failure(&download.name, &error))),
+                None => return Ok(Err(time_is_up(&download.name))),
             }
         }
         let length = download.rest.len().min(max);
@@ -129,17 +137,53 @@ impl HostDownload for State {
     }
 }
 
+fn time_is_up(name: &str) -> HttpError {
+    HttpError::Timeout(format!("{name}: time is up"))
+}
+
 impl State {
+    /// Sends a request without a body, and waits for the answer.
+    async fn send_plain(
+        &mut self,
+        request: &Request,
+        prepared: &HyperRequest<Full<Bytes>>,
+        wanted: usize,
+    ) -> wasmtime::Result<Result<Response, HttpError>> {
+        let head = plain::head(prepared);
+        let connected = self.connect_with(&request.host, request.port, &head);
+        let (mut stream, sent) = match connected.await? {
+            Ok(connected) => connected,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let exchange = async {
+            stream.write_all(&head[sent..]).await?;
+            plain::receive(&mut stream, prepared.method(), wanted).await
+        };
+        let answer = self.deadlines.within(self.io_deadline(), exchange).await;
+        let name = || address(&request.host, request.port);
+        Ok(match answer {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(plain::Trouble::Malformed(why))) => {
+                Err(HttpError::MalformedResponse(format!("{}: {why}", name())))
+            }
+            Some(Err(plain::Trouble::Closed)) => {
+                let why = "connection closed before message completed";
+                Err(HttpError::ConnectionClosed(format!("{}: {why}", name())))
+            }
+            Some(Err(plain::Trouble::Io(_, why))) => {
+                Err(HttpError::Other(format!("{}: {why}", name())))
+            }
+            None => Err(time_is_up(&name())),
+        })
+    }
+
     /// Sends a request, and waits for the head of the answer.
     async fn begin(
         &mut self,
         request: Request,
+        prepared: HyperRequest<Full<Bytes>>,
     ) -> wasmtime::Result<Result<(HyperResponse<Incoming>, Driver), HttpError>> {
         let name = address(&request.host, request.port);
-        let prepared = match prepare(&request, &name) {
-            Ok(prepared) => prepared,
-            Err(why) => return Ok(Err(HttpError::InvalidRequest(why))),
-        };
         let stream = match self.connect(&request.host, request.port).await? {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error.into())),
@@ -165,10 +209,8 @@ impl State {
                 }
             }
         };
-        Ok(match timeout_at(self.io_deadline(), exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(HttpError::Timeout(format!("{name}: time is up"))),
-        })
+        let answer = self.deadlines.within(self.io_deadline(), exchange).await;
+        Ok(answer.unwrap_or_else(|| Err(time_is_up(&name))))
     }
 }
 
@@ -220,13 +262,7 @@ pub struct Download {
 }
 
 /// The task that drives a connection, which ends with the call.
-struct Driver(AbortHandle);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+type Driver = AbortOnDropHandle<Result<(), hyper::Error>>;
 
 async fn exchange<S>(
     stream: S,
@@ -242,7 +278,7 @@ where
     match request.version {
         Version::Http1 => {
             let (mut sender, connection) = http1::handshake(stream).await.map_err(trouble)?;
-            let driver = Driver(tokio::spawn(connection).abort_handle());
+            let driver = Driver::new(tokio::spawn(connection));
             let response = sender.send_request(prepared).await.map_err(trouble)?;
             Ok((response, driver))
         }
@@ -250,7 +286,7 @@ where
             let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream)
                 .await
                 .map_err(trouble)?;
-            let driver = Driver(tokio::spawn(connection).abort_handle());
+            let driver = Driver::new(tokio::spawn(connection));
             let response = sender.send_request(prepared).await.map_err(trouble)?;
             Ok((response, driver))
         }

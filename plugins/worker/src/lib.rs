@@ -2,9 +2,9 @@
 //! as stdin.
 //!
 //! ```text
-//!  agent ── protocol ──▶ serve.rs ── one task per call ──▶ call.rs    a fresh instance, metered
+//!  agent ── protocol ──▶ serve.rs ── one task per call ──▶ call.rs    a fresh instance or a kept one, metered
 //!                           │                                │ state.rs   what the guest imports
-//!                           ▼                                ├ http.rs, tcp.rs   connections from the node
+//!                           ▼                                ├ http.rs, http1.rs, tcp.rs   connections from the node
 //!                           │                                ├ populate.rs   volumes, and the directory they are written to
 //!                        plugin.rs   linked components       └ confine.rs   to the pod, or where the agent says
 //! ```
@@ -19,8 +19,12 @@ mod bindings;
 mod call;
 mod confine;
 mod contract;
+mod deadlines;
 mod filesystem;
+mod heavy;
 mod http;
+mod http1;
+mod kept;
 mod limits;
 mod mounter;
 mod plugin;
@@ -54,8 +58,9 @@ const AUTHORITIES: [&str; 3] = [
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 ];
-/// Calls about volumes run on these, as they may compute for minutes. All others run where messages arrive: handing a
-/// check to another thread costs more than the check. Guests give way to one another at every tick on either.
+/// Calls about volumes run on these, as they may compute for minutes. Checks begin where messages arrive, as handing one
+/// to another thread costs more than the check, and go on here when they compute for long (heavy.rs). Guests give way to
+/// one another at every tick on either.
 const THREADS: usize = 2;
 
 /// Runs a worker: for calls, or with the argument `filesystem` for file systems.

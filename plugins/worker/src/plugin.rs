@@ -18,6 +18,7 @@ use crate::{
         populator::{Populator, PopulatorPre},
     },
     contract,
+    kept::Kept,
     state::State,
 };
 
@@ -26,6 +27,7 @@ pub(crate) struct Plugin {
     pub(crate) engine: Engine,
     pub(crate) pre: Pre,
     pub(crate) limits: Limits,
+    pub(crate) kept: Kept,
 }
 
 /// By its world.
@@ -90,6 +92,7 @@ pub(crate) fn load(
             engine,
             pre,
             limits,
+            kept: Kept::default(),
         },
         Linked { imports, world },
     ))

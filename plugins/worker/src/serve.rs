@@ -9,16 +9,21 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, oneshot},
     task::AbortHandle,
 };
 use wasmtime::Engine;
-use wherry_plugin_host::protocol::{Answer, Call, Ended, Fault, Limits, Linked, ToAgent, ToWorker};
+use wherry_plugin_host::protocol::{
+    Answer, Ask, Call, Ended, Fault, Limits, Linked, ToAgent, ToWorker,
+};
 use wherry_wasm_aot::wire;
 use wherry_wasm_engine::plugin as sandbox;
 
 use crate::{
     call,
+    deadlines::Deadlines,
+    heavy,
+    kept::Kept,
     plugin::{self, Plugin},
     state::Agent,
     ticker::Ticker,
@@ -29,7 +34,8 @@ use crate::{
 const MESSAGES_MAX: usize = 256;
 
 struct UnderWay {
-    answers: mpsc::Sender<Answer>,
+    /// It asked, and waits.
+    answer: Option<oneshot::Sender<Answer>>,
     task: AbortHandle,
 }
 
@@ -40,8 +46,9 @@ pub(crate) struct Worker {
     /// Places for instances.
     places: Semaphore,
     roots: Arc<NodeRoots>,
+    deadlines: Arc<Deadlines>,
     sender: mpsc::Sender<ToAgent>,
-    /// Where calls about volumes run.
+    /// Where calls about volumes run, and checks that compute for long.
     volumes: Handle,
     ticker: Ticker,
     plugins: Mutex<HashMap<u64, Arc<Plugin>>>,
@@ -62,10 +69,12 @@ impl Worker {
         // Calls can be dropped anywhere, and half a message would be the connection's end.
         let (queue, mut messages) = mpsc::channel::<ToAgent>(MESSAGES_MAX);
         tokio::spawn(async move {
-            while let Some(message) = messages.recv().await {
-                if sender.send(&message, &[]).await.is_err() {
+            let mut together = Vec::new();
+            while messages.recv_many(&mut together, MESSAGES_MAX).await > 0 {
+                if sender.send_all(&together).await.is_err() {
                     break;
                 }
+                together.clear();
             }
         });
         Ok(Arc::new(Self {
@@ -73,6 +82,7 @@ impl Worker {
             engines,
             places: Semaphore::new(sandbox::POOLED_INSTANCES_MAX as usize),
             roots,
+            deadlines: Deadlines::start(),
             sender: queue,
             volumes,
             plugins: Mutex::default(),
@@ -84,8 +94,13 @@ impl Worker {
     pub(crate) async fn serve(self: Arc<Self>, mut receiver: wire::Receiver) -> io::Result<()> {
         while let Some((message, descriptors)) = receiver.receive::<ToWorker>().await? {
             match message {
-                ToWorker::Load { plugin, limits } => {
-                    let result = self.load(plugin, limits, descriptors);
+                ToWorker::Load {
+                    plugin,
+                    limits,
+                    keeps_instances,
+                } => {
+                    let kept = Kept::new(keeps_instances);
+                    let result = self.load(plugin, limits, kept, descriptors);
                     let loaded = ToAgent::Loaded { plugin, result };
                     self.send(loaded).await?;
                 }
@@ -94,9 +109,12 @@ impl Worker {
                 }
                 ToWorker::Call(call) => self.begin(*call, descriptors.into_iter().next()),
                 ToWorker::Answer { call, answer } => {
-                    if let Some(under_way) = lock(&self.calls).get(&call) {
-                        // A call asks one thing at a time: there is room.
-                        let _ = under_way.answers.try_send(answer);
+                    let asked = lock(&self.calls)
+                        .get_mut(&call)
+                        .and_then(|under_way| under_way.answer.take());
+                    if let Some(asked) = asked {
+                        // A call that has ended meanwhile has no use for it.
+                        let _ = asked.send(answer);
                     }
                 }
                 ToWorker::Cancel { call } => {
@@ -114,16 +132,37 @@ impl Worker {
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
+    /// Asks the agent for what only it may do. A call asks one thing at a time.
+    pub(crate) async fn ask(&self, call: u64, ask: Ask) -> wasmtime::Result<Answer> {
+        let (sender, receiver) = oneshot::channel();
+        if let Some(under_way) = lock(&self.calls).get_mut(&call) {
+            under_way.answer = Some(sender);
+        }
+        self.send(ToAgent::Ask { call, ask }).await?;
+        let answer = receiver.await;
+        answer.map_err(|_| wasmtime::format_err!("the agent is gone"))
+    }
+
+    /// Tells how many bytes a call has done, of how many.
+    pub(crate) fn tell(&self, call: u64, done: u64, total: u64) {
+        // Should the queue be full, the next one tells more.
+        let _ = self
+            .sender
+            .try_send(ToAgent::Progress { call, done, total });
+    }
+
     fn load(
         &self,
         number: u64,
         limits: Limits,
+        kept: Kept,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Linked, String> {
         let directory = descriptors.first().ok_or("no file came along")?;
-        let (plugin, linked) = self
+        let (mut plugin, linked) = self
             .link(directory, limits)
             .map_err(|error| format!("{error:#}"))?;
+        plugin.kept = kept;
         lock(&self.plugins).insert(number, Arc::new(plugin));
         Ok(linked)
     }
@@ -141,16 +180,12 @@ impl Worker {
 
     fn begin(self: &Arc<Self>, call: Call, descriptor: Option<OwnedFd>) {
         let number = call.call;
-        let (answers, receiver) = mpsc::channel(1);
         let plugin = lock(&self.plugins).get(&call.plugin).cloned();
         let worker = Arc::clone(self);
         let mut calls = lock(&self.calls);
-        let place = match call.volume {
-            Some(_) => self.volumes.clone(),
-            None => Handle::current(),
-        };
-        let task = place.spawn(async move {
-            let ended = worker.call(plugin, call, descriptor, receiver).await;
+        let is_check = call.volume.is_none();
+        let call = async move {
+            let ended = worker.call(plugin, call, descriptor).await;
             lock(&worker.calls).remove(&number);
             let ended = ToAgent::Ended {
                 call: number,
@@ -158,14 +193,16 @@ impl Worker {
             };
             // Without an agent the whole worker ends.
             let _ = worker.send(ended).await;
-        });
-        calls.insert(
-            number,
-            UnderWay {
-                answers,
-                task: task.abort_handle(),
-            },
-        );
+        };
+        let task = match is_check {
+            true => tokio::spawn(heavy::elsewhere(call, self.volumes.clone())),
+            false => self.volumes.spawn(call),
+        };
+        let under_way = UnderWay {
+            answer: None,
+            task: task.abort_handle(),
+        };
+        calls.insert(number, under_way);
     }
 
     async fn call(
@@ -173,7 +210,6 @@ impl Worker {
         plugin: Option<Arc<Plugin>>,
         call: Call,
         descriptor: Option<OwnedFd>,
-        answers: mpsc::Receiver<Answer>,
     ) -> Ended {
         let Some(plugin) = plugin else {
             return Ended {
@@ -187,30 +223,11 @@ impl Worker {
         };
         let _place = self.places.acquire().await;
         let _ticking = self.ticker.tick();
-        let number = call.call;
-        let worker = Arc::clone(self);
         let agent = Agent {
-            ask: Box::new(move |ask| {
-                let worker = Arc::clone(&worker);
-                Box::pin(async move {
-                    let ask = ToAgent::Ask { call: number, ask };
-                    worker.send(ask).await
-                })
-            }),
-            answers,
-            tell: {
-                let sender = self.sender.clone();
-                Box::new(move |done, total| {
-                    let progress = ToAgent::Progress {
-                        call: number,
-                        done,
-                        total,
-                    };
-                    // Should the queue be full, the next one tells more.
-                    let _ = sender.try_send(progress);
-                })
-            },
+            worker: Arc::clone(self),
+            call: call.call,
         };
-        call::run(&plugin, call, descriptor, Arc::clone(&self.roots), agent).await
+        let shared = (Arc::clone(&self.roots), Arc::clone(&self.deadlines));
+        call::run(&plugin, call, descriptor, shared, agent).await
     }
 }

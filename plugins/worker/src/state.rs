@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wherry_plugin_host::protocol::{self, Answer, Ask, LogLevel, ProbeTarget};
@@ -18,9 +18,11 @@ use crate::{
         outcomes, target,
         types::{self, Datetime},
     },
+    deadlines::Deadlines,
     filesystem::Kept,
     limits::Limiter,
     populate::Volume,
+    serve::Worker,
     tls::NodeRoots,
 };
 
@@ -29,14 +31,9 @@ const LOG_LINES_MAX: usize = 100;
 
 /// How a call asks the agent: a question at a time.
 pub(crate) struct Agent {
-    pub(crate) ask: Box<dyn Fn(Ask) -> AskSent + Send + Sync>,
-    pub(crate) answers: mpsc::Receiver<Answer>,
-    /// Tells how many bytes are done, of how many.
-    pub(crate) tell: Box<dyn Fn(u64, u64) + Send + Sync>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) call: u64,
 }
-
-/// Sending a question.
-pub(crate) type AskSent = std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>;
 
 /// Store data of a call.
 pub(crate) struct State {
@@ -46,6 +43,7 @@ pub(crate) struct State {
     pub(crate) limiter: Limiter,
     pub(crate) target: ProbeTarget,
     pub(crate) roots: Arc<NodeRoots>,
+    pub(crate) deadlines: Arc<Deadlines>,
     pub(crate) connections: usize,
     pub(crate) log: Vec<(LogLevel, String)>,
     pub(crate) log_dropped: u32,
@@ -54,7 +52,8 @@ pub(crate) struct State {
     pub(crate) volume: Option<Volume>,
     /// What the guest of a file system keeps with the volume server.
     pub(crate) kept: Option<Kept>,
-    pub(crate) agent: Agent,
+    /// Nobody asks for what is called otherwise.
+    pub(crate) agent: Option<Agent>,
     begun: Instant,
     timeout: Duration,
 }
@@ -64,8 +63,8 @@ impl State {
         target: ProbeTarget,
         timeout: Duration,
         limiter: Limiter,
-        roots: Arc<NodeRoots>,
-        agent: Agent,
+        (roots, deadlines): (Arc<NodeRoots>, Arc<Deadlines>),
+        agent: Option<Agent>,
     ) -> Self {
         Self {
             wasi: None,
@@ -73,6 +72,7 @@ impl State {
             limiter,
             target,
             roots,
+            deadlines,
             connections: 0,
             log: Vec::new(),
             log_dropped: 0,
@@ -91,10 +91,40 @@ impl State {
         self.timeout = timeout;
     }
 
+    /// A kept instance waits for its next call: nothing of the last one stays.
+    pub(crate) fn rest(&mut self) {
+        self.table = ResourceTable::new();
+        self.target = ProbeTarget::default();
+        self.connections = 0;
+        self.log.clear();
+        self.log_dropped = 0;
+        self.denied = None;
+        self.agent = None;
+    }
+
+    /// A kept instance is called for another container.
+    pub(crate) fn begin_again(&mut self, target: ProbeTarget, timeout: Duration, agent: Agent) {
+        self.target = target;
+        self.agent = Some(agent);
+        self.renew(timeout);
+    }
+
     /// When the host gives up on what a guest waits for: the call's time. The guest itself ends a little later, so
     /// that it can say what took so long.
     pub(crate) fn io_deadline(&self) -> Instant {
         self.begun + self.timeout
+    }
+
+    /// The same, with who keeps it.
+    pub(crate) fn deadline(&self) -> (Arc<Deadlines>, Instant) {
+        (Arc::clone(&self.deadlines), self.io_deadline())
+    }
+
+    /// Tells the agent how many bytes are done, of how many.
+    pub(crate) fn tell(&self, done: u64, total: u64) {
+        if let Some(agent) = &self.agent {
+            agent.worker.tell(agent.call, done, total);
+        }
     }
 
     /// Asks the agent for what only it may do.
@@ -102,9 +132,10 @@ impl State {
         if let Some(kept) = &mut self.kept {
             return kept.ask_agent(ask).await;
         }
-        (self.agent.ask)(ask).await?;
-        let answer = self.agent.answers.recv().await;
-        answer.ok_or_else(|| wasmtime::format_err!("the agent is gone"))
+        match &self.agent {
+            Some(agent) => agent.worker.ask(agent.call, ask).await,
+            None => wasmtime::bail!("there is no agent to be asked"),
+        }
     }
 }
 

@@ -1,17 +1,18 @@
 //! `wherry:plugin/tcp`.
 
-use std::{future::Future, io};
+use std::{future::Future, io, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout_at,
+    time::Instant,
 };
 use wasmtime::component::Resource;
 
 use crate::{
     bindings::wherry::plugin::tcp::{Host, HostConnection, TcpError},
     confine::{ConnectError, address},
+    deadlines::Deadlines,
     state::State,
 };
 
@@ -40,20 +41,20 @@ impl From<ConnectError> for TcpError {
 }
 
 async fn bounded<T>(
-    deadline: tokio::time::Instant,
+    (deadlines, deadline): (Arc<Deadlines>, Instant),
     what: String,
     io: impl Future<Output = io::Result<T>>,
 ) -> Result<T, TcpError> {
     use io::ErrorKind as K;
-    match timeout_at(deadline, io).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(match error.kind() {
+    match deadlines.within(deadline, io).await {
+        Some(Ok(done)) => Ok(done),
+        Some(Err(error)) => Err(match error.kind() {
             K::BrokenPipe | K::ConnectionReset | K::ConnectionAborted => {
                 TcpError::ConnectionClosed(format!("{what}: {error}"))
             }
             _ => TcpError::Other(format!("{what}: {error}")),
         }),
-        Err(_) => Err(TcpError::Timeout(format!("{what}: time is up"))),
+        None => Err(TcpError::Timeout(format!("{what}: time is up"))),
     }
 }
 
@@ -84,7 +85,7 @@ impl HostConnection for State {
         connection: Resource<Connection>,
         bytes: Vec<u8>,
     ) -> wasmtime::Result<Result<(), TcpError>> {
-        let deadline = self.io_deadline();
+        let deadline = self.deadline();
         let connection = self.table.get_mut(&connection)?;
         let what = format!("write {}", connection.name);
         Ok(bounded(deadline, what, connection.stream.write_all(&bytes)).await)
@@ -95,7 +96,7 @@ impl HostConnection for State {
         connection: Resource<Connection>,
         max: u32,
     ) -> wasmtime::Result<Result<Vec<u8>, TcpError>> {
-        let deadline = self.io_deadline();
+        let deadline = self.deadline();
         let connection = self.table.get_mut(&connection)?;
         let what = format!("read {}", connection.name);
         let mut bytes = vec![0; (max as usize).clamp(1, READ_BYTES_MAX)];

@@ -23,7 +23,7 @@ use crate::{
     limits::Limiter,
     plugin::Pre,
     populate::{self, Volume},
-    state::{Agent, State},
+    state::State,
 };
 
 type Said = Result<Reply, wherry_plugin_host::filesystem::protocol::Errno>;
@@ -91,19 +91,13 @@ async fn open(
         return ((ended, Vec::new()), None);
     };
     let limits = shared.plugin.limits;
-    // What any plugin asks goes the way of the questions about blocks.
-    let (_, nothing) = mpsc::channel(1);
-    let agent = Agent {
-        ask: Box::new(|_| Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })),
-        answers: nothing,
-        tell: Box::new(|_, _| {}),
-    };
     let mut state = State::new(
         ProbeTarget::default(),
         limits.wall_time_max,
         Limiter::new(limits.memory_bytes_max),
-        Arc::clone(&shared.roots),
-        agent,
+        (Arc::clone(&shared.roots), Arc::clone(&shared.deadlines)),
+        // What any plugin asks goes the way of the questions about blocks.
+        None,
     );
     state.volume = Some(Volume::new(request, None));
     state.kept = Some(Kept::new(volume, shared.sender.clone(), answers));

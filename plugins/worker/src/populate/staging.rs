@@ -224,7 +224,7 @@ impl Host for State {
             .is_none_or(|told| told.elapsed() >= PROGRESS_PERIOD);
         if is_due {
             staging.told = Some(Instant::now());
-            (self.agent.tell)(done, total);
+            self.tell(done, total);
         }
         Ok(())
     }

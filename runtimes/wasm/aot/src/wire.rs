@@ -28,14 +28,23 @@ const HEADER_BYTES: usize = 5;
 const READ_BYTES: usize = 16 * 1024;
 
 fn encode(message: &impl Serialize, descriptors: usize) -> io::Result<Vec<u8>> {
+    let mut frame = Vec::new();
+    append(&mut frame, message, descriptors)?;
+    Ok(frame)
+}
+
+/// A frame behind others.
+fn append(frames: &mut Vec<u8>, message: &impl Serialize, descriptors: usize) -> io::Result<()> {
     if descriptors > DESCRIPTORS_MAX {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "too many descriptors for one frame",
         ));
     }
-    let mut frame = vec![0; HEADER_BYTES];
-    serde_json::to_writer(&mut frame, message)?;
+    let begin = frames.len();
+    frames.extend_from_slice(&[0; HEADER_BYTES]);
+    serde_json::to_writer(&mut *frames, message)?;
+    let frame = &mut frames[begin..];
     let length = frame.len() - HEADER_BYTES;
     if length > PAYLOAD_BYTES_MAX {
         return Err(io::Error::new(
@@ -45,7 +54,7 @@ fn encode(message: &impl Serialize, descriptors: usize) -> io::Result<Vec<u8>> {
     }
     frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
     frame[4] = u8::try_from(descriptors).unwrap_or(u8::MAX);
-    Ok(frame)
+    Ok(())
 }
 
 fn send_some(
@@ -167,6 +176,25 @@ impl Sender {
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         let frame = encode(message, descriptors.len())?;
+        self.write(&frame, descriptors).await
+    }
+
+    /// Sends messages without descriptors, all at once: the other end is woken once for them.
+    ///
+    /// # Cancel safety
+    /// As [`Self::send`].
+    pub async fn send_all<'a, T: Serialize + 'a>(
+        &self,
+        messages: impl IntoIterator<Item = &'a T>,
+    ) -> io::Result<()> {
+        let mut frames = Vec::new();
+        for message in messages {
+            append(&mut frames, message, 0)?;
+        }
+        self.write(&frames, &[]).await
+    }
+
+    async fn write(&self, frames: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut is_broken = self.is_broken.lock().await;
         if *is_broken {
             let _ = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Both);
@@ -174,12 +202,12 @@ impl Sender {
         }
         *is_broken = true;
         let mut sent = 0;
-        while sent < frame.len() {
+        while sent < frames.len() {
             let with = if sent == 0 { descriptors } else { &[] };
             sent += self
                 .stream
                 .async_io(Interest::WRITABLE, || {
-                    send_some(self.stream.as_fd(), &frame[sent..], with)
+                    send_some(self.stream.as_fd(), &frames[sent..], with)
                 })
                 .await?;
         }
@@ -279,6 +307,20 @@ mod tests {
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hi");
+    }
+
+    #[tokio::test]
+    async fn messages_that_are_sent_at_once_arrive_one_by_one() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (sender, _keep) = split(a);
+        let (_other, mut receiver) = split(b);
+        sender.send_all(&["one", "two"]).await.unwrap();
+        sender.send_all::<&str>([]).await.unwrap();
+        sender.send(&"three", &[]).await.unwrap();
+        for expected in ["one", "two", "three"] {
+            let (message, _) = receiver.receive::<String>().await.unwrap().unwrap();
+            assert_eq!(message, expected);
+        }
     }
 
     #[tokio::test]
