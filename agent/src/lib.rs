@@ -218,7 +218,6 @@ impl Agent {
             |context: &Context| &context.actual,
             shutdown.clone(),
         ));
-        tasks.spawn(Arc::clone(&context.objects).run(shutdown.clone()));
         tasks.spawn(image::gc::run(Arc::clone(&context), shutdown.clone()));
         tasks.spawn(volume::news::run(Arc::clone(&context), shutdown.clone()));
         if let Some(client) = config.kube.clone() {

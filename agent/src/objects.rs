@@ -1,46 +1,34 @@
-//! Objects that pods refer to: ConfigMaps, Secrets, RuntimeClasses, Services, ServiceAccounts.
+//! Objects that pods refer to: ConfigMaps, Secrets, RuntimeClasses, ServiceAccounts.
 //!
 //! Only what a pod of this node names is ever asked for. An answer is good for a moment, so that many
 //! pods starting at once ask once; when the API server cannot be asked, the last answer stands, so
-//! that containers restart without it. Services are watched, because every environment shows them;
-//! what volumes show is followed object by object ([`follow`]).
+//! that containers restart without it. What volumes show is followed object by object ([`follow`]).
 
 mod follow;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         authentication::v1::{
             BoundObjectReference, TokenRequest, TokenRequestSpec, TokenRequestStatus,
         },
-        core::v1::{
-            ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, Service, ServiceAccount,
-        },
+        core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount},
         node::v1::RuntimeClass,
     },
 };
-use kube::{
-    Api, Client, Resource,
-    api::PostParams,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client, Resource, api::PostParams};
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
-use wherry_services::watch::Soon;
+use tokio::time::Instant;
+use tracing::debug;
 use wherry_volumes::{ObjectRef, ObjectSource, TokenParams};
-
-use crate::pod::env::ServiceEnv;
 
 use follow::{Follow, Followed, Shown};
 
@@ -166,7 +154,6 @@ pub(crate) struct Objects {
     persistent_volumes: Cache<PersistentVolume>,
     classes: Cache<RuntimeClass>,
     accounts: Cache<ServiceAccount>,
-    services: watch::Sender<Option<Arc<Vec<ServiceEnv>>>>,
     followed_config_maps: Followed<ConfigMap>,
     followed_secrets: Followed<Secret>,
 }
@@ -200,7 +187,6 @@ impl Following {
 impl Objects {
     /// Asks `client`; without one there are no objects.
     pub(crate) fn new(client: Option<Client>) -> Self {
-        let services = watch::channel(client.is_none().then(Arc::default)).0;
         Self {
             client,
             config_maps: Cache::default(),
@@ -209,7 +195,6 @@ impl Objects {
             persistent_volumes: Cache::default(),
             classes: Cache::default(),
             accounts: Cache::default(),
-            services,
             followed_config_maps: Followed::default(),
             followed_secrets: Followed::default(),
         }
@@ -321,72 +306,6 @@ impl Objects {
         let class = self.classes.get("runtimeclass", "", class, ask).await?;
         Ok(class.map(|class| class.handler.clone()))
     }
-
-    /// Every Service with a cluster IP, once they have been listed.
-    pub(crate) async fn services(&self) -> Arc<Vec<ServiceEnv>> {
-        let mut services = self.services.subscribe();
-        // Bounded: a node whose API server is away starts its pods without.
-        let listed = tokio::time::timeout(TIMEOUT, services.wait_for(Option::is_some)).await;
-        match listed {
-            Ok(Ok(services)) => services.clone().unwrap_or_default(),
-            Ok(Err(_)) => Arc::default(),
-            Err(_) => {
-                // Waited for once, not by every container.
-                self.services.send_if_modified(|services| {
-                    let is_first = services.is_none();
-                    services.get_or_insert_default();
-                    is_first
-                });
-                Arc::default()
-            }
-        }
-    }
-
-    /// Follows the Services until shutdown.
-    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let Some(client) = self.client.clone() else {
-            return;
-        };
-        let stream = watcher(Api::<Service>::all(client), watcher::Config::default())
-            .backoff(Soon::default());
-        let mut stream = stream.boxed();
-        let mut index: BTreeMap<(String, String), ServiceEnv> = BTreeMap::new();
-        let mut listing: Option<BTreeMap<(String, String), ServiceEnv>> = None;
-        loop {
-            let event = tokio::select! {
-                () = shutdown.cancelled() => return,
-                event = stream.try_next() => event,
-            };
-            match event {
-                Ok(Some(watcher::Event::Init)) => {
-                    listing = Some(BTreeMap::new());
-                    continue;
-                }
-                Ok(Some(watcher::Event::InitApply(service))) => {
-                    if let Some(env) = to_env(&service) {
-                        let list = listing.get_or_insert_default();
-                        list.insert((env.namespace.clone(), env.name.clone()), env);
-                    }
-                    continue;
-                }
-                Ok(Some(watcher::Event::InitDone)) => index = listing.take().unwrap_or_default(),
-                Ok(Some(watcher::Event::Apply(service))) => match to_env(&service) {
-                    Some(env) => {
-                        index.insert((env.namespace.clone(), env.name.clone()), env);
-                    }
-                    None => forget(&mut index, &service),
-                },
-                Ok(Some(watcher::Event::Delete(service))) => forget(&mut index, &service),
-                Ok(None) => return,
-                Err(error) => {
-                    warn!(%error, "Watching services failed");
-                    continue;
-                }
-            }
-            self.services
-                .send_replace(Some(Arc::new(index.values().cloned().collect())));
-        }
-    }
 }
 
 fn no_server() -> String {
@@ -395,37 +314,6 @@ fn no_server() -> String {
 
 fn text(error: impl Display) -> String {
     error.to_string()
-}
-
-fn forget(index: &mut BTreeMap<(String, String), ServiceEnv>, service: &Service) {
-    let field = |field: &Option<String>| field.clone().unwrap_or_default();
-    index.remove(&(
-        field(&service.metadata.namespace),
-        field(&service.metadata.name),
-    ));
-}
-
-fn to_env(service: &Service) -> Option<ServiceEnv> {
-    let spec = service.spec.as_ref()?;
-    let ip = spec
-        .cluster_ip
-        .clone()
-        .filter(|ip| !ip.is_empty() && ip != "None")?;
-    let ports = spec.ports.iter().flatten();
-    Some(ServiceEnv {
-        namespace: service.metadata.namespace.clone()?,
-        name: service.metadata.name.clone()?,
-        ip,
-        ports: ports
-            .map(|port| {
-                (
-                    port.name.clone(),
-                    port.port,
-                    port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-                )
-            })
-            .collect(),
-    })
 }
 
 #[async_trait]

@@ -10,24 +10,37 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use wherry_network::{Member, PortMapping};
-use wherry_services::{HostPort, Protocol, watch};
+use wherry_services::{
+    HostPort, Kept, Kind, Protocol, Service, ServiceKey,
+    watch::{self, Following},
+};
 
 use crate::{
     context::Context,
-    pod::{self, admit::is_active},
+    pod::{self, admit::is_active, env::ServiceEnv},
 };
+
+/// Where the next agent finds what this one knew, below the root.
+const KEPT: &str = "agent/services.jsonl";
 
 /// Serves them until shutdown, as far as the config says. What the kernel does goes on after that.
 pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let config = &context.config;
     let index = &context.services;
     let follow = async {
-        if let Some(client) = config.kube.clone()
-            && (config.services.is_some() || config.dns.is_some())
-        {
-            let node = config.node_name.clone();
-            watch::run(client, node, Arc::clone(index), shutdown.clone()).await;
-        }
+        let Some(client) = config.kube.clone() else {
+            return;
+        };
+        let kept = Kept::new(config.root.join(KEPT), &config.node_name);
+        kept.load(index);
+        let following = Following {
+            node: config.node_name.clone(),
+            has_slices: config.services.is_some() || config.dns.is_some(),
+        };
+        tokio::join!(
+            watch::run(client, following, Arc::clone(index), shutdown.clone()),
+            kept.run(index, &shutdown),
+        );
     };
     let serve = async {
         if let Some(config) = config.services.clone() {
@@ -41,6 +54,40 @@ pub(crate) async fn run(context: Arc<Context>, shutdown: CancellationToken) {
         }
     };
     tokio::join!(follow, serve, name);
+}
+
+/// The Services that the environment of a namespace's pods may show, once they are known: its own, and the API server's.
+/// A node whose API server is away goes on with those that it knew before.
+pub(crate) async fn shown(context: &Context, namespace: &str) -> Vec<ServiceEnv> {
+    let index = &context.services;
+    index.settled().await;
+    let api_server = index
+        .get("default", "kubernetes")
+        .filter(|_| namespace != "default")
+        .map(|view| (ServiceKey::new("default", "kubernetes"), view.service));
+    let all = api_server.into_iter().chain(index.of_namespace(namespace));
+    all.filter_map(|(key, service)| to_env(&key, &service))
+        .collect()
+}
+
+fn to_env(key: &ServiceKey, service: &Service) -> Option<ServiceEnv> {
+    let Kind::Cluster(ips) = &service.kind else {
+        return None;
+    };
+    let ports = service.ports.iter().map(|port| {
+        let name = Some(&port.name).filter(|name| !name.is_empty());
+        (
+            name.cloned(),
+            port.port,
+            port.protocol.as_str().to_uppercase(),
+        )
+    });
+    Some(ServiceEnv {
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        ip: ips.first()?.to_string(),
+        ports: ports.collect(),
+    })
 }
 
 /// The longest a pod that is to end waits for Services to send their connections elsewhere.

@@ -113,7 +113,7 @@ async fn serve(
     info!(%address, "Cluster DNS");
     *is_told = false;
     // Questions wait in the kernel meanwhile.
-    let _ = timeout(NAMES_WAIT, names_are_known(index)).await;
+    let _ = timeout(NAMES_WAIT, index.settled()).await;
     let mut repair = interval(REPAIR_PERIOD);
     repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let keep = async {
@@ -129,11 +129,6 @@ async fn serve(
         result = Arc::clone(server).connections(tcp) => result,
         error = keep => Err(error),
     }
-}
-
-async fn names_are_known(index: &Index) {
-    let mut versions = index.subscribe();
-    while !index.is_complete() && versions.changed().await.is_ok() {}
 }
 
 /// Answers at one address.

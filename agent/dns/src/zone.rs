@@ -100,7 +100,7 @@ impl Zone {
                     answers: of_type(name, RData::PTR(PTR(target)), kind),
                     additionals: Vec::new(),
                 },
-                None if self.index.is_complete() => Answer::Elsewhere,
+                None if self.index.is_known() => Answer::Elsewhere,
                 None => Answer::Failed,
             };
         }
@@ -147,7 +147,7 @@ impl Zone {
                         additionals: records(found.additionals).collect(),
                     }
                 }
-                None if !self.index.is_complete() => Answer::Failed,
+                None if !self.index.is_known() => Answer::Failed,
                 None if answers.is_empty() => Answer::NotFound,
                 None => Answer::Records {
                     answers,

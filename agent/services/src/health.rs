@@ -54,11 +54,7 @@ struct Check {
 pub(crate) async fn run(index: Arc<Index>, is_in_order: Arc<AtomicBool>) {
     let mut versions = index.subscribe();
     // Who has heard of a Service and not of its endpoints would say that there are none.
-    while !index.is_complete() {
-        if versions.changed().await.is_err() {
-            return;
-        }
-    }
+    index.known().await;
     let mut open: BTreeMap<u16, (ServiceKey, AbortOnDropHandle<()>)> = BTreeMap::new();
     loop {
         versions.mark_unchanged();

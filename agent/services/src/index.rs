@@ -15,6 +15,15 @@ use crate::object::{Endpoint, Service, ServiceKey, Slice};
 /// Namespace and name of an EndpointSlice.
 type SliceKey = (Arc<str>, String);
 
+/// All that an index holds.
+pub(crate) struct Snapshot {
+    /// Counts the changes up to it.
+    pub(crate) edits: u64,
+    pub(crate) services: Vec<(ServiceKey, Arc<Service>)>,
+    /// Each with its Service and its name.
+    pub(crate) slices: Vec<(ServiceKey, String, Arc<Slice>)>,
+}
+
 /// A Service with what is behind it.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -40,11 +49,26 @@ struct State {
     /// The Service that each slice was last of.
     owners: HashMap<SliceKey, ServiceKey>,
     changed: HashSet<ServiceKey>,
+    /// Changes so far.
+    edits: u64,
     has_services: bool,
     has_slices: bool,
+    /// What an agent before this one knew was put in.
+    is_loaded: bool,
+    /// Nobody is waited for any more.
+    is_alone: bool,
 }
 
 impl State {
+    fn touch(&mut self, key: ServiceKey) {
+        self.changed.insert(key);
+        self.edits += 1;
+    }
+
+    fn is_complete(&self) -> bool {
+        self.has_services && self.has_slices
+    }
+
     fn view(&self, key: &ServiceKey) -> Option<View> {
         let slices = self.slices.get(key);
         Some(View {
@@ -67,11 +91,14 @@ impl State {
                 self.slices.remove(&owner);
             }
         }
-        self.changed.insert(owner);
+        self.touch(owner);
     }
 }
 
 /// The Services of the cluster.
+///
+/// It knows nothing at first, or what an agent before this one knew ([`crate::kept`]); then everything has been
+/// listed, and it is complete. Where nobody can be asked for a while, what was known before has to do.
 pub struct Index {
     state: RwLock<State>,
     version: watch::Sender<u64>,
@@ -115,8 +142,84 @@ impl Index {
 
     /// Whether everything has been listed once. Before that nothing can be said not to be there.
     pub fn is_complete(&self) -> bool {
+        self.read().is_complete()
+    }
+
+    /// Whether what is not here counts as not there: everything has been listed, or what was known before has to do.
+    pub fn is_known(&self) -> bool {
         let state = self.read();
-        state.has_services && state.has_slices
+        state.is_complete() || (state.is_loaded && state.is_alone)
+    }
+
+    /// Waits until everything has been listed, or nobody is waited for any more.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn settled(&self) {
+        let mut versions = self.subscribe();
+        let is_settled = || {
+            let state = self.read();
+            state.is_complete() || state.is_alone
+        };
+        while !is_settled() && versions.changed().await.is_ok() {}
+    }
+
+    /// Waits until what is not here counts as not there.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn known(&self) {
+        let mut versions = self.subscribe();
+        while !self.is_known() && versions.changed().await.is_ok() {}
+    }
+
+    /// Whether there is something from before that can do.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.read().is_loaded
+    }
+
+    /// Nobody tells what there is: what was known before has to do until somebody does.
+    pub(crate) fn go_alone(&self) {
+        self.write().is_alone = true;
+        self.tell();
+    }
+
+    /// What an agent before this one knew. What the API server says goes before it.
+    pub(crate) fn load(
+        &self,
+        services: Vec<(ServiceKey, Service)>,
+        slices: Vec<(ServiceKey, String, Slice)>,
+    ) {
+        for (key, service) in services {
+            self.put_service(key, service);
+        }
+        for (service, name, slice) in slices {
+            self.put_slice(service, name, slice);
+        }
+        self.write().is_loaded = true;
+        self.tell();
+    }
+
+    /// Counts the changes so far.
+    pub(crate) fn edits(&self) -> u64 {
+        self.read().edits
+    }
+
+    /// All of it, at one moment.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = self.read();
+        let services = state.services.iter();
+        let slices = state.slices.iter().flat_map(|(service, slices)| {
+            let own = slices.iter();
+            own.map(|(name, slice)| (service.clone(), name.clone(), Arc::clone(slice)))
+        });
+        Snapshot {
+            edits: state.edits,
+            services: services
+                .map(|(key, service)| (key.clone(), Arc::clone(service)))
+                .collect(),
+            slices: slices.collect(),
+        }
     }
 
     /// A Service is there, and like this.
@@ -129,7 +232,7 @@ impl Index {
         {
             return;
         }
-        state.changed.insert(key.clone());
+        state.touch(key.clone());
         state.services.insert(key, Arc::new(service));
         drop(state);
         self.tell();
@@ -139,7 +242,7 @@ impl Index {
     pub fn remove_service(&self, key: &ServiceKey) {
         let mut state = self.write();
         if state.services.remove(key).is_some() {
-            state.changed.insert(key.clone());
+            state.touch(key.clone());
             drop(state);
             self.tell();
         }
@@ -153,6 +256,7 @@ impl Index {
             let is_there = listed.contains(key);
             if !is_there {
                 state.changed.insert(key.clone());
+                state.edits += 1;
             }
             is_there
         });
@@ -177,7 +281,7 @@ impl Index {
         }
         slices.insert(own.1.clone(), Arc::new(slice));
         state.owners.insert(own, service.clone());
-        state.changed.insert(service);
+        state.touch(service);
         drop(state);
         self.tell();
     }
@@ -232,6 +336,18 @@ impl Index {
             .filter(|(_, service)| !service.is_foreign)
             .filter_map(|(key, service)| Some((service.health_check_port?, key.clone())));
         checked.collect()
+    }
+
+    /// The Services of a namespace.
+    pub fn of_namespace(&self, namespace: &str) -> Vec<(ServiceKey, Arc<Service>)> {
+        let first = ServiceKey::new(namespace, "");
+        let state = self.read();
+        let own = state
+            .services
+            .range(&first..)
+            .take_while(|(key, _)| &*key.namespace == namespace);
+        own.map(|(key, service)| (key.clone(), Arc::clone(service)))
+            .collect()
     }
 
     /// Whether a namespace has any.

@@ -3,6 +3,7 @@
 //! ```text
 //!  API server ── watch ──▶ Index ──┬─ plan, table (pure) ─▶ script (pure) ─▶ proxy ─▶ nft
 //!                                  ├─▶ health, for balancers
+//!                                  ├─▶ kept, for the next agent
 //!                                  └─▶ names (the crate for DNS)
 //! ```
 //!
@@ -17,6 +18,7 @@ mod affinity;
 mod conntrack;
 mod health;
 mod index;
+mod kept;
 mod object;
 mod plan;
 mod proxy;
@@ -25,6 +27,7 @@ mod table;
 pub mod watch;
 
 pub use index::{Index, View};
+pub use kept::Kept;
 pub use object::{
     Allowed, Endpoint, Kind, Protocol, Service, ServiceKey, ServicePort, Slice, SlicePort, service,
     slice,

@@ -1,4 +1,6 @@
 //! Services and EndpointSlices as far as a node has to know them: small, and checked. Pure.
+//!
+//! They are kept on disk in this form ([`crate::kept`]): a new field needs a default.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -10,6 +12,7 @@ use k8s_openapi::{
     api::{core::v1, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde::{Deserialize, Serialize};
 use wherry_network::Cidr;
 
 /// Says which Service an EndpointSlice is of.
@@ -39,9 +42,13 @@ impl ServiceKey {
 }
 
 /// `protocol` of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
 pub enum Protocol {
     /// The default.
+    #[default]
     Tcp,
     /// Without connections; the kernel's memory of flows is cleared when endpoints go.
     Udp,
@@ -70,7 +77,8 @@ impl Protocol {
 }
 
 /// One of a Service's ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ServicePort {
     /// Empty if it has none.
     pub name: String,
@@ -83,18 +91,21 @@ pub struct ServicePort {
 }
 
 /// What kind of Service it is, as far as names and packets go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// With addresses of its own, IPv4 or IPv6.
     Cluster(Vec<IpAddr>),
     /// `clusterIP: None`: known to DNS alone.
+    #[default]
     Headless,
     /// Another name.
     External(String),
 }
 
 /// Who may connect to the addresses of a load balancer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Allowed {
     /// The balancer's addresses.
     pub addresses: Vec<Ipv4Addr>,
@@ -103,7 +114,8 @@ pub struct Allowed {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Service {
     /// Where it is known.
     pub kind: Kind,
@@ -128,24 +140,31 @@ pub struct Service {
 }
 
 /// An address behind a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Where it is.
     pub address: IpAddr,
     /// The name that it has below a headless Service.
-    pub hostname: Option<Arc<str>>,
+    #[serde(default)]
+    pub hostname: Option<Box<str>>,
     /// Takes new connections.
+    #[serde(default)]
     pub is_ready: bool,
     /// Answers, whether it is ending or not.
+    #[serde(default)]
     pub is_serving: bool,
     /// Is ending.
+    #[serde(default)]
     pub is_terminating: bool,
     /// Is on this node.
+    #[serde(default)]
     pub is_local: bool,
 }
 
 /// A port that all endpoints of a slice have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct SlicePort {
     /// The Service's name for it.
     pub name: String,
@@ -156,7 +175,8 @@ pub struct SlicePort {
 }
 
 /// An EndpointSlice.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Slice {
     /// Common to the endpoints.
     pub ports: Vec<SlicePort>,
@@ -292,7 +312,7 @@ pub fn slice(object: &discovery::EndpointSlice, node: &str) -> Option<(ServiceKe
         let is_ready = conditions.and_then(|all| all.ready).unwrap_or(true);
         Some(Endpoint {
             address: item.addresses.first()?.parse().ok()?,
-            hostname: item.hostname.as_deref().map(Arc::from),
+            hostname: item.hostname.as_deref().map(Box::from),
             is_ready,
             is_serving: conditions.and_then(|all| all.serving).unwrap_or(is_ready),
             is_terminating: conditions.and_then(|all| all.terminating).unwrap_or(false),

@@ -126,11 +126,7 @@ impl Proxy {
         let mut host_ports = self.host_ports.clone();
         // What an agent before this one has made is better than what is known half way.
         if self.is_there().await {
-            while !self.index.is_complete() {
-                if versions.changed().await.is_err() {
-                    return;
-                }
-            }
+            self.index.known().await;
         }
         let mut retry: Option<(Instant, Duration)> = Some((Instant::now(), RETRY));
         loop {

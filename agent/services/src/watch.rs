@@ -13,6 +13,7 @@ use kube::{
         watcher::{DefaultBackoff, Event},
     },
 };
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -47,11 +48,52 @@ impl Backoff for Soon {
     }
 }
 
-/// Follows both until shutdown. `node` is the name of the node whose endpoints count as local.
-pub async fn run(client: Client, node: String, index: Arc<Index>, shutdown: CancellationToken) {
+/// How long an API server has to list everything before an agent goes on with what one before it knew, and before one
+/// that knows nothing starts pods whose environment shows no Services.
+const PATIENCE_LOADED: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whose Services are followed.
+#[derive(Clone, Debug)]
+pub struct Following {
+    /// The node whose endpoints count as local.
+    pub node: String,
+    /// Whether endpoints are asked for. A node that sees to neither packets nor names may not be allowed to.
+    pub has_slices: bool,
+}
+
+/// Follows Services, and their slices if those are wanted, until shutdown.
+pub async fn run(
+    client: Client,
+    following: Following,
+    index: Arc<Index>,
+    shutdown: CancellationToken,
+) {
+    let Following { node, has_slices } = following;
+    let patience = if index.is_loaded() {
+        PATIENCE_LOADED
+    } else {
+        PATIENCE
+    };
+    let slices = async {
+        if has_slices {
+            slices(client.clone(), &node, &index).await;
+        } else {
+            index.retain_slices(&HashSet::new());
+        }
+    };
+    let wait = async {
+        sleep(patience).await;
+        if !index.is_complete() {
+            info!(
+                "The API server does not say what Services there are; those known before have to do"
+            );
+            index.go_alone();
+        }
+    };
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = async { tokio::join!(services(client.clone(), &index), slices(client, &node, &index)); } => {}
+        _ = async { tokio::join!(services(client.clone(), &index), slices, wait) } => {}
     }
 }
 

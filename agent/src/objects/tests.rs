@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream::BoxStream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde_json::{Value, json};

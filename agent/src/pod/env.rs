@@ -141,7 +141,7 @@ pub(crate) struct ServiceEnv {
     /// Its cluster IP.
     pub(crate) ip: String,
     /// Name, number and protocol, in the Service's order.
-    pub(crate) ports: Vec<(Option<String>, i32, String)>,
+    pub(crate) ports: Vec<(Option<String>, u16, String)>,
 }
 
 /// What an environment is made of besides the container.

@@ -25,7 +25,7 @@ use super::{
     subpath, translate, uid,
     worker::ResizeReport,
 };
-use crate::{context::Context, events::Kind, image::ImageTrouble};
+use crate::{context::Context, events::Kind, image::ImageTrouble, services};
 
 /// First and longest pause after a failure of config or create.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -346,7 +346,7 @@ impl Starter {
                 .secrets
                 .insert(name, object.map(Arc::unwrap_or_clone));
         }
-        let services = context.objects.services().await;
+        let services = services::shown(&context, namespace).await;
         let pod_dir = context.pod_dir(&uid(&pod));
         let message = files::termination_message(&pod_dir, &container.name, attempt);
         let etc = files::Etc {

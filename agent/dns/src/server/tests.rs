@@ -165,7 +165,7 @@ async fn nobody_there_is_a_failure_and_not_a_silence() {
 #[tokio::test]
 async fn questions_wait_until_all_of_the_clusters_names_are_known() {
     let index = Index::default();
-    let mut known = std::pin::pin!(names_are_known(&index));
+    let mut known = std::pin::pin!(index.settled());
     for listed in [
         |_: &Index| {},
         |index: &Index| {
