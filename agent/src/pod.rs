@@ -29,6 +29,7 @@ pub(crate) mod admit;
 pub(crate) mod affinity;
 pub(crate) mod env;
 pub(crate) mod files;
+pub(crate) mod held;
 pub(crate) mod lifecycle;
 pub(crate) mod manager;
 pub(crate) mod names;

@@ -208,6 +208,12 @@ impl Publisher {
         }
     }
 
+    /// What is to be written, or was last.
+    #[cfg(test)]
+    pub(crate) fn newest(&self, uid: &PodUid) -> Option<PodStatus> {
+        self.lock().get(uid).map(|entry| entry.status.clone())
+    }
+
     /// Ends all writing.
     pub(crate) async fn close(&self) {
         self.inner.shutdown.cancel();

@@ -19,6 +19,7 @@ use wherry_runtime_api::PodUid;
 
 use super::{
     admit, files,
+    held::{Held, WAITING_FOR_TERMINATION},
     record::{self, Record},
     status::Verdict,
     stop,
@@ -52,7 +53,7 @@ struct Handle {
 enum Admission {
     Now,
     /// When pods that are being ended are gone: until then they hold what it needs.
-    Later,
+    Later(Held),
     Never(Verdict),
 }
 
@@ -74,7 +75,7 @@ pub(crate) struct Manager {
     /// Pods to be started when the worker of that uid is done.
     again: HashMap<PodUid, Arc<Pod>>,
     /// New pods that wait for others to be gone.
-    held: HashMap<PodUid, Arc<Pod>>,
+    held: HashMap<PodUid, (Arc<Pod>, Held)>,
     /// API pods that are gone from here and may still be heard of; `true` once their deletion is under way.
     gone: HashMap<PodUid, bool>,
     has_apparmor: bool,
@@ -163,7 +164,7 @@ impl Manager {
                 let held = self
                     .held
                     .iter()
-                    .filter(|(_, pod)| Source::of(pod) == source);
+                    .filter(|(_, (pod, _))| Source::of(pod) == source);
                 let gone: Vec<_> = handled
                     .map(|(uid, _)| uid)
                     .chain(held.map(|(uid, _)| uid))
@@ -237,15 +238,8 @@ impl Manager {
             match self.admit(&pod) {
                 Admission::Now => None,
                 Admission::Never(verdict) => Some(verdict),
-                Admission::Later => {
-                    let before = self.held.insert(uid, Arc::clone(&pod));
-                    if before.is_none() {
-                        info!(
-                            pod = super::name(&pod),
-                            namespace = super::namespace(&pod),
-                            "Pod waits for others that are being ended"
-                        );
-                    }
+                Admission::Later(held) => {
+                    self.hold(uid, pod, held);
                     return;
                 }
             }
@@ -254,11 +248,34 @@ impl Manager {
         self.begin(pod, known, is_known, verdict);
     }
 
+    /// Lets a pod wait, which is told once and shown in its status.
+    fn hold(&mut self, uid: PodUid, pod: Arc<Pod>, held: Held) {
+        let context = &self.context;
+        let before = self.held.get(&uid).map(|(_, held)| held);
+        if before.is_none() {
+            info!(
+                pod = super::name(&pod),
+                namespace = super::namespace(&pod),
+                why = held.message,
+                "Pod waits for others that are being ended"
+            );
+            let message = held.message.clone();
+            context.event(&pod, Kind::Normal, WAITING_FOR_TERMINATION, message);
+        }
+        if before != Some(&held) {
+            let status = held.status(&pod, context.host_ips(), context.now());
+            context.publisher.put(&uid, status, before.is_none());
+        }
+        self.held.insert(uid, (pod, held));
+    }
+
     /// Something may have become free.
     fn take_held(&mut self) {
-        for (uid, pod) in std::mem::take(&mut self.held) {
-            // Waits on silently if it still has to.
-            self.held.insert(uid.clone(), Arc::clone(&pod));
+        let held = self.held.iter();
+        let held: Vec<_> = held
+            .map(|(uid, (pod, _))| (uid.clone(), Arc::clone(pod)))
+            .collect();
+        for (uid, pod) in held {
             self.take(uid, pod);
         }
     }
@@ -280,9 +297,13 @@ impl Manager {
             Vec::new()
         };
         let checked = admit::check(pod, directory.active(), &others, limits);
-        if checked.is_err() && self.is_taken_later(pod, limits) {
-            return Admission::Later;
-        }
+        let checked = match checked {
+            Err(refused) => match self.holder(pod, &refused, limits) {
+                Some(held) => return Admission::Later(held),
+                None => Err(refused),
+            },
+            taken => taken,
+        };
         let pressure = self.context.pressure.conditions();
         let refused = match (checked, eviction::refusal(pod, &pressure)) {
             (Err(refused), _) => refused,
@@ -302,9 +323,14 @@ impl Manager {
         })
     }
 
-    /// Whether the node would take a pod if those that are being ended were gone. Their objects may be gone already
-    /// (`--force`), so that whoever placed the pod here knows nothing of what they still hold.
-    fn is_taken_later(&self, pod: &Pod, limits: admit::Limits<'_>) -> bool {
+    /// What a pod waits for that the node would take if those that are being ended were gone. Their objects may be gone
+    /// already (`--force`), so that whoever placed the pod here knows nothing of what they still hold.
+    fn holder(
+        &self,
+        pod: &Pod,
+        refused: &admit::Refused,
+        limits: admit::Limits<'_>,
+    ) -> Option<Held> {
         let is_leaving = |other: &Arc<Pod>| {
             let handle = self.handles.get(&super::uid(other));
             handle.is_some_and(|handle| handle.removed || handle.is_ending)
@@ -312,7 +338,8 @@ impl Manager {
         let all = self.context.directory.pods();
         let (leaving, staying): (Vec<_>, Vec<_>) = all.into_iter().partition(is_leaving);
         let active = staying.iter().filter(|pod| admit::is_active(pod)).count();
-        !leaving.is_empty() && admit::check(pod, active, &staying, limits).is_ok()
+        let is_taken = !leaving.is_empty() && admit::check(pod, active, &staying, limits).is_ok();
+        is_taken.then(|| Held::new(refused.clone(), leaving.iter().map(|pod| &**pod)))
     }
 
     fn begin(&mut self, pod: Arc<Pod>, record: Record, recovered: bool, verdict: Option<Verdict>) {
@@ -349,7 +376,7 @@ impl Manager {
     fn remove(&mut self, uid: &PodUid) {
         self.again.remove(uid);
         self.gone.remove(uid);
-        if let Some(pod) = self.held.remove(uid) {
+        if let Some((pod, _)) = self.held.remove(uid) {
             if Source::of(&pod) == Source::File {
                 self.mirrors.unwant(uid);
             }

@@ -237,6 +237,15 @@ async fn a_pod_waits_for_a_port_of_the_node_that_a_pod_holds_which_is_being_ende
     agent.set(&new).await;
     after("one").await;
     assert_eq!(agent.status(&new), Value::Null, "it waits");
+    let shown = agent.context.publisher.newest(&crate::pod::uid(&new));
+    let shown = serde_json::to_value(shown).expect("a status is JSON");
+    assert_eq!(shown["phase"], "Pending");
+    let waiting = &shown["containerStatuses"][0]["state"]["waiting"]["message"];
+    let waiting = waiting.as_str().unwrap_or_default();
+    assert!(
+        waiting.contains("ns/old") && waiting.contains("free ports"),
+        "{shown:#}"
+    );
     node.oci.exit("old", "a", 0, false);
     agent.until_gone(&old).await;
     agent.until_ready(&new).await;
