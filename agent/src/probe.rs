@@ -5,6 +5,7 @@
 
 mod counter;
 mod ledger;
+mod log;
 mod none;
 mod reach;
 

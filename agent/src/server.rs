@@ -44,6 +44,7 @@ use crate::{
 pub use auth::{KubeReviewer, Reviewer, User, review::Access};
 pub use error::ServerError;
 pub use listener::Server;
+pub(crate) use logs::LogLine;
 pub use router::{State, router};
 
 /// What the HTTP endpoints need from the agent.

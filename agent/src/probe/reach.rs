@@ -1,15 +1,18 @@
-//! What a probe may have done in and for its container: commands in it, Secrets of its namespace, its pod's volumes.
+//! What a probe may have done in and for its container: commands in it, Secrets of its namespace, its pod's volumes; and
+//! what it may know: usage, and the end of the log.
 
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use std::time::Duration;
-use wherry_plugin_host::{Exec, SecretError};
+use tokio::task::spawn_blocking;
+use wherry_plugin_host::{ContainerUsage, Exec, SecretError};
 
 use crate::{
     objects::Objects,
     pod::{self, lifecycle::ContainerExec},
+    probe::log,
 };
 
 /// One container, as its probes reach it.
@@ -44,6 +47,24 @@ impl Exec for Reach {
         let secret = secret.map_err(|error| SecretError::Unavailable(error.to_string()))?;
         let value = secret.and_then(|secret| Some(secret.data.as_ref()?.get(key)?.0.clone()));
         value.ok_or(SecretError::NotFound)
+    }
+
+    async fn usage(&self) -> Option<ContainerUsage> {
+        let ContainerExec { runtime, id } = &self.exec;
+        let stats = runtime.container_stats(id).await.ok()?;
+        Some(ContainerUsage {
+            cpu_nanoseconds: stats.cpu_usage_core_nanoseconds,
+            memory_working_set_bytes: stats.memory_working_set_bytes,
+        })
+    }
+
+    async fn log_tail(&self, lines: u32) -> Result<Vec<String>, String> {
+        let ContainerExec { runtime, id } = &self.exec;
+        let status = runtime.container_status(id).await;
+        let path = status.map_err(|error| error.to_string())?.log_path;
+        let read = spawn_blocking(move || log::tail(&path, lines as usize)).await;
+        let read = read.map_err(std::io::Error::other).flatten();
+        read.map_err(|error| error.to_string())
     }
 
     fn volume(&self, name: &str) -> Option<PathBuf> {

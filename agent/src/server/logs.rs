@@ -37,6 +37,7 @@ use super::{
     error::HttpError,
 };
 
+pub(crate) use self::line::LogLine;
 pub(crate) use watcher::LogWatcher;
 
 pub(crate) async fn container_logs(

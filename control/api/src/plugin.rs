@@ -115,6 +115,10 @@ fn grants(_: &mut SchemaGenerator) -> Schema {
                 "description": "Files on a probed pod's volumes may be read.",
                 "type": "boolean",
             },
+            "logs": {
+                "description": "What a probed container has written to its log may be read.",
+                "type": "boolean",
+            },
             "namedHosts": {
                 "description": "For volumes: it may connect to hosts that the volume's attributes name, but not by that to the node itself.",
                 "type": "boolean",

@@ -17,13 +17,15 @@ use crate::{
     named::{self, NamedHosts},
     prober,
     protocol::{
-        self, Answer, Ask, CheckError, ExecError, FileError, Outcome, ResolveError, SecretError,
-        Verdict,
+        self, Answer, Ask, CheckError, ExecError, FileError, LogError, Outcome, ResolveError,
+        SecretError, Verdict,
     },
 };
 
 /// How far probes that run probes may go.
 const DEPTH_MAX: usize = 4;
+/// Lines of a log that a call is given at once.
+const LOG_LINES_MAX: u32 = 100;
 /// Checks that one call may ask for.
 const CHECKS_MAX: u32 = 16;
 
@@ -85,6 +87,11 @@ impl Agency<'_> {
                 })
                 .await,
             ),
+            Ask::Usage => {
+                let usage = timeout(left, self.exec.usage()).await;
+                Answer::Usage(usage.unwrap_or_default())
+            }
+            Ask::LogTail { lines } => Answer::LogTail(self.log_tail(lines, left).await),
             Ask::Mounts(ask) => Answer::Mounts(self.exec.mount(ask).await),
             // A check is a call that may ask for a check.
             Ask::Check { command } => Answer::Check(Box::pin(self.check(&command, left)).await),
@@ -130,6 +137,16 @@ impl Agency<'_> {
         }
         let asked = timeout(left, self.exec.secret(name, key)).await;
         asked.unwrap_or_else(|_| Err(SecretError::Unavailable("time is up".into())))
+    }
+
+    async fn log_tail(&self, lines: u32, left: Duration) -> Result<Vec<String>, LogError> {
+        if !self.granted(|grants| grants.logs) {
+            let why = "the container's log needs the grant logs".into();
+            return Err(LogError::Denied(why));
+        }
+        let asked = timeout(left, self.exec.log_tail(lines.min(LOG_LINES_MAX))).await;
+        let lines = asked.unwrap_or_else(|_| Err("time is up".into()));
+        lines.map_err(LogError::Unavailable)
     }
 
     async fn file<T: Send + 'static>(

@@ -17,6 +17,8 @@ pub struct Grants {
     pub secrets: Vec<String>,
     /// Files on a probed pod's volumes may be read.
     pub volumes: bool,
+    /// What a probed container has written to its log may be read.
+    pub logs: bool,
     /// For volumes: it may connect to hosts that the volume's attributes name, but not by that to addresses of the
     /// node itself.
     pub named_hosts: bool,
@@ -36,6 +38,7 @@ impl Grants {
                 "exec" => ("exec", self.exec),
                 "secret" => ("secrets", !self.secrets.is_empty()),
                 "files" => ("volumes", self.volumes),
+                "container-log" => ("logs", self.logs),
                 _ => return None,
             };
             (!is_given).then_some((import.as_str(), grant))
@@ -51,6 +54,20 @@ impl Grants {
                 Some((granted, granted_key)) => granted == name && granted_key == key,
                 None => pattern == "*" || pattern == name,
             })
+    }
+
+    /// Whether a device may be attached, or an image made and removed: `kind:pattern`, where the pattern may end with `*`.
+    pub(crate) fn allows_device(&self, kind: &str, what: &str) -> bool {
+        self.devices.iter().any(|granted| {
+            let Some((granted_kind, pattern)) = granted.split_once(':') else {
+                return false;
+            };
+            granted_kind == kind
+                && match pattern.strip_suffix('*') {
+                    Some(prefix) => what.starts_with(prefix),
+                    None => pattern == what,
+                }
+        })
     }
 
     /// Whether a connection to `host`, as the plugin wrote it, is granted.
@@ -180,7 +197,11 @@ mod tests {
         assert!(!grants("tls").allows_secret("tls2", "tls.key"));
         assert!(grants("*").allows_secret("tls", "tls.key"));
         assert!(!Grants::default().allows_secret("tls", "tls.key"));
-        for (import, grant) in [("secret", "secrets"), ("files", "volumes")] {
+        for (import, grant) in [
+            ("secret", "secrets"),
+            ("files", "volumes"),
+            ("container-log", "logs"),
+        ] {
             let imports = [format!("wherry:plugin/{import}@0.1.0")];
             let missing = Grants::default().missing(&imports).map(|(_, grant)| grant);
             assert_eq!(missing, Some(grant));

@@ -48,7 +48,10 @@ pub use cgroup::end_processes;
 pub use grants::Grants;
 pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
 pub use prober::PluginProber;
-pub use protocol::{Limits, MountAsk, Populated, ProbeTarget, SecretError, VolumeError, World};
+pub use protocol::{
+    ContainerUsage, Limits, MountAsk, Populated, ProbeTarget, SecretError, VolumeError,
+    World,
+};
 pub use stats::PluginStats;
 
 /// One check to be made.
@@ -152,6 +155,16 @@ pub trait Exec: Send + Sync {
     /// A key of a Secret of its namespace.
     async fn secret(&self, _name: &str, _key: &str) -> Result<Vec<u8>, SecretError> {
         Err(SecretError::Unavailable("no Secrets are known here".into()))
+    }
+
+    /// What it uses now, where that is known.
+    async fn usage(&self) -> Option<ContainerUsage> {
+        None
+    }
+
+    /// The last lines of its log, oldest first, or why it cannot be read now.
+    async fn log_tail(&self, _lines: u32) -> Result<Vec<String>, String> {
+        Err("no log is known here".into())
     }
 
     /// Mounts something for a volume.

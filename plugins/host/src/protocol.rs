@@ -287,6 +287,13 @@ pub enum Ask {
         /// How many at most.
         length: u32,
     },
+    /// What the probed container uses.
+    Usage,
+    /// The last lines of the probed container's log.
+    LogTail {
+        /// How many at most.
+        lines: u32,
+    },
     /// Mount something, or what it takes.
     Mounts(MountAsk),
 }
@@ -339,6 +346,10 @@ pub enum Answer {
     Stat(Result<FileMetadata, FileError>),
     /// To [`Ask::Read`].
     Read(Result<Vec<u8>, FileError>),
+    /// To [`Ask::Usage`]; `None` where it is not known.
+    Usage(Option<ContainerUsage>),
+    /// To [`Ask::LogTail`]: oldest first.
+    LogTail(Result<Vec<String>, LogError>),
     /// To [`Ask::Mounts`]: a device's path, a number of bytes, or nothing.
     Mounts(Result<String, VolumeError>),
 }
@@ -394,6 +405,24 @@ pub enum FileError {
     Denied(String),
     /// Anything else.
     Other(String),
+}
+
+/// What a container uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUsage {
+    /// CPU time since it was started, over all cores, ns.
+    pub cpu_nanoseconds: u64,
+    /// Memory that cannot be dropped at once, bytes.
+    pub memory_working_set_bytes: u64,
+}
+
+/// There are no lines of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogError {
+    /// Not granted.
+    Denied(String),
+    /// It cannot be read now.
+    Unavailable(String),
 }
 
 /// There is nothing to connect to.

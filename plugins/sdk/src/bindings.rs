@@ -18,6 +18,8 @@ wit_bindgen::generate!({
             import wherry:plugin/files@0.1.2;
             import wherry:plugin/secret@0.1.2;
             import wherry:plugin/probes@0.1.2;
+            import wherry:plugin/observations@0.1.2;
+            import wherry:plugin/container-log@0.1.2;
             import wherry:plugin/request@0.1.2;
             import wherry:plugin/trouble@0.1.2;
             import wherry:plugin/staging@0.1.2;

@@ -39,12 +39,14 @@ mod args;
 #[doc(hidden)]
 pub mod bindings;
 pub mod clock;
+pub mod container_log;
 pub mod exec;
 pub mod files;
 pub mod filesystem;
 pub mod http;
 pub mod log;
 pub mod mounter;
+pub mod observations;
 mod pieces;
 pub mod populator;
 pub mod probe;

@@ -25,7 +25,7 @@ pub use crate::{
 };
 use crate::{
     bindings::wherry::plugin::{outcomes::ProbeError, probes},
-    exec, files, http, secret, tcp,
+    container_log, exec, files, http, secret, tcp,
 };
 
 #[doc(hidden)]
@@ -152,6 +152,17 @@ impl From<exec::Error> for Error {
             exec::Error::Denied(why) => Self::Denied(why),
             exec::Error::Timeout => Self::Failure("the command took too long".into()),
             exec::Error::Failed(why) => Self::Other(why),
+        }
+    }
+}
+
+impl From<container_log::Error> for Error {
+    fn from(error: container_log::Error) -> Self {
+        match error {
+            container_log::Error::Denied(why) => Self::Denied(why),
+            container_log::Error::Unavailable(why) | container_log::Error::Other(why) => {
+                Self::Other(why)
+            }
         }
     }
 }

@@ -199,7 +199,7 @@ impl Description {
             true,
         );
         add("files", "volumes", "files on the container's volumes", true);
-        add("observations", "logs", "the container's log", true);
+        add("container-log", "logs", "the container's log", true);
         add(
             "mounts",
             "mountTypes",

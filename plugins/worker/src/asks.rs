@@ -1,12 +1,12 @@
-//! Interfaces that are the agent's to answer: `exec`, `files`, `secret`, `probes`.
+//! Interfaces that are the agent's to answer: `exec`, `files`, `secret`, `probes`, `observations`, `container-log`.
 
 use std::time::Duration;
 
-use wherry_plugin_host::protocol::{self, Answer, Ask, CheckError, ExecError};
+use wherry_plugin_host::protocol::{self, Answer, Ask, CheckError, ExecError, LogError};
 
 use crate::{
     bindings::wherry::plugin::{
-        exec, files,
+        container_log, exec, files, observations,
         outcomes::{Outcome, ProbeError, Verdict},
         probes, secret,
         types::Datetime,
@@ -112,6 +112,33 @@ impl secret::Host for State {
             E::NotFound => secret::SecretError::NotFound,
             E::Denied(why) => secret::SecretError::Denied(self.deny(why)),
             E::Unavailable(why) => secret::SecretError::Unavailable(why),
+        }))
+    }
+}
+
+impl observations::Host for State {
+    async fn usage(&mut self) -> wasmtime::Result<Option<observations::ResourceUsage>> {
+        let Answer::Usage(answer) = self.ask(Ask::Usage).await? else {
+            return another_question();
+        };
+        Ok(answer.map(|usage| observations::ResourceUsage {
+            cpu_nanoseconds: usage.cpu_nanoseconds,
+            memory_working_set_bytes: usage.memory_working_set_bytes,
+        }))
+    }
+}
+
+impl container_log::Host for State {
+    async fn tail(
+        &mut self,
+        lines: u32,
+    ) -> wasmtime::Result<Result<Vec<String>, container_log::LogError>> {
+        let Answer::LogTail(answer) = self.ask(Ask::LogTail { lines }).await? else {
+            return another_question();
+        };
+        Ok(answer.map_err(|error| match error {
+            LogError::Denied(why) => container_log::LogError::Denied(self.deny(why)),
+            LogError::Unavailable(why) => container_log::LogError::Unavailable(why),
         }))
     }
 }

@@ -11,6 +11,8 @@ mod contract;
 mod filesystems;
 #[path = "plugins/mounters.rs"]
 mod mounters;
+#[path = "plugins/observations.rs"]
+mod observations;
 #[path = "plugins/populators.rs"]
 mod populators;
 
@@ -33,8 +35,8 @@ use tokio::{
     net::TcpListener,
 };
 use wherry_plugin_host::{
-    Exec, FailurePolicy, Grants, HostConfig, Limits, PluginHost, PluginSpec, ProbeOutcome,
-    ProbeResult, ProbeTarget,
+    ContainerUsage, Exec, FailurePolicy, Grants, HostConfig, Limits, PluginHost, PluginSpec,
+    ProbeOutcome, ProbeResult, ProbeTarget,
 };
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
     trials.extend(contract::trials());
     trials.extend(filesystems::trials());
     trials.extend(mounters::trials());
+    trials.extend(observations::trials());
     trials.extend(populators::trials());
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     // Not by `exit`, which would leave its directory behind.
