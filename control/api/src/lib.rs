@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  request body ─ decode::check ─▶ Value ─ Strategy::default ─▶ prepare_* ─▶ validate_* ─▶ store
-//!  store ─▶ Value ─ selector::matches ─▶ JSON | table::row ─▶ response
+//!  store ─▶ Value ─ selector::matches ─▶ JSON | Strategy::row ─▶ response
 //!  the table ─▶ discovery, OpenAPI v2 and v3
 //! ```
 

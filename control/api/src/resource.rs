@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{FieldError, meta, table::Column};
+use crate::{FieldError, meta, table::Column, value::keep};
 
 /// What may be done with a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,12 +45,8 @@ pub struct Resource {
     pub version: &'static str,
     /// Kind, such as `Pod`.
     pub kind: &'static str,
-    /// Kind of a collection, such as `PodList`.
-    pub list_kind: &'static str,
     /// Name in paths, such as `pods`.
     pub plural: &'static str,
-    /// Name of one, such as `pod`.
-    pub singular: &'static str,
     /// Short names kubectl takes.
     pub short_names: &'static [&'static str],
     /// Categories, such as `all`.
@@ -65,6 +61,9 @@ pub struct Resource {
     pub columns: &'static [Column],
     /// Writes need not reach the disk at once (leases, events).
     pub lazy: bool,
+    /// Since when and in favour of what it is not to be used any more, in the words of the warning that whoever uses it
+    /// gets; empty: it may be used.
+    pub deprecated: &'static str,
     /// Grace period, in seconds, that a deletion without one gets from this object; `None`: deleted at once.
     /// For pods `spec.terminationGracePeriodSeconds`, 0 where nothing has to be stopped (no node, or finished).
     pub deletion_grace_seconds: Option<fn(&Value) -> i64>,
@@ -86,6 +85,24 @@ impl Resource {
         } else {
             format!("{}/{}", self.group, self.version)
         }
+    }
+
+    /// Kind of a collection, such as `PodList`.
+    pub fn list_kind(&self) -> String {
+        format!("{}List", self.kind)
+    }
+
+    /// Name of one, such as `pod`.
+    pub fn singular(&self) -> String {
+        self.kind.to_lowercase()
+    }
+
+    /// What whoever uses it is told.
+    pub fn warning(&self) -> Option<String> {
+        (!self.deprecated.is_empty()).then(|| {
+            let (version, kind) = (self.api_version(), self.kind);
+            format!("{version} {kind} is deprecated in {}", self.deprecated)
+        })
     }
 
     /// The name used in error messages: `pods`, `deployments.apps`.
@@ -137,6 +154,16 @@ pub struct Conversion {
     pub from_stored: fn(&mut Value),
 }
 
+/// A client writes `spec` or `status`, never both.
+pub(crate) fn keep_other_half(subresource: &str, new: &mut Value, old: &Value) {
+    let kept = if subresource == "status" {
+        "spec"
+    } else {
+        "status"
+    };
+    keep(new, old, kept);
+}
+
 /// What a resource knows of its objects, after the `rest` strategies of kube-apiserver. Pure.
 ///
 /// Objects reach these calls with `apiVersion`, `kind` and well-formed `metadata`; types of all known
@@ -155,16 +182,38 @@ pub trait Strategy: Sync + Send {
 
     /// Before an update of `""` (the object) or of a subresource such as `status`: keeps from `old` what this
     /// path may not change. The generic part (metadata, generation) is the server's.
-    fn prepare_update(&self, _subresource: &str, _new: &mut Value, _old: &Value) {}
+    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
+        keep_other_half(subresource, new, old);
+    }
 
-    /// What is wrong with a new object.
-    fn validate_create(&self, _object: &Value) -> Vec<FieldError> {
+    /// What is wrong with an object, whether it is new or changed.
+    fn validate(&self, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }
 
-    /// What is wrong with a change.
-    fn validate_update(&self, _subresource: &str, _new: &Value, _old: &Value) -> Vec<FieldError> {
+    /// What is wrong with a new object.
+    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+        self.validate(object)
+    }
+
+    /// What may not change, although [`Strategy::validate`] has nothing against what it has become.
+    fn validate_change(&self, _new: &Value, _old: &Value) -> Vec<FieldError> {
         Vec::new()
+    }
+
+    /// What is wrong with a change of the status.
+    fn validate_status(&self, _new: &Value, _old: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// What is wrong with a change that comes by the path of `""` (the object) or of a subresource.
+    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+        if subresource == "status" {
+            return self.validate_status(new, old);
+        }
+        let mut errors = self.validate(new);
+        errors.extend(self.validate_change(new, old));
+        errors
     }
 
     /// Of an object in the version it is kept in: value of a selectable field beyond `metadata.name` and `metadata.namespace`; `None`: no such field

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{Resource, meta};
+use crate::meta;
 
 /// A column of a resource's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +91,6 @@ impl std::str::FromStr for IncludeObject {
     }
 }
 
-/// The `columnDefinitions` of a resource's table.
-pub fn column_definitions(resource: &Resource) -> Value {
-    definitions(resource.columns)
-}
-
 /// The `columnDefinitions` of a table of these columns.
 pub fn definitions(columns: &[Column]) -> Value {
     columns
@@ -112,42 +107,24 @@ pub fn definitions(columns: &[Column]) -> Value {
         .collect()
 }
 
-/// One row of the table.
-pub fn row(resource: &Resource, object: &Value, now: Timestamp, include: IncludeObject) -> Value {
-    let cells = resource.strategy.row(object, now);
-    debug_assert_eq!(cells.len(), resource.columns.len(), "cells of {resource:?}");
-    match include {
-        IncludeObject::None => json!({"cells": cells, "object": null}),
-        IncludeObject::Metadata => json!({"cells": cells, "object": partial_metadata(object)}),
-        IncludeObject::Object => json!({"cells": cells, "object": object}),
-    }
+/// One row of a table.
+pub fn row(cells: Vec<Value>, object: &Value, include: IncludeObject) -> Value {
+    let object = match include {
+        IncludeObject::None => Value::Null,
+        IncludeObject::Metadata => partial_metadata(object),
+        IncludeObject::Object => object.clone(),
+    };
+    json!({"cells": cells, "object": object})
 }
 
-/// A whole table; `metadata` is that of the list (`resourceVersion`, `continue`, `remainingItemCount`).
-/// `with_columns` is false for all but the first event of a watch.
-pub fn render<'a>(
-    resource: &Resource,
-    items: impl IntoIterator<Item = &'a Value>,
-    metadata: Value,
-    now: Timestamp,
-    include: IncludeObject,
-    with_columns: bool,
-) -> Value {
-    let rows: Vec<Value> = items
-        .into_iter()
-        .map(|item| row(resource, item, now, include))
-        .collect();
-    let columns = if with_columns {
-        column_definitions(resource)
-    } else {
-        json!([])
-    };
+/// A whole table of what is not kept as it is shown.
+pub fn of_rows(columns: &[Column], rows: impl IntoIterator<Item = Value>) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
-        "metadata": metadata,
-        "columnDefinitions": columns,
-        "rows": rows,
+        "metadata": {},
+        "columnDefinitions": definitions(columns),
+        "rows": rows.into_iter().collect::<Vec<_>>(),
     })
 }
 
@@ -239,28 +216,20 @@ mod tests {
 
     #[test]
     fn a_row_carries_as_much_of_the_object_as_was_asked_for() {
-        let resource = crate::find("", "v1", "configmaps").expect("configmaps");
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}});
-        let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(
-            row(resource, &object, now, IncludeObject::None)["object"],
-            Value::Null
-        );
-        assert_eq!(
-            row(resource, &object, now, IncludeObject::Object)["object"],
-            object
-        );
-        let table = render(
-            resource,
-            [&object],
-            json!({"resourceVersion": "7"}),
-            now,
-            IncludeObject::Metadata,
-            true,
-        );
-        assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
-        assert_eq!(table["rows"][0]["cells"], json!(["a", 1, "<unknown>"]));
+        let object = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}});
+        let shown = |include| row(vec!["a".into()], &object, include)["object"].clone();
+        assert_eq!(shown(IncludeObject::None), Value::Null);
+        assert_eq!(shown(IncludeObject::Object), object);
+        let metadata = shown(IncludeObject::Metadata);
+        assert_eq!(metadata["kind"], "PartialObjectMetadata");
+        assert_eq!(metadata["metadata"], object["metadata"]);
+    }
+
+    #[test]
+    fn a_table_says_what_its_cells_are() {
+        let row = row(vec!["a".into()], &Value::Null, IncludeObject::None);
+        let table = of_rows(&[Column::name()], [row]);
         assert_eq!(table["columnDefinitions"][0]["format"], "name");
-        assert_eq!(table["metadata"]["resourceVersion"], "7");
+        assert_eq!(table["rows"], json!([{"cells": ["a"], "object": null}]));
     }
 }

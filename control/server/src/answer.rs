@@ -178,7 +178,7 @@ pub(crate) fn write_list_head(
         }
         Shape::Object | Shape::Discovery(_) => format!(
             "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-            resource.list_kind,
+            resource.list_kind(),
             resource.api_version()
         ),
     };
@@ -187,7 +187,7 @@ pub(crate) fn write_list_head(
 
 fn write_table_head(out: &mut Vec<u8>, resource: &Resource, with_columns: bool, metadata: &Value) {
     let columns = if with_columns {
-        table::column_definitions(resource)
+        table::definitions(resource.columns)
     } else {
         json!([])
     };

@@ -217,24 +217,10 @@ pub(crate) async fn serve(
 }
 
 fn table_of(row: &Computed, items: &[Value], include: IncludeObject) -> Value {
-    let rows: Vec<Value> = items
+    let rows = items
         .iter()
-        .map(|item| {
-            let object = match include {
-                IncludeObject::None => Value::Null,
-                IncludeObject::Metadata => table::partial_metadata(item),
-                IncludeObject::Object => item.clone(),
-            };
-            json!({"cells": (row.cells)(item), "object": object})
-        })
-        .collect();
-    json!({
-        "kind": "Table",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": {},
-        "columnDefinitions": table::definitions(row.columns),
-        "rows": rows,
-    })
+        .map(|item| table::row((row.cells)(item), item, include));
+    table::of_rows(row.columns, rows)
 }
 
 /// The store, and the clients of this server that run a cluster.

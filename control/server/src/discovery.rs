@@ -114,7 +114,7 @@ pub(crate) fn resource_list(group: &str, version: &str) -> Option<Value> {
     {
         let mut described = json!({
             "name": row.plural,
-            "singularName": row.singular,
+            "singularName": row.singular(),
             "namespaced": row.namespaced,
             "kind": row.kind,
             "verbs": verb_names(row),
@@ -236,7 +236,7 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
                 "resource": row.plural,
                 "responseKind": {"group": group, "version": version, "kind": row.kind},
                 "scope": scope(row.namespaced),
-                "singularResource": row.singular,
+                "singularResource": row.singular(),
                 "verbs": verb_names(row),
             });
             if !row.short_names.is_empty() {

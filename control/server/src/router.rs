@@ -266,6 +266,9 @@ async fn serve(app: &Arc<App>, incoming: Incoming<'_>, trail: &mut Trail) -> Ans
         moment: Arc::default(),
     };
     check_scope(&call)?;
+    if let Some(warning) = call.resource.warning() {
+        call.warnings.push(warning);
+    }
     if subresources::is_streamed(&target.subresource) {
         return subresources::stream(&call, request).await;
     }

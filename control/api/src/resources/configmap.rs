@@ -26,7 +26,7 @@ pub(super) const COLUMNS: &[Column] = &[
 pub(super) struct ConfigMap;
 
 impl Strategy for ConfigMap {
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let mut total_bytes = 0;
         for (field, is_base64) in [("data", false), ("binaryData", true)] {
@@ -57,7 +57,7 @@ impl Strategy for ConfigMap {
 
     fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = immutable(new, old, &["data", "binaryData"]);
-        errors.extend(self.validate_create(new));
+        errors.extend(self.validate(new));
         errors
     }
 

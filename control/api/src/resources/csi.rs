@@ -79,7 +79,7 @@ impl Strategy for CsiDriver {
         }
     }
 
-    fn validate_create(&self, driver: &Value) -> Vec<FieldError> {
+    fn validate(&self, driver: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let metadata = Path::new("metadata");
         super::pod::driver_name(meta::name(driver), &metadata.child("name"), &mut errors);
@@ -124,8 +124,8 @@ impl Strategy for CsiDriver {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate_create(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         for field in ["attachRequired", "volumeLifecycleModes"] {
             workload::immutable(new, old, field, &mut errors);
         }
@@ -160,7 +160,7 @@ impl Strategy for CsiDriver {
 pub(super) struct CsiNode;
 
 impl Strategy for CsiNode {
-    fn validate_create(&self, node: &Value) -> Vec<FieldError> {
+    fn validate(&self, node: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("spec");
         let path = path.child("drivers");
@@ -185,10 +185,6 @@ impl Strategy for CsiNode {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
-    }
-
     fn row(&self, node: &Value, now: Timestamp) -> Vec<Value> {
         vec![
             meta::name(node).into(),
@@ -205,11 +201,7 @@ impl Strategy for VolumeAttachment {
         attachment["status"] = json!({"attached": false});
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, attachment: &Value) -> Vec<FieldError> {
+    fn validate(&self, attachment: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, path) = (get(attachment, "spec"), Path::new("spec"));
         super::pod::driver_name(text(spec, "attacher"), &path.child("attacher"), &mut errors);
@@ -233,11 +225,8 @@ impl Strategy for VolumeAttachment {
         errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        let mut errors = self.validate_create(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         if get(new, "spec") != get(old, "spec") {
             let spec = get(new, "spec").clone();
             errors.push(FieldError::invalid(

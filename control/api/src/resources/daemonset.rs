@@ -10,7 +10,7 @@ use crate::{
     meta,
     selector::LabelSelector,
     table::{self, Column},
-    value::{default, empty, get, text},
+    value::{default, get, text},
 };
 
 pub(super) const COLUMNS: &[Column] = &[
@@ -30,37 +30,27 @@ pub(super) const COLUMNS: &[Column] = &[
     .integer(),
     Column::text("Node Selector", "Labels that a node must have."),
     Column::age(),
-    Column::text("Containers", "Names of each container in the template.").wide(),
-    Column::text(
-        "Images",
-        "Images referenced by each container in the template.",
-    )
-    .wide(),
-    Column::text("Selector", "Which pods are meant.").wide(),
+    workload::CONTAINERS,
+    workload::IMAGES,
+    workload::SELECTOR,
+];
+
+/// Numbers of the status.
+const COUNTS: &[&str] = &[
+    "currentNumberScheduled",
+    "numberMisscheduled",
+    "desiredNumberScheduled",
+    "numberReady",
+    "observedGeneration",
+    "updatedNumberScheduled",
+    "numberAvailable",
+    "numberUnavailable",
+    "collisionCount",
 ];
 
 const STRATEGIES: &[&str] = &["RollingUpdate", "OnDelete"];
 
 pub(super) struct DaemonSet;
-
-impl DaemonSet {
-    fn validate(object: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let (spec, path) = (get(object, "spec"), Path::new("spec"));
-        for field in ["minReadySeconds", "revisionHistoryLimit"] {
-            workload::not_negative(spec, field, &path, &mut errors);
-        }
-        workload::selector(spec, &path, "daemonset", &mut errors);
-        workload::selects_template(spec, &path, &mut errors);
-        workload::template(spec, &["Always"], "DaemonSet", &path, &mut errors);
-        strategy(
-            get(spec, "updateStrategy"),
-            &path.child("updateStrategy"),
-            &mut errors,
-        );
-        errors
-    }
-}
 
 fn strategy(strategy: &Value, path: &Path<'_>, errors: &mut workload::Errors) {
     let type_ = text(strategy, "type");
@@ -105,17 +95,8 @@ impl Strategy for DaemonSet {
         let Some(spec) = object.get_mut("spec") else {
             return;
         };
-        default(spec, "updateStrategy", empty());
-        if let Some(strategy) = spec.get_mut("updateStrategy") {
-            default(strategy, "type", "RollingUpdate");
-            if text(strategy, "type") == "RollingUpdate" {
-                default(strategy, "rollingUpdate", empty());
-                if let Some(rolling) = strategy.get_mut("rollingUpdate") {
-                    default(rolling, "maxUnavailable", 1);
-                    default(rolling, "maxSurge", 0);
-                }
-            }
-        }
+        let amounts = [("maxUnavailable", json!(1)), ("maxSurge", json!(0))];
+        workload::default_strategy(spec, "updateStrategy", amounts);
         default(spec, "revisionHistoryLimit", 10);
         workload::default_template(spec);
     }
@@ -129,19 +110,29 @@ impl Strategy for DaemonSet {
         });
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        Self::validate(object)
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let (spec, path) = (get(object, "spec"), Path::new("spec"));
+        for field in ["minReadySeconds", "revisionHistoryLimit"] {
+            workload::not_negative(spec, field, &path, &mut errors);
         }
-        let mut errors = Self::validate(new);
+        workload::selector(spec, &path, "daemonset", &mut errors);
+        workload::selects_template(spec, &path, &mut errors);
+        workload::template(spec, &["Always"], "DaemonSet", &path, &mut errors);
+        strategy(
+            get(spec, "updateStrategy"),
+            &path.child("updateStrategy"),
+            &mut errors,
+        );
+        errors
+    }
+
+    fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        workload::status_counts(new, old, COUNTS, &[])
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         workload::immutable(new, old, "selector", &mut errors);
         errors
     }

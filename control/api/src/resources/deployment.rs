@@ -8,8 +8,9 @@ use crate::{
     FieldError, Strategy,
     field::Path,
     meta,
+    resource::keep_other_half,
     table::{self, Column},
-    value::{default, empty, get, integer, remove, text},
+    value::{default, get, integer, remove, text},
 };
 
 pub(super) const COLUMNS: &[Column] = &[
@@ -29,47 +30,33 @@ pub(super) const COLUMNS: &[Column] = &[
     )
     .integer(),
     Column::age(),
-    Column::text("Containers", "Names of each container in the template.").wide(),
-    Column::text(
-        "Images",
-        "Images referenced by each container in the template.",
-    )
-    .wide(),
-    Column::text("Selector", "Which pods are meant.").wide(),
+    workload::CONTAINERS,
+    workload::IMAGES,
+    workload::SELECTOR,
+];
+
+/// Numbers of the status.
+const COUNTS: &[&str] = &[
+    "observedGeneration",
+    "replicas",
+    "updatedReplicas",
+    "readyReplicas",
+    "availableReplicas",
+    "unavailableReplicas",
+    "collisionCount",
+];
+
+/// Which of them are parts of another, as the complaint calls that one.
+const LIMITS: &[(&str, &str)] = &[
+    ("updatedReplicas", "status.replicas"),
+    ("readyReplicas", "status.replicas"),
+    ("availableReplicas", "status.replicas"),
+    ("availableReplicas", "readyReplicas"),
 ];
 
 const STRATEGIES: &[&str] = &["Recreate", "RollingUpdate"];
 
 pub(super) struct Deployment;
-
-impl Deployment {
-    fn validate(object: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let (spec, path) = (get(object, "spec"), Path::new("spec"));
-        for field in [
-            "replicas",
-            "minReadySeconds",
-            "revisionHistoryLimit",
-            "progressDeadlineSeconds",
-        ] {
-            workload::not_negative(spec, field, &path, &mut errors);
-        }
-        workload::selector(spec, &path, "deployment", &mut errors);
-        workload::selects_template(spec, &path, &mut errors);
-        workload::template(spec, &["Always"], "ReplicaSet", &path, &mut errors);
-        strategy(get(spec, "strategy"), &path.child("strategy"), &mut errors);
-        if let Some(deadline) = integer(spec, "progressDeadlineSeconds")
-            && deadline <= integer(spec, "minReadySeconds").unwrap_or(0)
-        {
-            errors.push(FieldError::invalid(
-                &path.child("progressDeadlineSeconds"),
-                deadline,
-                "must be greater than minReadySeconds",
-            ));
-        }
-        errors
-    }
-}
 
 fn strategy(strategy: &Value, path: &Path<'_>, errors: &mut workload::Errors) {
     let type_ = text(strategy, "type");
@@ -111,17 +98,8 @@ impl Strategy for Deployment {
             return;
         };
         default(spec, "replicas", 1);
-        default(spec, "strategy", empty());
-        if let Some(strategy) = spec.get_mut("strategy") {
-            default(strategy, "type", "RollingUpdate");
-            if text(strategy, "type") == "RollingUpdate" {
-                default(strategy, "rollingUpdate", empty());
-                if let Some(rolling) = strategy.get_mut("rollingUpdate") {
-                    default(rolling, "maxUnavailable", "25%");
-                    default(rolling, "maxSurge", "25%");
-                }
-            }
-        }
+        let amounts = [("maxUnavailable", json!("25%")), ("maxSurge", json!("25%"))];
+        workload::default_strategy(spec, "strategy", amounts);
         default(spec, "revisionHistoryLimit", 10);
         default(spec, "progressDeadlineSeconds", 600);
         workload::default_template(spec);
@@ -132,7 +110,7 @@ impl Strategy for Deployment {
     }
 
     fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
+        keep_other_half(subresource, new, old);
         // `kubectl patch` to Recreate leaves what was defaulted for the other one: nobody asked for it.
         if let Some(strategy) = new.pointer_mut("/spec/strategy")
             && text(strategy, "type") == "Recreate"
@@ -142,15 +120,39 @@ impl Strategy for Deployment {
         }
     }
 
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        Self::validate(object)
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let (spec, path) = (get(object, "spec"), Path::new("spec"));
+        for field in [
+            "replicas",
+            "minReadySeconds",
+            "revisionHistoryLimit",
+            "progressDeadlineSeconds",
+        ] {
+            workload::not_negative(spec, field, &path, &mut errors);
+        }
+        workload::selector(spec, &path, "deployment", &mut errors);
+        workload::selects_template(spec, &path, &mut errors);
+        workload::template(spec, &["Always"], "ReplicaSet", &path, &mut errors);
+        strategy(get(spec, "strategy"), &path.child("strategy"), &mut errors);
+        if let Some(deadline) = integer(spec, "progressDeadlineSeconds")
+            && deadline <= integer(spec, "minReadySeconds").unwrap_or(0)
+        {
+            errors.push(FieldError::invalid(
+                &path.child("progressDeadlineSeconds"),
+                deadline,
+                "must be greater than minReadySeconds",
+            ));
+        }
+        errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return status_counts(new);
-        }
-        let mut errors = Self::validate(new);
+    fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        workload::status_counts(new, old, COUNTS, LIMITS)
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         workload::immutable(new, old, "selector", &mut errors);
         errors
     }
@@ -169,36 +171,4 @@ impl Strategy for Deployment {
         row.extend(workload::wide_cells(spec));
         row
     }
-}
-
-fn status_counts(object: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let (status, path) = (get(object, "status"), Path::new("status"));
-    let count = |field| integer(status, field).unwrap_or(0);
-    let fields = [
-        "observedGeneration",
-        "replicas",
-        "updatedReplicas",
-        "readyReplicas",
-        "availableReplicas",
-        "unavailableReplicas",
-    ];
-    for field in fields {
-        workload::not_negative(status, field, &path, &mut errors);
-    }
-    for (field, limit) in [
-        ("updatedReplicas", "replicas"),
-        ("readyReplicas", "replicas"),
-        ("availableReplicas", "replicas"),
-        ("availableReplicas", "readyReplicas"),
-    ] {
-        if count(field) > count(limit) {
-            errors.push(FieldError::invalid(
-                &path.child(field),
-                count(field),
-                format!("cannot be greater than {limit}"),
-            ));
-        }
-    }
-    errors
 }

@@ -34,7 +34,7 @@ impl Strategy for Endpoints {
         }
     }
 
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("subsets");
         for (i, subset) in list(object, "subsets").iter().enumerate() {
@@ -86,10 +86,6 @@ impl Strategy for Endpoints {
             }
         }
         errors
-    }
-
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {

@@ -39,7 +39,7 @@ impl Strategy for EndpointSlice {
         }
     }
 
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let type_ = text(object, "addressType");
         if type_.is_empty() {
@@ -92,8 +92,8 @@ impl Strategy for EndpointSlice {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate_create(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         if text(new, "addressType") != text(old, "addressType") {
             errors.push(FieldError::invalid(
                 &Path::new("addressType"),

@@ -56,7 +56,7 @@ pub(super) const COLUMNS: &[Column] = &[
 pub(super) struct Event;
 
 impl Strategy for Event {
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let involved = text(get(object, "involvedObject"), "namespace");
         let namespace = meta::namespace(object);
@@ -92,10 +92,6 @@ impl Strategy for Event {
             }
         }
         errors
-    }
-
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
     }
 
     fn selectable_field(&self, object: &Value, field: &str) -> Option<String> {

@@ -5,12 +5,11 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::workload;
 use crate::{
     FieldError, Strategy,
     field::Path,
     meta,
-    resource::Conversion,
+    resource::{Conversion, keep_other_half},
     table::{self, Column},
     value::{default, default_absent, get, integer, keep, list, remove, text},
 };
@@ -242,19 +241,8 @@ impl Strategy for HorizontalPodAutoscaler {
         scaler["status"] = new_status();
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, scaler: &Value) -> Vec<FieldError> {
+    fn validate(&self, scaler: &Value) -> Vec<FieldError> {
         validate(scaler)
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        validate(new)
     }
 
     fn row(&self, scaler: &Value, now: Timestamp) -> Vec<Value> {
@@ -405,7 +393,7 @@ impl Strategy for Older {
     }
 
     fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
+        keep_other_half(subresource, new, old);
         if subresource.is_empty() {
             let kept = meta::annotation(old, CONDITIONS).map(str::to_owned);
             if let (Some(kept), Some(annotations)) =

@@ -21,13 +21,9 @@ pub(super) const COLUMNS: &[Column] = &[
     ),
     Column::text("Duration", "Time required to complete the job."),
     Column::age(),
-    Column::text("Containers", "Names of each container in the template.").wide(),
-    Column::text(
-        "Images",
-        "Images referenced by each container in the template.",
-    )
-    .wide(),
-    Column::text("Selector", "Which pods are meant.").wide(),
+    workload::CONTAINERS,
+    workload::IMAGES,
+    workload::SELECTOR,
 ];
 
 pub(super) const CRON_COLUMNS: &[Column] = &[
@@ -44,13 +40,9 @@ pub(super) const CRON_COLUMNS: &[Column] = &[
         "When a job was last successfully scheduled.",
     ),
     Column::age(),
-    Column::text("Containers", "Names of each container in the template.").wide(),
-    Column::text(
-        "Images",
-        "Images referenced by each container in the template.",
-    )
-    .wide(),
-    Column::text("Selector", "Which pods are meant.").wide(),
+    workload::CONTAINERS,
+    workload::IMAGES,
+    workload::SELECTOR,
 ];
 
 /// Labels by which a Job's pods are known; the controller that made them, and the job.
@@ -97,19 +89,13 @@ fn validate_job_spec(spec: &Value, path: &Path<'_>, errors: &mut workload::Error
     for field in [
         "parallelism",
         "completions",
+        "activeDeadlineSeconds",
         "backoffLimit",
         "ttlSecondsAfterFinished",
         "backoffLimitPerIndex",
         "maxFailedIndexes",
     ] {
         workload::not_negative(spec, field, path, errors);
-    }
-    if let Some(seconds) = integer(spec, "activeDeadlineSeconds").filter(|seconds| *seconds < 0) {
-        errors.push(FieldError::invalid(
-            &path.child("activeDeadlineSeconds"),
-            seconds,
-            "must be greater than or equal to 0",
-        ));
     }
     let mode = text(spec, "completionMode");
     if !mode.is_empty() && !COMPLETION_MODES.contains(&mode) {
@@ -192,8 +178,10 @@ impl Strategy for Job {
         }
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        validate_job_spec(get(object, "spec"), &Path::new("spec"), &mut errors);
+        errors
     }
 
     fn validate_create(&self, object: &Value) -> Vec<FieldError> {
@@ -215,16 +203,12 @@ impl Strategy for Job {
                 ));
             }
         }
-        validate_job_spec(spec, &path, &mut errors);
+        errors.extend(self.validate(object));
         errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        validate_job_spec(get(new, "spec"), &Path::new("spec"), &mut errors);
         for field in [
             "selector",
             "completionMode",
@@ -312,8 +296,26 @@ fn duration(status: &Value, now: Timestamp) -> String {
 
 pub(super) struct CronJob;
 
-impl CronJob {
-    fn validate(object: &Value) -> Vec<FieldError> {
+impl Strategy for CronJob {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = object.get_mut("spec") else {
+            return;
+        };
+        default(spec, "concurrencyPolicy", "Allow");
+        default(spec, "suspend", false);
+        default(spec, "successfulJobsHistoryLimit", 3);
+        default(spec, "failedJobsHistoryLimit", 1);
+        if let Some(template) = spec.pointer_mut("/jobTemplate/spec") {
+            // The job that is made of it gets the rest.
+            workload::default_template(template);
+        }
+    }
+
+    fn prepare_create(&self, object: &mut Value) {
+        object["status"] = json!({});
+    }
+
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, path) = (get(object, "spec"), Path::new("spec"));
         let schedule = text(spec, "schedule");
@@ -374,33 +376,9 @@ impl CronJob {
         );
         errors
     }
-}
-
-impl Strategy for CronJob {
-    fn default(&self, object: &mut Value) {
-        let Some(spec) = object.get_mut("spec") else {
-            return;
-        };
-        default(spec, "concurrencyPolicy", "Allow");
-        default(spec, "suspend", false);
-        default(spec, "successfulJobsHistoryLimit", 3);
-        default(spec, "failedJobsHistoryLimit", 1);
-        if let Some(template) = spec.pointer_mut("/jobTemplate/spec") {
-            // The job that is made of it gets the rest.
-            workload::default_template(template);
-        }
-    }
-
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({});
-    }
-
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
 
     fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        let mut errors = Self::validate(object);
+        let mut errors = self.validate(object);
         if meta::name(object).len() > CRON_NAME_MAX {
             let metadata = Path::new("metadata");
             errors.push(FieldError::invalid(
@@ -410,13 +388,6 @@ impl Strategy for CronJob {
             ));
         }
         errors
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        Self::validate(new)
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {

@@ -23,7 +23,7 @@ pub(super) const COLUMNS: &[Column] = &[
 pub(super) struct Lease;
 
 impl Strategy for Lease {
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("spec");
         let spec = get(object, "spec");
@@ -44,10 +44,6 @@ impl Strategy for Lease {
             ));
         }
         errors
-    }
-
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {

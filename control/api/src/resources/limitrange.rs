@@ -176,7 +176,7 @@ impl Strategy for LimitRange {
         }
     }
 
-    fn validate_create(&self, range: &Value) -> Vec<FieldError> {
+    fn validate(&self, range: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("spec");
         let path = path.child("limits");
@@ -193,10 +193,6 @@ impl Strategy for LimitRange {
             validate_limit(limit, &at, &mut errors);
         }
         errors
-    }
-
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
     }
 
     fn row(&self, range: &Value, _now: Timestamp) -> Vec<Value> {

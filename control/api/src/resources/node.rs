@@ -10,7 +10,7 @@ use crate::{
     field::Path,
     meta,
     table::{self, Column},
-    value::{default, empty, entries, flag, get, keep, list, text},
+    value::{default, empty, entries, flag, get, list, text},
 };
 
 pub(super) const COLUMNS: &[Column] = &[
@@ -50,19 +50,7 @@ impl Strategy for Node {
         }
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        keep(
-            new,
-            old,
-            if subresource == "status" {
-                "spec"
-            } else {
-                "status"
-            },
-        );
-    }
-
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("spec");
         let spec = get(object, "spec");
@@ -78,20 +66,21 @@ impl Strategy for Node {
         errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_status(&self, new: &Value, _old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        if subresource == "status" {
-            let path = Path::new("status");
-            let path = path.child("addresses");
-            let mut seen = BTreeSet::new();
-            for (i, address) in list(get(new, "status"), "addresses").iter().enumerate() {
-                if !seen.insert((text(address, "type"), text(address, "address"))) {
-                    errors.push(FieldError::duplicate(&path.index(i), address.clone()));
-                }
+        let path = Path::new("status");
+        let path = path.child("addresses");
+        let mut seen = BTreeSet::new();
+        for (i, address) in list(get(new, "status"), "addresses").iter().enumerate() {
+            if !seen.insert((text(address, "type"), text(address, "address"))) {
+                errors.push(FieldError::duplicate(&path.index(i), address.clone()));
             }
-            return errors;
         }
-        errors.extend(self.validate_create(new));
+        errors
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         let path = Path::new("spec");
         let (new, old) = (get(new, "spec"), get(old, "spec"));
         for (field, at) in [("podCIDR", "podCIDRs"), ("providerID", "providerID")] {

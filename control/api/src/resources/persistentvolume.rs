@@ -165,8 +165,25 @@ fn is_source(field: &str) -> bool {
     )
 }
 
-impl PersistentVolume {
-    fn validate(volume: &Value) -> Vec<FieldError> {
+impl Strategy for PersistentVolume {
+    fn default(&self, volume: &mut Value) {
+        let Some(spec) = volume.get_mut("spec").filter(|spec| spec.is_object()) else {
+            return;
+        };
+        default(spec, "persistentVolumeReclaimPolicy", "Retain");
+        default(spec, "volumeMode", "Filesystem");
+        super::pod::default_volume_source(spec);
+        if let Some(claim) = spec.get_mut("claimRef") {
+            default(claim, "kind", "PersistentVolumeClaim");
+            default(claim, "apiVersion", "v1");
+        }
+    }
+
+    fn prepare_create(&self, volume: &mut Value) {
+        volume["status"] = json!({"phase": "Pending"});
+    }
+
+    fn validate(&self, volume: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, path) = (get(volume, "spec"), Path::new("spec"));
         if list(spec, "accessModes").is_empty() {
@@ -219,39 +236,9 @@ impl PersistentVolume {
         volume_mode(spec, &path, &mut errors);
         errors
     }
-}
 
-impl Strategy for PersistentVolume {
-    fn default(&self, volume: &mut Value) {
-        let Some(spec) = volume.get_mut("spec").filter(|spec| spec.is_object()) else {
-            return;
-        };
-        default(spec, "persistentVolumeReclaimPolicy", "Retain");
-        default(spec, "volumeMode", "Filesystem");
-        super::pod::default_volume_source(spec);
-        if let Some(claim) = spec.get_mut("claimRef") {
-            default(claim, "kind", "PersistentVolumeClaim");
-            default(claim, "apiVersion", "v1");
-        }
-    }
-
-    fn prepare_create(&self, volume: &mut Value) {
-        volume["status"] = json!({"phase": "Pending"});
-    }
-
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, volume: &Value) -> Vec<FieldError> {
-        Self::validate(volume)
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        let mut errors = Self::validate(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         let path = Path::new("spec");
         if source_of(get(new, "spec")) != source_of(get(old, "spec")) {
             errors.push(FieldError::forbidden(

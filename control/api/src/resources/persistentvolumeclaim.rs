@@ -3,11 +3,8 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{
-    persistentvolume::{
-        access_modes, class_name, class_of, modes_cell, or_unset, positive, volume_mode,
-    },
-    workload,
+use super::persistentvolume::{
+    access_modes, class_name, class_of, modes_cell, or_unset, positive, volume_mode,
 };
 use crate::{
     FieldError, Strategy,
@@ -133,23 +130,14 @@ impl Strategy for PersistentVolumeClaim {
         claim["status"] = json!({"phase": "Pending"});
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, claim: &Value) -> Vec<FieldError> {
+    fn validate(&self, claim: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         validate_spec(get(claim, "spec"), &Path::new("spec"), &mut errors);
         errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        let mut errors = self.validate_create(new);
-        errors.extend(validate_change(new, old));
-        errors
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        validate_change(new, old)
     }
 
     fn row(&self, claim: &Value, now: Timestamp) -> Vec<Value> {

@@ -8,7 +8,7 @@ use crate::{
     field::Path,
     meta,
     table::{self, Column},
-    value::{default, empty, entries, flag, get, integer, keep, list, text},
+    value::{default, empty, entries, flag, get, integer, list, text},
 };
 
 pub(super) const COLUMNS: &[Column] = &[
@@ -56,15 +56,7 @@ impl Strategy for Plugin {
         }
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        let field = match subresource {
-            "status" => "spec",
-            _ => "status",
-        };
-        keep(new, old, field);
-    }
-
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("spec");
         let spec = get(object, "spec");
@@ -125,13 +117,6 @@ impl Strategy for Plugin {
         }
         limits(get(spec, "limits"), &path.child("limits"), &mut errors);
         errors
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, _: &Value) -> Vec<FieldError> {
-        match subresource {
-            "status" => Vec::new(),
-            _ => self.validate_create(new),
-        }
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {

@@ -30,8 +30,17 @@ const UNHEALTHY_POLICIES: &[&str] = &["AlwaysAllow", "IfHealthyBudget"];
 
 pub(super) struct PodDisruptionBudget;
 
-impl PodDisruptionBudget {
-    fn validate(object: &Value) -> Vec<FieldError> {
+impl Strategy for PodDisruptionBudget {
+    fn prepare_create(&self, object: &mut Value) {
+        object["status"] = json!({
+            "currentHealthy": 0,
+            "desiredHealthy": 0,
+            "disruptionsAllowed": 0,
+            "expectedPods": 0,
+        });
+    }
+
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, path) = (get(object, "spec"), Path::new("spec"));
         let (min, max) = (get(spec, "minAvailable"), get(spec, "maxUnavailable"));
@@ -56,32 +65,6 @@ impl PodDisruptionBudget {
             ));
         }
         errors
-    }
-}
-
-impl Strategy for PodDisruptionBudget {
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({
-            "currentHealthy": 0,
-            "desiredHealthy": 0,
-            "disruptionsAllowed": 0,
-            "expectedPods": 0,
-        });
-    }
-
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        Self::validate(object)
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        Self::validate(new)
     }
 
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {

@@ -71,7 +71,7 @@ impl Strategy for PriorityClass {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         if integer(new, "value") != integer(old, "value") {
             errors.push(FieldError::forbidden(

@@ -41,7 +41,7 @@ impl Strategy for Role {
         meta::path_segment_name(name)
     }
 
-    fn validate_create(&self, role: &Value) -> Vec<FieldError> {
+    fn validate(&self, role: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("rules");
         for (i, rule) in list(role, "rules").iter().enumerate() {
@@ -61,10 +61,6 @@ impl Strategy for Role {
             }
         }
         errors
-    }
-
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
     }
 
     fn row(&self, role: &Value, _now: Timestamp) -> Vec<Value> {
@@ -129,7 +125,7 @@ impl Strategy for Binding {
         }
     }
 
-    fn validate_create(&self, binding: &Value) -> Vec<FieldError> {
+    fn validate(&self, binding: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("roleRef");
         let role = get(binding, "roleRef");
@@ -164,8 +160,8 @@ impl Strategy for Binding {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate_create(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         if new.get("roleRef") != old.get("roleRef") {
             let path = Path::new("roleRef");
             let role = get(new, "roleRef").clone();

@@ -3,7 +3,6 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::workload;
 use crate::{
     FieldError, Strategy,
     field::Path,
@@ -185,11 +184,7 @@ impl Strategy for ResourceQuota {
         quota["status"] = json!({});
     }
 
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, quota: &Value) -> Vec<FieldError> {
+    fn validate(&self, quota: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, path) = (get(quota, "spec"), Path::new("spec"));
         amounts(spec, "hard", &path, &mut errors);
@@ -197,16 +192,17 @@ impl Strategy for ResourceQuota {
         errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_status(&self, new: &Value, _old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        if subresource == "status" {
-            let (status, path) = (get(new, "status"), Path::new("status"));
-            for field in ["hard", "used"] {
-                amounts(status, field, &path, &mut errors);
-            }
-            return errors;
+        let (status, path) = (get(new, "status"), Path::new("status"));
+        for field in ["hard", "used"] {
+            amounts(status, field, &path, &mut errors);
         }
-        errors.extend(self.validate_create(new));
+        errors
+    }
+
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         let set = |quota: &Value| {
             let spec = get(quota, "spec");
             let mut scopes: Vec<String> =

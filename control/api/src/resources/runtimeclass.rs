@@ -50,7 +50,7 @@ impl Strategy for RuntimeClass {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         unchanged(new, old, "handler").into_iter().collect()
     }
 

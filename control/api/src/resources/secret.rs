@@ -48,7 +48,7 @@ impl Strategy for Secret {
         }
     }
 
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let path = Path::new("data");
         let mut total_bytes = 0;
@@ -71,7 +71,7 @@ impl Strategy for Secret {
     fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors: Vec<FieldError> = unchanged(new, old, "type").into_iter().collect();
         errors.extend(immutable(new, old, &["data"]));
-        errors.extend(self.validate_create(new));
+        errors.extend(self.validate(new));
         errors
     }
 

@@ -10,6 +10,7 @@ use crate::{
     FieldError, Strategy,
     field::Path,
     meta,
+    resource::keep_other_half,
     table::{self, Column},
     value::{
         default, default_absent, empty, entries, get, integer, is_set, keep, list, list_mut,
@@ -105,11 +106,10 @@ impl Strategy for Service {
     }
 
     fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
+        keep_other_half(subresource, new, old);
         if subresource == "status" {
-            keep(new, old, "spec");
             return;
         }
-        keep(new, old, "status");
         let old = get(old, "spec");
         let Some(spec) = new.get_mut("spec") else {
             return;
@@ -181,16 +181,13 @@ impl Strategy for Service {
         }
     }
 
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         validate(get(object, "spec"), &Path::new("spec"), &mut errors);
         errors
     }
 
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, old) = (get(new, "spec"), get(old, "spec"));
         let needs_ip = |spec: &Value| text(spec, "type") != "ExternalName";
@@ -216,7 +213,6 @@ impl Strategy for Service {
                 "field is immutable",
             ));
         }
-        errors.extend(self.validate_create(new));
         errors
     }
 

@@ -19,12 +19,28 @@ pub(super) const COLUMNS: &[Column] = &[
         "Number of the pods that are ready, of those that are wanted.",
     ),
     Column::age(),
-    Column::text("Containers", "Names of each container in the template.").wide(),
-    Column::text(
-        "Images",
-        "Images referenced by each container in the template.",
-    )
-    .wide(),
+    workload::CONTAINERS,
+    workload::IMAGES,
+];
+
+/// Numbers of the status.
+const COUNTS: &[&str] = &[
+    "replicas",
+    "readyReplicas",
+    "currentReplicas",
+    "updatedReplicas",
+    "availableReplicas",
+    "observedGeneration",
+    "collisionCount",
+];
+
+/// Which of them are parts of another, as the complaint calls that one.
+const LIMITS: &[(&str, &str)] = &[
+    ("readyReplicas", "status.replicas"),
+    ("currentReplicas", "status.replicas"),
+    ("updatedReplicas", "status.replicas"),
+    ("availableReplicas", "status.replicas"),
+    ("availableReplicas", "status.readyReplicas"),
 ];
 
 const STRATEGIES: &[&str] = &["RollingUpdate", "OnDelete"];
@@ -43,8 +59,28 @@ const CHANGEABLE: &[&str] = &[
 
 pub(super) struct StatefulSet;
 
-impl StatefulSet {
-    fn validate(object: &Value) -> Vec<FieldError> {
+impl Strategy for StatefulSet {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = object.get_mut("spec") else {
+            return;
+        };
+        default(spec, "podManagementPolicy", "OrderedReady");
+        workload::default_strategy(spec, "updateStrategy", [("partition", json!(0))]);
+        default(spec, "persistentVolumeClaimRetentionPolicy", empty());
+        if let Some(policy) = spec.get_mut("persistentVolumeClaimRetentionPolicy") {
+            default(policy, "whenDeleted", "Retain");
+            default(policy, "whenScaled", "Retain");
+        }
+        default(spec, "replicas", 1);
+        default(spec, "revisionHistoryLimit", 10);
+        workload::default_template(spec);
+    }
+
+    fn prepare_create(&self, object: &mut Value) {
+        object["status"] = json!({"replicas": 0, "availableReplicas": 0});
+    }
+
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (spec, path) = (get(object, "spec"), Path::new("spec"));
         let policy = text(spec, "podManagementPolicy");
@@ -134,51 +170,13 @@ impl StatefulSet {
         workload::template(&with_claims, &["Always"], "StatefulSet", &path, &mut errors);
         errors
     }
-}
 
-impl Strategy for StatefulSet {
-    fn default(&self, object: &mut Value) {
-        let Some(spec) = object.get_mut("spec") else {
-            return;
-        };
-        default(spec, "podManagementPolicy", "OrderedReady");
-        default(spec, "updateStrategy", empty());
-        if let Some(strategy) = spec.get_mut("updateStrategy") {
-            default(strategy, "type", "RollingUpdate");
-            if text(strategy, "type") == "RollingUpdate" {
-                default(strategy, "rollingUpdate", empty());
-                if let Some(rolling) = strategy.get_mut("rollingUpdate") {
-                    default(rolling, "partition", 0);
-                }
-            }
-        }
-        default(spec, "persistentVolumeClaimRetentionPolicy", empty());
-        if let Some(policy) = spec.get_mut("persistentVolumeClaimRetentionPolicy") {
-            default(policy, "whenDeleted", "Retain");
-            default(policy, "whenScaled", "Retain");
-        }
-        default(spec, "replicas", 1);
-        default(spec, "revisionHistoryLimit", 10);
-        workload::default_template(spec);
+    fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        workload::status_counts(new, old, COUNTS, LIMITS)
     }
 
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({"replicas": 0, "availableReplicas": 0});
-    }
-
-    fn prepare_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        workload::keep_other_half(subresource, new, old);
-    }
-
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        Self::validate(object)
-    }
-
-    fn validate_update(&self, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        if subresource == "status" {
-            return Vec::new();
-        }
-        let mut errors = Self::validate(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         let decided = |object: &Value| {
             let mut spec = get(object, "spec").clone();
             if let Some(spec) = spec.as_object_mut() {
@@ -225,7 +223,7 @@ pub(super) const REVISION_COLUMNS: &[Column] = &[
 pub(super) struct ControllerRevision;
 
 impl Strategy for ControllerRevision {
-    fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let revision = integer(object, "revision").unwrap_or(0);
         if revision < 0 {
@@ -244,8 +242,8 @@ impl Strategy for ControllerRevision {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate_create(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         if get(new, "data") != get(old, "data") {
             errors.push(FieldError::invalid(
                 &Path::new("data"),

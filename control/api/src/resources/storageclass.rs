@@ -52,7 +52,7 @@ impl Strategy for StorageClass {
         default(class, "volumeBindingMode", "Immediate");
     }
 
-    fn validate_create(&self, class: &Value) -> Vec<FieldError> {
+    fn validate(&self, class: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let (provisioner, path) = (text(class, "provisioner"), Path::new("provisioner"));
         if provisioner.is_empty() {
@@ -119,8 +119,8 @@ impl Strategy for StorageClass {
         errors
     }
 
-    fn validate_update(&self, _subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate_create(new);
+    fn validate_change(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
         for field in ["parameters", "provisioner", "reclaimPolicy"] {
             if get(new, field) != get(old, field) {
                 let detail = format!("updates to {field} are forbidden.");

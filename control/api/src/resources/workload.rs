@@ -7,10 +7,21 @@ use crate::{
     field::Path,
     meta,
     selector::LabelSelector,
-    value::{default, empty, get, integer, keep, list, text},
+    table::Column,
+    value::{default, empty, get, integer, list, text},
 };
 
 pub(super) type Errors = Vec<FieldError>;
+
+/// Of the template; [`wide_cells`] fills these three.
+pub(super) const CONTAINERS: Column =
+    Column::text("Containers", "Names of each container in the template.").wide();
+pub(super) const IMAGES: Column = Column::text(
+    "Images",
+    "Images referenced by each container in the template.",
+)
+.wide();
+pub(super) const SELECTOR: Column = Column::text("Selector", "Which pods are meant.").wide();
 
 /// Fills in the template of `spec`.
 pub(super) fn default_template(spec: &mut Value) {
@@ -23,14 +34,61 @@ pub(super) fn default_template(spec: &mut Value) {
     }
 }
 
-/// A client writes `spec` or `status`, never both.
-pub(super) fn keep_other_half(subresource: &str, new: &mut Value, old: &Value) {
-    let kept = if subresource == "status" {
-        "spec"
-    } else {
-        "status"
+/// Fills in how pods are replaced by newer ones: by and by, in these amounts, unless the type says otherwise.
+pub(super) fn default_strategy<const N: usize>(
+    spec: &mut Value,
+    field: &str,
+    amounts: [(&str, Value); N],
+) {
+    default(spec, field, empty());
+    let Some(strategy) = spec.get_mut(field) else {
+        return;
     };
-    keep(new, old, kept);
+    default(strategy, "type", "RollingUpdate");
+    if text(strategy, "type") != "RollingUpdate" {
+        return;
+    }
+    default(strategy, "rollingUpdate", empty());
+    if let Some(rolling) = strategy.get_mut("rollingUpdate") {
+        for (field, amount) in amounts {
+            default(rolling, field, amount);
+        }
+    }
+}
+
+/// Numbers of a status: none is below zero, none above one that it is a part of (the names of both, the latter as the
+/// complaint calls it), and name collisions are not forgotten.
+pub(super) fn status_counts(
+    new: &Value,
+    old: &Value,
+    counts: &[&str],
+    limits: &[(&str, &str)],
+) -> Errors {
+    let mut errors = Vec::new();
+    let (new, old, path) = (get(new, "status"), get(old, "status"), Path::new("status"));
+    for field in counts {
+        not_negative(new, field, &path, &mut errors);
+    }
+    let count = |field: &str| integer(new, field).unwrap_or(0);
+    for (field, limit) in limits {
+        let number = count(field);
+        if number > count(limit.trim_start_matches("status.")) {
+            errors.push(FieldError::invalid(
+                &path.child(field),
+                number,
+                format!("cannot be greater than {limit}"),
+            ));
+        }
+    }
+    let collisions = count("collisionCount");
+    if collisions < integer(old, "collisionCount").unwrap_or(0) {
+        errors.push(FieldError::invalid(
+            &path.child("collisionCount"),
+            collisions,
+            "cannot be decremented",
+        ));
+    }
+    errors
 }
 
 /// A number that may not be below zero.
@@ -67,19 +125,24 @@ pub(super) fn selects_template(spec: &Value, path: &Path<'_>, errors: &mut Error
     let template = get(spec, "template");
     let labels = get(get(template, "metadata"), "labels");
     if !selector.is_everything() && !selector.matches(labels.as_object()) {
-        let at = path.child("template");
-        let at = at.child("metadata");
-        let shown = if labels.is_null() {
-            json!({})
-        } else {
-            labels.clone()
-        };
-        errors.push(FieldError::invalid(
-            &at.child("labels"),
-            shown,
-            "`selector` does not match template `labels`",
-        ));
+        errors.push(not_selected(labels, path));
     }
+}
+
+/// These labels of the template are not what the selector wants.
+pub(super) fn not_selected(labels: &Value, path: &Path<'_>) -> FieldError {
+    let at = path.child("template");
+    let at = at.child("metadata");
+    let shown = if labels.is_null() {
+        json!({})
+    } else {
+        labels.clone()
+    };
+    FieldError::invalid(
+        &at.child("labels"),
+        shown,
+        "`selector` does not match template `labels`",
+    )
 }
 
 /// The template of `spec`, whose pods may have one of the restart policies.

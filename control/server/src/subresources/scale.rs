@@ -2,17 +2,20 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use wherry_api::{
     Status, meta,
     patch::{self, PatchKind},
     selector::LabelSelector,
+    table::{self, Column, IncludeObject},
 };
 use wherry_store::KeyValue;
 
 use crate::{
     answer::{self, Answer},
     call::{self, Call},
+    request::Shape,
     stored,
     verbs::{get, patch::patch_status, update::modify},
 };
@@ -58,7 +61,29 @@ pub(super) async fn patch(call: &Call, headers: &HeaderMap, body: &Bytes) -> Ans
 
 fn show(call: &Call, kv: &KeyValue) -> Answer {
     let scale = scale_of(&stored::decode(kv));
-    Ok(answer::value(call.accept, StatusCode::OK, &scale))
+    let shown = match call.accept.shape {
+        Shape::Table => table_of(&scale, Timestamp::now(), call.include()?),
+        Shape::Metadata => table::partial_metadata(&scale),
+        Shape::Object | Shape::Discovery(_) => scale,
+    };
+    Ok(answer::value(call.accept, StatusCode::OK, &shown))
+}
+
+const COLUMNS: &[Column] = &[
+    Column::name(),
+    Column::text("Desired", "Number of pods that are wanted.").integer(),
+    Column::text("Available", "Number of pods that there are.").integer(),
+    Column::age(),
+];
+
+fn table_of(scale: &Value, now: Timestamp, include: IncludeObject) -> Value {
+    let cells = vec![
+        meta::name(scale).into(),
+        scale["spec"]["replicas"].clone(),
+        scale["status"]["replicas"].clone(),
+        table::age(scale, now).into(),
+    ];
+    table::of_rows(COLUMNS, [table::row(cells, scale, include)])
 }
 
 /// The object with as many replicas as the Scale asks for.
@@ -132,5 +157,22 @@ mod tests {
             assert_eq!(scaled["spec"]["replicas"], 5);
             assert_eq!(meta::resource_version(&scaled), "7");
         }
+    }
+
+    #[test]
+    fn a_scale_has_columns_of_its_own() {
+        let object = json!({
+            "metadata": {"name": "web", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"replicas": 3},
+            "status": {"replicas": 2},
+        });
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        let table = table_of(&scale_of(&object), now, IncludeObject::None);
+        let names: Vec<_> = COLUMNS.iter().map(|column| column.name).collect();
+        assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+        assert_eq!(
+            table["rows"],
+            json!([{"cells": ["web", 3, 2, "60s"], "object": null}])
+        );
     }
 }

@@ -40,10 +40,10 @@ pub(in super::super) const COLUMNS: &[Column] = super::COLUMNS;
 pub(in super::super) struct NewerEvent;
 
 impl Strategy for NewerEvent {
-    fn validate_create(&self, event: &Value) -> Vec<FieldError> {
+    fn validate(&self, event: &Value) -> Vec<FieldError> {
         let mut stored = event.clone();
         (CONVERSION.to_stored)(&mut stored);
-        let mut errors = Event.validate_create(&stored);
+        let mut errors = Event.validate(&stored);
         for error in &mut errors {
             for (newer, core) in WORDS {
                 if let Some(rest) = error.field.strip_prefix(core) {
@@ -53,10 +53,6 @@ impl Strategy for NewerEvent {
             }
         }
         errors
-    }
-
-    fn validate_update(&self, _subresource: &str, new: &Value, _old: &Value) -> Vec<FieldError> {
-        self.validate_create(new)
     }
 
     fn conversion(&self) -> Option<&'static Conversion> {

@@ -221,6 +221,66 @@ fn what_is_right_is_taken() {
 }
 
 #[test]
+fn a_status_adds_up() {
+    const WHOLE: &str = "cannot be greater than status.replicas";
+    for (group, plural, status, complaints) in [
+        (
+            "apps",
+            "deployments",
+            json!({"replicas": 2, "readyReplicas": 1, "availableReplicas": 2, "updatedReplicas": 3}),
+            vec![
+                format!("status.updatedReplicas: Invalid value: 3: {WHOLE}"),
+                "status.availableReplicas: Invalid value: 2: cannot be greater than readyReplicas".to_owned(),
+            ],
+        ),
+        (
+            "apps",
+            "replicasets",
+            json!({"replicas": 1, "fullyLabeledReplicas": 2, "observedGeneration": -1}),
+            vec![
+                "status.observedGeneration: Invalid value: -1: must be greater than or equal to 0".to_owned(),
+                format!("status.fullyLabeledReplicas: Invalid value: 2: {WHOLE}"),
+            ],
+        ),
+        (
+            "",
+            "replicationcontrollers",
+            json!({"replicas": 1, "readyReplicas": 2}),
+            vec![format!("status.readyReplicas: Invalid value: 2: {WHOLE}")],
+        ),
+        (
+            "apps",
+            "statefulsets",
+            json!({"replicas": 1, "availableReplicas": 1, "currentReplicas": 2, "collisionCount": 1}),
+            vec![
+                format!("status.currentReplicas: Invalid value: 2: {WHOLE}"),
+                "status.availableReplicas: Invalid value: 1: cannot be greater than status.readyReplicas".to_owned(),
+                "status.collisionCount: Invalid value: 1: cannot be decremented".to_owned(),
+            ],
+        ),
+        (
+            "apps",
+            "daemonsets",
+            json!({"numberReady": -1, "collisionCount": 2}),
+            vec!["status.numberReady: Invalid value: -1: must be greater than or equal to 0".to_owned()],
+        ),
+        (
+            "apps",
+            "statefulsets",
+            json!({"replicas": 2, "readyReplicas": 2, "availableReplicas": 1, "collisionCount": 2}),
+            vec![],
+        ),
+    ] {
+        let resource = row(group, plural);
+        let keeps_collisions = status.get("collisionCount").is_some();
+        let old = json!({"status": {"collisionCount": if keeps_collisions { 2 } else { 0 }}});
+        let errors = resource.strategy.validate_update("status", &json!({"status": status}), &old);
+        let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, complaints, "{plural}");
+    }
+}
+
+#[test]
 fn a_selector_is_decided_once() {
     for plural in ["deployments", "replicasets", "daemonsets"] {
         let resource = row("apps", plural);
