@@ -28,8 +28,8 @@ use crate::{
     expectations::Expectations,
     pod_control::{self, Owner, PodControl},
     pods, retry, status,
-    watched::{Watched, key_of},
-    workqueue::{Key, WorkQueue},
+    watched::Watched,
+    workqueue::{Key, Reconcile, WorkQueue},
 };
 
 /// CronJobs looked at at once (`--concurrent-cron-job-syncs`).
@@ -62,12 +62,7 @@ impl Prepared {
         jobs: &mut Watched<Job>,
     ) -> Self {
         let queue = Arc::new(WorkQueue::default());
-        let named = queue.clone();
-        crons.listen(move |old, new| {
-            if let Some(cron) = new.or(old) {
-                named.add(key_of(&**cron));
-            }
-        });
+        crons.name_in(&queue);
         let named = queue.clone();
         jobs.listen(move |old, new| {
             for job in old.into_iter().chain(new) {
@@ -94,22 +89,26 @@ impl Prepared {
         jobs: Arc<Watched<Job>>,
         shutdown: CancellationToken,
     ) {
-        tokio::join!(crons.complete(), jobs.complete());
         let controller = Arc::new(Controller {
             control: self.control,
             crons,
             jobs,
         });
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let what = "CronJob not reconciled";
-        self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        self.queue.reconcile(controller, shutdown).await;
     }
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        "CronJob not reconciled"
+    }
+
+    async fn complete(&self) {
+        tokio::join!(self.crons.complete(), self.jobs.complete());
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(cron) = self.crons.get(key) else {
             return Ok(None);
@@ -151,7 +150,9 @@ impl Controller {
         let pause = plan.again.map(|at| at.duration_since(now).unsigned_abs());
         Ok(pause.map(|pause| pause + AFTER))
     }
+}
 
+impl Controller {
     fn api(&self, owner: &Owner) -> Api<Job> {
         Api::namespaced(self.control.client.clone(), &owner.key.namespace)
     }

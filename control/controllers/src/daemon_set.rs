@@ -31,7 +31,7 @@ use crate::{
     revisions::{self, HASH_LABEL, Revisions},
     status,
     watched::{Watched, key_of},
-    workqueue::Key,
+    workqueue::{Key, Reconcile},
 };
 
 /// DaemonSets looked at at once (`--concurrent-daemonset-syncs`).
@@ -102,25 +102,26 @@ impl Prepared {
             sets: sets.clone(),
             world,
         });
-        let seen = controller.clone();
-        let world = async move {
-            let seen = &seen.world;
-            tokio::join!(
-                seen.pods.complete(),
-                seen.nodes.complete(),
-                seen.revisions.complete()
-            );
-        };
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let workers = ("DaemonSet not reconciled", WORKERS);
-        pod_sets::watch_and_reconcile(api, sets, queue, workers, world, shutdown, reconcile).await;
+        pod_sets::watch_and_reconcile(api, sets, queue, controller, shutdown).await;
     }
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        "DaemonSet not reconciled"
+    }
+
+    async fn complete(&self) {
+        tokio::join!(
+            self.sets.complete(),
+            self.world.pods.complete(),
+            self.world.nodes.complete(),
+            self.world.revisions.complete()
+        );
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(set) = self.sets.get(key) else {
             self.control.expectations.forget(key);
@@ -191,7 +192,9 @@ impl Controller {
         let again = [again, ready_later].into_iter().flatten().min();
         Ok(again.map(Duration::from_secs))
     }
+}
 
+impl Controller {
     fn tell_ended(&self, owner: &Owner, pod: &PodView) {
         let (key, node) = (&pod.key, &pod.node);
         if pod.phase == Phase::Failed {

@@ -20,7 +20,7 @@ use crate::{
     pods::{self, PodView},
     replica_set::SetView,
     watched::{Watched, key_of},
-    workqueue::{Key, WorkQueue},
+    workqueue::{Key, Reconcile, WorkQueue},
 };
 
 /// Budgets looked at at once.
@@ -65,12 +65,7 @@ impl Prepared {
     ) -> Self {
         let queue = Arc::new(WorkQueue::default());
         let mut budgets = Watched::<PodDisruptionBudget>::new("PodDisruptionBudgets");
-        let named = queue.clone();
-        budgets.listen(move |old, new| {
-            if let Some(budget) = new.or(old) {
-                named.add(key_of(&**budget));
-            }
-        });
+        budgets.name_in(&queue);
         let budgets = Arc::new(budgets);
         let (named, all) = (queue.clone(), budgets.clone());
         pods.listen(move |old, new| {
@@ -111,28 +106,28 @@ impl Prepared {
             budgets: budgets.clone(),
             world,
         });
-        let seen = controller.clone();
-        let world = async move {
-            let seen = &seen.world;
-            tokio::join!(
-                seen.pods.complete(),
-                seen.sets.complete(),
-                seen.controllers.complete(),
-                seen.deployments.complete(),
-                seen.stateful.complete()
-            );
-        };
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let workers = ("PodDisruptionBudget not reconciled", WORKERS);
-        pod_sets::watch_and_reconcile(api, budgets, queue, workers, world, shutdown, reconcile)
-            .await;
+        pod_sets::watch_and_reconcile(api, budgets, queue, controller, shutdown).await;
     }
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        "PodDisruptionBudget not reconciled"
+    }
+
+    async fn complete(&self) {
+        tokio::join!(
+            self.budgets.complete(),
+            self.world.pods.complete(),
+            self.world.sets.complete(),
+            self.world.controllers.complete(),
+            self.world.deployments.complete(),
+            self.world.stateful.complete()
+        );
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(budget) = self.budgets.get(key) else {
             return Ok(None);
@@ -161,7 +156,9 @@ impl Controller {
         let again = again.and_then(|seconds| u64::try_from(seconds).ok());
         Ok(again.map(|seconds| Duration::from_secs(seconds.max(1))))
     }
+}
 
+impl Controller {
     /// What the controllers of these pods want together.
     fn expected(&self, pods: &[Arc<PodView>]) -> i32 {
         let mut by_controller: BTreeMap<String, i32> = BTreeMap::new();

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     pods::PodView,
     watched::{Watched, key_of},
-    workqueue::{Key, WorkQueue},
+    workqueue::{Key, Reconcile, WorkQueue},
 };
 
 use self::slices::Changes;
@@ -142,12 +142,7 @@ impl Prepared {
             };
             named.add(service.key.clone());
         });
-        let named = queue.clone();
-        endpoints.listen(move |old, new| {
-            if let Some(endpoints) = new.or(old) {
-                named.add(key_of(&**endpoints));
-            }
-        });
+        endpoints.name_in(&queue);
         let named = queue.clone();
         slices.listen(move |old, new| {
             for slice in old.into_iter().chain(new) {
@@ -195,12 +190,6 @@ impl Prepared {
         slices: Arc<Watched<EndpointSlice>>,
         shutdown: CancellationToken,
     ) {
-        tokio::join!(
-            services.complete(),
-            pods.complete(),
-            endpoints.complete(),
-            slices.complete()
-        );
         let controller = Arc::new(Controller {
             client: self.client,
             gone: self.gone,
@@ -209,16 +198,26 @@ impl Prepared {
             endpoints,
             slices,
         });
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let what = "Endpoints not reconciled";
-        self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        self.queue.reconcile(controller, shutdown).await;
     }
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        "Endpoints not reconciled"
+    }
+
+    async fn complete(&self) {
+        tokio::join!(
+            self.services.complete(),
+            self.pods.complete(),
+            self.endpoints.complete(),
+            self.slices.complete()
+        );
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let endpoints = self.endpoints.get(key);
         let Some(service) = self.services.get(key) else {
@@ -256,7 +255,9 @@ impl Controller {
         }
         Ok(None)
     }
+}
 
+impl Controller {
     /// A Service has gone, and its Endpoints go with it. Its slices have an owner and are collected.
     async fn end(&self, key: &Key, endpoints: Option<&Endpoints>) -> kube::Result<()> {
         let gone = || self.gone.lock().unwrap_or_else(PoisonError::into_inner);

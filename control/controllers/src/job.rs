@@ -41,7 +41,7 @@ use crate::{
     pods::{self, PodView},
     status,
     watched::{Watched, key_of},
-    workqueue::{Key, WorkQueue},
+    workqueue::{Key, Reconcile, WorkQueue},
 };
 
 pub(crate) use self::plan::has;
@@ -82,12 +82,7 @@ impl Prepared {
     ) -> Self {
         let queue = Arc::new(WorkQueue::default());
         let expectations = Arc::new(Expectations::default());
-        let named = queue.clone();
-        jobs.listen(move |old, new| {
-            if let Some(job) = new.or(old) {
-                named.add(key_of(&**job));
-            }
-        });
+        jobs.name_in(&queue);
         // A Job's pods have its uid among their labels: nobody else's can be meant.
         let nobody = |_: &str, _: &BTreeMap<String, String>| Vec::new();
         pod_control::listen(pods, KIND, queue.clone(), expectations.clone(), nobody);
@@ -107,23 +102,27 @@ impl Prepared {
         pods: Arc<Watched<PodView>>,
         shutdown: CancellationToken,
     ) {
-        tokio::join!(jobs.complete(), pods.complete());
         let controller = Arc::new(Controller {
             control: self.control,
             jobs,
             pods,
             tallies: Mutex::default(),
         });
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let what = "Job not reconciled";
-        self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        self.queue.reconcile(controller, shutdown).await;
     }
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        "Job not reconciled"
+    }
+
+    async fn complete(&self) {
+        tokio::join!(self.jobs.complete(), self.pods.complete());
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(job) = self.jobs.get(key) else {
             self.control.expectations.forget(key);
@@ -174,7 +173,9 @@ impl Controller {
             .and_then(|seconds| u64::try_from(seconds).ok());
         Ok(again.map(Duration::from_secs))
     }
+}
 
+impl Controller {
     fn plan(&self, key: &Key, job: &Job, owner: &Owner, pods: &[Arc<PodView>]) -> plan::Plan {
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         let (uid, tally) = tallies.entry(key.clone()).or_default();

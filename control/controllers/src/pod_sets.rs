@@ -1,7 +1,7 @@
 //! What the controllers of one kind of pod owner have in common: hearing of it, of its pods and of pods that nobody
 //! controls, watching it, and looking at one object after the other.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -14,7 +14,7 @@ use crate::{
     pod_control::{self, PodControl},
     pods::PodView,
     watched::{Watched, key_of, without_managed_fields},
-    workqueue::{Key, WorkQueue},
+    workqueue::{Reconcile, WorkQueue},
 };
 
 /// A kind's controller before it has eyes: what it hears goes to `queue`.
@@ -40,12 +40,7 @@ where
     ) -> Self {
         let queue = Arc::new(WorkQueue::default());
         let expectations = Arc::new(Expectations::default());
-        let named = queue.clone();
-        sets.listen(move |old, new| {
-            if let Some(set) = new.or(old) {
-                named.add(key_of(&**set));
-            }
-        });
+        sets.name_in(&queue);
         let sets = Arc::new(sets);
         let all = sets.clone();
         let candidates = move |namespace: &str, labels: &BTreeMap<String, String>| {
@@ -69,27 +64,16 @@ where
     }
 }
 
-/// Watches a kind until shutdown and, once it and the rest of the `world` are complete, reconciles what is queued.
-pub(crate) async fn watch_and_reconcile<S, R, F>(
+/// Watches a kind until shutdown, and has what is queued of it reconciled.
+pub(crate) async fn watch_and_reconcile<S>(
     api: Api<S>,
     sets: Arc<Watched<S>>,
     queue: Arc<WorkQueue>,
-    workers: (&'static str, usize),
-    world: impl Future<Output = ()>,
+    controller: Arc<impl Reconcile>,
     shutdown: CancellationToken,
-    reconcile: R,
 ) where
     S: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    R: Fn(Key) -> F + Clone + Send + 'static,
-    F: Future<Output = kube::Result<Option<Duration>>> + Send,
 {
-    let watch = sets
-        .clone()
-        .run(api, without_managed_fields, shutdown.clone());
-    let work = async {
-        tokio::join!(sets.complete(), world);
-        let (what, count) = workers;
-        queue.run(what, count, shutdown, reconcile).await;
-    };
-    tokio::join!(watch, work);
+    let watch = sets.run(api, without_managed_fields, shutdown.clone());
+    tokio::join!(watch, queue.reconcile(controller, shutdown));
 }

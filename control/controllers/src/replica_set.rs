@@ -40,7 +40,7 @@ use crate::{
     pods::{self, PodView},
     retry,
     watched::Watched,
-    workqueue::{Key, WorkQueue},
+    workqueue::{Key, Reconcile, WorkQueue},
 };
 
 /// Sets looked at at once (`--concurrent-replicaset-syncs`).
@@ -207,12 +207,26 @@ impl From<ReplicationController> for SetView {
 
 /// One kind's controller.
 pub(crate) struct Controller {
+    kind: Kind,
     control: PodControl,
     sets: Arc<Watched<SetView>>,
     pods: Arc<Watched<PodView>>,
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        match self.kind {
+            Kind::ReplicaSet => "ReplicaSet not reconciled",
+            Kind::ReplicationController => "ReplicationController not reconciled",
+        }
+    }
+
+    async fn complete(&self) {
+        tokio::join!(self.sets.complete(), self.pods.complete());
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(set) = self.sets.get(key) else {
             self.control.expectations.forget(key);
@@ -254,7 +268,9 @@ impl Controller {
             Ok(()) => Ok(None),
         }
     }
+}
 
+impl Controller {
     async fn act(
         &self,
         set: &SetView,
@@ -376,21 +392,13 @@ impl Prepared {
     ) {
         // Whatever came before finds its set when that is looked at for the first time.
         self.sets.get_or_init(|| sets.clone());
-        tokio::join!(sets.complete(), pods.complete());
         let controller = Arc::new(Controller {
+            kind: self.kind,
             control: self.control,
             sets,
             pods,
         });
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let what = match self.kind {
-            Kind::ReplicaSet => "ReplicaSet not reconciled",
-            Kind::ReplicationController => "ReplicationController not reconciled",
-        };
-        self.queue.run(what, WORKERS, shutdown, reconcile).await;
+        self.queue.reconcile(controller, shutdown).await;
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
     revisions::{self, HASH_LABEL, Revisions},
     status,
     watched::Watched,
-    workqueue::Key,
+    workqueue::{Key, Reconcile},
 };
 
 use self::claims::Retention;
@@ -110,21 +110,25 @@ impl Prepared {
             sets: sets.clone(),
             world,
         });
-        let seen = controller.clone();
-        let world = async move {
-            let seen = &seen.world;
-            tokio::join!(seen.pods.complete(), seen.revisions.complete());
-        };
-        let reconcile = move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        };
-        let workers = ("StatefulSet not reconciled", WORKERS);
-        pod_sets::watch_and_reconcile(api, sets, queue, workers, world, shutdown, reconcile).await;
+        pod_sets::watch_and_reconcile(api, sets, queue, controller, shutdown).await;
     }
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    const WORKERS: usize = WORKERS;
+
+    fn complaint(&self) -> &'static str {
+        "StatefulSet not reconciled"
+    }
+
+    async fn complete(&self) {
+        tokio::join!(
+            self.sets.complete(),
+            self.world.pods.complete(),
+            self.world.revisions.complete()
+        );
+    }
+
     async fn reconcile(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(set) = self.sets.get(key) else {
             self.control.expectations.forget(key);
@@ -197,7 +201,9 @@ impl Controller {
         let again = again.map(Duration::from_secs);
         Ok(again.into_iter().chain(waits.then_some(CLAIM_PERIOD)).min())
     }
+}
 
+impl Controller {
     /// Gives the claims of pods that are there the owners that they are to have, before any of the pods goes.
     async fn keep_claims(
         &self,

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::workqueue::Key;
+use crate::workqueue::{Key, WorkQueue};
 
 /// Told of every change: what was and what is. Must not wait.
 type Listener<V> = Box<dyn Fn(Option<&Arc<V>>, Option<&Arc<V>>) + Send + Sync>;
@@ -209,6 +209,18 @@ impl<V: Send + Sync + 'static> Watched<V> {
         for listener in &self.listeners {
             listener(old.as_ref(), new.as_ref());
         }
+    }
+}
+
+impl<K: Resource + Send + Sync + 'static> Watched<K> {
+    /// Names every object that changes, comes or goes in a queue.
+    pub(crate) fn name_in(&mut self, queue: &Arc<WorkQueue>) {
+        let queue = queue.clone();
+        self.listen(move |old, new| {
+            if let Some(object) = new.or(old) {
+                queue.add(key_of(&**object));
+            }
+        });
     }
 }
 

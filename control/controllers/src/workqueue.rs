@@ -19,6 +19,21 @@ use tracing::warn;
 
 use crate::retry;
 
+/// Brings objects of one kind to what is wanted of them, one after the other, as a [`WorkQueue`] names them.
+pub(crate) trait Reconcile: Send + Sync + 'static {
+    /// Objects looked at at once.
+    const WORKERS: usize;
+
+    /// What the log says when that failed.
+    fn complaint(&self) -> &'static str;
+
+    /// Waits until all that it looks at has been seen for the first time.
+    fn complete(&self) -> impl Future<Output = ()> + Send;
+
+    /// Looks at one object; answers when to look again if nothing happens.
+    fn reconcile(&self, key: &Key) -> impl Future<Output = kube::Result<Option<Duration>>> + Send;
+}
+
 /// Namespace and name of an object; no namespace is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key {
@@ -147,6 +162,21 @@ impl WorkQueue {
             });
         }
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// Has a controller look at objects until shutdown, once it has seen all that it needs.
+    pub(crate) async fn reconcile<C: Reconcile>(
+        self: Arc<Self>,
+        controller: Arc<C>,
+        shutdown: CancellationToken,
+    ) {
+        controller.complete().await;
+        let what = controller.complaint();
+        let reconcile = move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        };
+        self.run(what, C::WORKERS, shutdown, reconcile).await;
     }
 
     fn finish(&self, what: &str, key: Key, result: kube::Result<Option<Duration>>) {

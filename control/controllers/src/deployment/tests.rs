@@ -1,5 +1,5 @@
-use k8s_openapi::api::core::v1::PodTemplateSpec;
-use serde_json::json;
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::PodTemplateSpec};
+use serde_json::{Value, json};
 
 use super::{plan::*, *};
 use crate::fake::Fake;
