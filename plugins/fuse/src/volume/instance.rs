@@ -19,7 +19,10 @@ use wherry_plugin_host::{
     protocol::{Fault, LogLevel},
 };
 
-use super::{Volume, request::Pending};
+use super::{
+    Volume,
+    request::{Pending, nodes_mut},
+};
 use crate::{
     abi::Shape,
     lock,
@@ -171,33 +174,11 @@ impl Volume {
     /// An operation with the guest's nodes; or the kernel's node that stands in the way.
     pub(super) fn in_guests_words(&self, operation: &Operation) -> Result<Operation, (u64, Found)> {
         let mut operation = operation.clone();
-        let translate = |node: &mut u64| match self.nodes.guest(*node) {
-            Found::Guest(guest) => {
-                *node = guest;
-                Ok(())
+        for node in nodes_mut(&mut operation).into_iter().flatten() {
+            match self.nodes.guest(*node) {
+                Found::Guest(guest) => *node = guest,
+                found => return Err((*node, found)),
             }
-            found => Err((*node, found)),
-        };
-        match &mut operation {
-            Operation::Lookup { parent: node, .. }
-            | Operation::Stat { node }
-            | Operation::Change { node, .. }
-            | Operation::ReadDirectory { node, .. }
-            | Operation::Read { node, .. }
-            | Operation::ReadLink { node }
-            | Operation::Write { node, .. }
-            | Operation::Create { parent: node, .. }
-            | Operation::CreateLink { parent: node, .. }
-            | Operation::Remove { parent: node, .. }
-            | Operation::Forget { node }
-            | Operation::Sync { node } => translate(node)?,
-            Operation::Rename {
-                parent, new_parent, ..
-            } => {
-                translate(parent)?;
-                translate(new_parent)?;
-            }
-            Operation::Space => {}
         }
         if let Operation::ReadDirectory { offset, .. } = &mut operation {
             // The first two are "." and "..".

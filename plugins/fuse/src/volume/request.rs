@@ -27,7 +27,14 @@ pub(super) struct Pending {
 
 /// The nodes that an operation is about.
 pub(super) fn nodes_of(operation: &Operation) -> impl Iterator<Item = u64> + use<> {
-    let (first, second) = match operation {
+    let mut operation = operation.clone();
+    let nodes = nodes_mut(&mut operation).map(|node| node.map(|node| *node));
+    nodes.into_iter().flatten()
+}
+
+/// The same, to be written in other words.
+pub(super) fn nodes_mut(operation: &mut Operation) -> [Option<&mut u64>; 2] {
+    match operation {
         Operation::Lookup { parent: node, .. }
         | Operation::Stat { node }
         | Operation::Change { node, .. }
@@ -39,11 +46,10 @@ pub(super) fn nodes_of(operation: &Operation) -> impl Iterator<Item = u64> + use
         | Operation::CreateLink { parent: node, .. }
         | Operation::Remove { parent: node, .. }
         | Operation::Forget { node }
-        | Operation::Sync { node } => (Some(*node), None),
+        | Operation::Sync { node } => [Some(node), None],
         Operation::Rename {
             parent, new_parent, ..
-        } => (Some(*parent), Some(*new_parent)),
-        Operation::Space => (None, None),
-    };
-    first.into_iter().chain(second)
+        } => [Some(parent), Some(new_parent)],
+        Operation::Space => [None, None],
+    }
 }
