@@ -2,7 +2,7 @@
 
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
-use wherry_tests::{Hosts, eventually, guest, made_by_run_sh};
+use wherry_tests::{Hosts, eventually, guest, made_by_run_sh, outcome};
 
 use crate::own_trials;
 
@@ -36,30 +36,12 @@ fn join_args(hosts: &mut Hosts, index: usize, node: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn kubectl(hosts: &Hosts, args: &[&str]) -> String {
-    let output = hosts.kubectl(args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "kubectl {}: {said}",
-        args.join(" ")
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-#[track_caller]
 fn wait(hosts: &Hosts, args: &[&str], wanted: &str) {
-    eventually(&format!("{} = {wanted}", args.join(" ")), || {
-        let output = hosts.kubectl(args);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        if said == wanted {
-            Ok(())
-        } else {
-            Err(format!(
-                "{said:?} {}",
-                String::from_utf8_lossy(&output.stderr)
-            ))
-        }
+    eventually(&format!("{} = {wanted}", args.join(" ")), || match outcome(
+        &mut hosts.client().kubectl_command(args),
+    ) {
+        Ok(said) if said == wanted => Ok(()),
+        other => Err(format!("{other:?}")),
     });
 }
 
@@ -76,18 +58,9 @@ fn pod(name: &str, node: &str) -> String {
 }
 
 fn run_pod(hosts: &Hosts, name: &str, node: &str) {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), pod(name, node)).expect("it can be written");
-    kubectl(hosts, &["create", "-f", &file.path().to_string_lossy()]);
-    kubectl(
-        hosts,
-        &[
-            "wait",
-            "--for=condition=Ready",
-            "--timeout=60s",
-            &format!("pod/{name}"),
-        ],
-    );
+    let client = hosts.client();
+    client.apply(&pod(name, node));
+    client.wait_ready("default", name);
 }
 
 fn import(hosts: &mut Hosts, index: usize) {
@@ -132,15 +105,15 @@ fn hosts_join_with_a_token_and_run_pods() {
         let (name, node) = (format!("p{index}"), format!("n{index}"));
         run_pod(&hosts, &name, &node);
         assert_eq!(
-            kubectl(&hosts, &["logs", &name]),
+            hosts.client().kubectl(&["logs", &name]),
             format!("here is {node}\n")
         );
         assert_eq!(
-            kubectl(&hosts, &["exec", &name, "--", "echo", "hi"]),
+            hosts.client().kubectl(&["exec", &name, "--", "echo", "hi"]),
             "hi\n"
         );
     }
-    let requests = kubectl(&hosts, &["get", "csr", "--no-headers"]);
+    let requests = hosts.client().kubectl(&["get", "csr", "--no-headers"]);
     assert_eq!(requests.matches("Approved,Issued").count(), 4, "{requests}");
     assert_eq!(
         requests.matches("system:bootstrap:").count(),
@@ -167,32 +140,32 @@ fn hosts_join_with_a_token_and_run_pods() {
         "-o",
         "jsonpath={.status.containerStatuses[0].state.running.startedAt}",
     ];
-    let before = kubectl(&hosts, &started);
+    let before = hosts.client().kubectl(&started);
     hosts.host(1).signal(SIGKILL);
     hosts.host(1).start(&joins[0]);
     let mut plain: Vec<String> = vec!["agent".into()];
     plain.extend(hosts.host(2).node_args("n2"));
     hosts.host(2).signal(SIGTERM);
     hosts.host(2).start(&plain);
-    assert_eq!(kubectl(&hosts, &started), before);
+    assert_eq!(hosts.client().kubectl(&started), before);
     eventually("exec after restarts", || {
-        let output = hosts.kubectl(&["exec", "p2", "--", "echo", "hi"]);
-        if output.stdout == b"hi\n" {
-            Ok(())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        let exec = ["exec", "p2", "--", "echo", "hi"];
+        match outcome(&mut hosts.client().kubectl_command(&exec)) {
+            Ok(said) if said == "hi\n" => Ok(()),
+            other => Err(format!("{other:?}")),
         }
     });
     // The node's own rights, with its own kubeconfig.
     let kubeconfig = hosts.host(1).root().join("agent/kubeconfig");
     let as_node = |args: &[&str]| {
         let flag = format!("--kubeconfig={}", kubeconfig.display());
-        hosts.kubectl(&[&[flag.as_str()], args].concat())
+        let args = [&[flag.as_str()], args].concat();
+        outcome(&mut hosts.client().kubectl_command(&args))
     };
-    assert!(as_node(&["get", "node", "n1"]).status.success());
+    as_node(&["get", "node", "n1"]).expect("a node may see itself");
     let refused = as_node(&["label", "node", "n2", "a=b"]);
     assert!(
-        String::from_utf8_lossy(&refused.stderr).contains("forbidden"),
+        matches!(&refused, Err(said) if said.contains("forbidden")),
         "{refused:?}"
     );
 }
@@ -275,7 +248,7 @@ fn certificates_are_renewed_without_a_pod_noticing() {
         "-o",
         "jsonpath={.status.containerStatuses[0].state.running.startedAt}",
     ];
-    let before = kubectl(&hosts, &started);
+    let before = hosts.client().kubectl(&started);
     let kept = |hosts: &mut Hosts, name: &str| {
         std::fs::read(hosts.host(1).root().join("agent").join(name)).ok()
     };
@@ -289,9 +262,12 @@ fn certificates_are_renewed_without_a_pod_noticing() {
             }
         });
     }
-    assert_eq!(kubectl(&hosts, &["exec", "p", "--", "echo", "hi"]), "hi\n");
+    assert_eq!(
+        hosts.client().kubectl(&["exec", "p", "--", "echo", "hi"]),
+        "hi\n"
+    );
     wait(&hosts, &["get", "nodes", "-o", READY], "True");
-    assert_eq!(kubectl(&hosts, &started), before);
+    assert_eq!(hosts.client().kubectl(&started), before);
 }
 
 fn a_node_made_by_hand_is_used_and_never_made() {
@@ -308,11 +284,13 @@ fn a_node_made_by_hand_is_used_and_never_made() {
             Err(log)
         }
     });
-    assert_eq!(kubectl(&hosts, &["get", "nodes", "-o", "name"]), "");
+    assert_eq!(hosts.client().kubectl(&["get", "nodes", "-o", "name"]), "");
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let node = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "byhand", "labels": {"disk": "ssd"}}}"#;
     std::fs::write(file.path(), node).expect("it can be written");
-    kubectl(&hosts, &["create", "-f", &file.path().to_string_lossy()]);
+    hosts
+        .client()
+        .kubectl(&["create", "-f", &file.path().to_string_lossy()]);
     ready
         .recv_timeout(wherry_tests::PATIENCE)
         .expect("the node is ready");

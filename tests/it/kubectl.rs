@@ -19,6 +19,8 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         get_watches,
         get_selects_by_label_and_field,
         describe_shows_a_pod_and_the_node,
+        a_scale_is_shown_as_one,
+        what_is_deprecated_is_said,
         delete_waits_for_the_grace_period_or_forces,
         label_annotate_and_patch_change_a_pod,
         edit_changes_what_the_editor_changed,
@@ -51,19 +53,9 @@ spec:
     )
 }
 
-fn apply_in(cluster: &Cluster, ns: &str, yaml: &str) -> String {
-    let output = cluster.kubectl_with_input(&["apply", "-n", ns, "-f", "-"], yaml);
-    assert!(
-        output.status.success(),
-        "kubectl apply: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// Applies a shell pod and waits until it is Ready.
 pub(crate) fn ready_shell_pod(cluster: &Cluster, ns: &str, name: &str, script: &str) {
-    apply_in(cluster, ns, &shell_pod(name, script));
+    cluster.apply_in(ns, &shell_pod(name, script));
     cluster.wait_ready(ns, name);
 }
 
@@ -72,16 +64,16 @@ const CONFIG_MAP: &str =
 
 fn apply_creates_then_changes_then_says_unchanged(cluster: &Cluster, ns: &str) {
     assert_eq!(
-        apply_in(cluster, ns, CONFIG_MAP),
+        cluster.apply_in(ns, CONFIG_MAP),
         "configmap/settings created\n"
     );
     assert_eq!(
-        apply_in(cluster, ns, CONFIG_MAP),
+        cluster.apply_in(ns, CONFIG_MAP),
         "configmap/settings unchanged\n"
     );
     let changed = CONFIG_MAP.replace("red", "blue");
     assert_eq!(
-        apply_in(cluster, ns, &changed),
+        cluster.apply_in(ns, &changed),
         "configmap/settings configured\n"
     );
     assert_eq!(
@@ -90,7 +82,7 @@ fn apply_creates_then_changes_then_says_unchanged(cluster: &Cluster, ns: &str) {
     );
     // A key that was applied before and is not any more goes.
     let other = CONFIG_MAP.replace("colour: red", "shape: round");
-    apply_in(cluster, ns, &other);
+    cluster.apply_in(ns, &other);
     assert_eq!(
         cluster.field(ns, "configmap/settings", ".data"),
         r#"{"shape":"round"}"#
@@ -350,6 +342,32 @@ fn describe_shows_a_pod_and_the_node(cluster: &Cluster, ns: &str) {
     }
 }
 
+fn a_scale_is_shown_as_one(cluster: &Cluster, ns: &str) {
+    let image = "--image=test/busybox:1";
+    cluster.k(ns, &["create", "deployment", "idle", image, "--replicas=0"]);
+    let table = cluster.k(ns, &["get", "deployment/idle", "--subresource=scale"]);
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0], ["NAME", "DESIRED", "AVAILABLE", "AGE"]);
+    assert_eq!(lines[1][..3], ["idle", "0", "0"]);
+}
+
+fn what_is_deprecated_is_said(cluster: &Cluster, ns: &str) {
+    let output = cluster
+        .kubectl_command(&["get", "endpoints", "-n", ns])
+        .output()
+        .expect("kubectl starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let warning =
+        "Warning: v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    assert!(
+        output.status.success() && said.starts_with(warning),
+        "{said}"
+    );
+}
+
 fn delete_waits_for_the_grace_period_or_forces(cluster: &Cluster, ns: &str) {
     // A shell that ignores the request to end is killed when the grace period is over.
     ready_shell_pod(
@@ -459,7 +477,7 @@ fn label_annotate_and_patch_change_a_pod(cluster: &Cluster, ns: &str) {
 }
 
 fn edit_changes_what_the_editor_changed(cluster: &Cluster, ns: &str) {
-    apply_in(cluster, ns, CONFIG_MAP);
+    cluster.apply_in(ns, CONFIG_MAP);
     let output = cluster
         .kubectl_command(&["edit", "configmap", "settings", "-n", ns])
         .env("KUBE_EDITOR", "sed -i s/red/green/")
@@ -476,7 +494,7 @@ fn edit_changes_what_the_editor_changed(cluster: &Cluster, ns: &str) {
 }
 
 fn replace_swaps_the_object(cluster: &Cluster, ns: &str) {
-    apply_in(cluster, ns, CONFIG_MAP);
+    cluster.apply_in(ns, CONFIG_MAP);
     let other = CONFIG_MAP.replace("colour: red", "shape: round");
     let output = cluster.kubectl_with_input(&["replace", "-n", ns, "-f", "-"], &other);
     assert_eq!(
@@ -551,7 +569,7 @@ fn api_resources_versions_and_cluster_info(cluster: &Cluster, _: &str) {
 }
 
 fn wait_waits_for_conditions_and_deletion(cluster: &Cluster, ns: &str) {
-    apply_in(cluster, ns, &shell_pod("waited", "sleep 1000"));
+    cluster.apply_in(ns, &shell_pod("waited", "sleep 1000"));
     let said = cluster.kubectl(&[
         "wait",
         "-n",
@@ -578,7 +596,7 @@ fn wait_waits_for_conditions_and_deletion(cluster: &Cluster, ns: &str) {
         "--for=delete",
         "--timeout=60s",
     ]);
-    apply_in(cluster, ns, CONFIG_MAP);
+    cluster.apply_in(ns, CONFIG_MAP);
     let late = cluster.kubectl_fails(&[
         "wait",
         "-n",
@@ -658,7 +676,7 @@ fn dry_run_changes_nothing(cluster: &Cluster, ns: &str) {
         String::from_utf8_lossy(&output.stderr)
     );
     cluster.kubectl_fails(&["get", "configmap", "settings", "-n", ns]);
-    apply_in(cluster, ns, CONFIG_MAP);
+    cluster.apply_in(ns, CONFIG_MAP);
     cluster.kubectl(&[
         "delete",
         "configmap",

@@ -29,12 +29,7 @@ pub(crate) fn container(name: &str, script: &str) -> String {
 }
 
 pub(crate) fn apply(cluster: &Cluster, ns: &str, yaml: &str) {
-    let output = cluster.kubectl_with_input(&["apply", "-n", ns, "-f", "-"], yaml);
-    assert!(
-        output.status.success(),
-        "kubectl apply: {}\n{yaml}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    cluster.apply_in(ns, yaml);
 }
 
 fn config_map_volumes_follow_changes_at_once(cluster: &Cluster, ns: &str) {

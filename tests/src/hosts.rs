@@ -12,7 +12,7 @@ use std::{
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output},
+    process::{Child, Command},
     sync::{
         atomic::{AtomicU32, Ordering},
         mpsc,
@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Leftovers, PATIENCE, netns::within, spawn, success, tail, wherry};
+use crate::{Client, Leftovers, PATIENCE, netns::within, spawn, success, tail, wherry};
 
 /// What takes longer to end is said.
 const SLOW: Duration = Duration::from_secs(5);
@@ -158,15 +158,11 @@ impl Hosts {
         ip(&format!("-n {} link set p{} {state}", self.lan, index + 1));
     }
 
-    /// `kubectl` as the administrator of the cluster that the first host controls.
-    pub fn kubectl<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
+    /// `kubectl` on the first host, as the administrator of the cluster that it controls.
+    pub fn client(&self) -> Client {
         let host = &self.hosts[0];
-        host.command("kubectl")
-            .env("KUBECONFIG", host.root().join("control/admin.kubeconfig"))
-            .env("HOME", host.root())
-            .args(args)
-            .output()
-            .expect("kubectl starts")
+        let kubeconfig = host.root().join("control/admin.kubeconfig");
+        Client::new(host.name(), kubeconfig, host.root())
     }
 }
 
@@ -231,6 +227,8 @@ impl Host {
             node,
             "--eviction-hard",
             "nodefs.available<512Mi,imagefs.available<512Mi",
+            "--image-gc-high-threshold",
+            "100",
             "--cgroup-root",
             &self.name,
         ]

@@ -55,10 +55,8 @@ impl Nodes {
     /// The same for several control planes.
     pub fn prepare_with(count: usize, control_planes: usize) -> Self {
         let hosts = Hosts::new(count + control_planes);
-        let first = hosts.at(0);
-        let kubeconfig = first.root().join("control/admin.kubeconfig");
         Self {
-            client: Client::new(first.name(), kubeconfig, first.root()),
+            client: hosts.client(),
             args: vec![Vec::new(); hosts.count()],
             hosts,
             count,
