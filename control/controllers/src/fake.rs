@@ -22,7 +22,7 @@ use crate::{events::Recorder, workloads};
 const WAIT: Duration = Duration::from_secs(15);
 
 /// Resources it knows: group and version, plural, kind, whether in namespaces.
-const RESOURCES: [(&str, &str, &str, bool); 25] = [
+const RESOURCES: [(&str, &str, &str, bool); 26] = [
     ("v1", "namespaces", "Namespace", false),
     ("v1", "nodes", "Node", false),
     ("v1", "pods", "Pod", true),
@@ -68,6 +68,7 @@ const RESOURCES: [(&str, &str, &str, bool); 25] = [
         true,
     ),
     ("storage.k8s.io/v1", "storageclasses", "StorageClass", false),
+    ("wherry.dev/v1alpha1", "plugins", "Plugin", false),
 ];
 
 type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;

@@ -8,7 +8,7 @@
 //!  namespace ──────── empties namespaces that are deleted
 //!  service_account ── `default` in each namespace
 //!  root_ca ────────── `kube-root-ca.crt` in each namespace
-//!  node_lifecycle ─── conditions and taints of nodes nobody hears from
+//!  node_lifecycle ─── conditions and taints of nodes nobody hears from; what Plugins say of nodes that are gone
 //!  node_pods ──────── pods of nodes that are not well: not ready, and evicted in time
 //!  node_ipam ──────── pod addresses for each node
 //!  csr ────────────── certificates of nodes, approved and signed
@@ -50,6 +50,7 @@ mod node_lifecycle;
 mod node_pods;
 mod nodes;
 mod persistent_volume;
+mod plugin_nodes;
 mod pod_control;
 mod pod_gc;
 mod pod_sets;

@@ -35,7 +35,7 @@ use tracing::{info, warn};
 use self::zones::Zones;
 use crate::{
     events::{Note, Recorder},
-    retry,
+    plugin_nodes, retry,
 };
 
 /// How often silent nodes are looked for (`--node-monitor-period`).
@@ -101,6 +101,8 @@ struct Monitor {
     nodes: HashMap<String, Known>,
     heard: HashMap<String, Heard>,
     listed: Option<HashSet<String>>,
+    /// Plugins may still have the word of a node that is gone.
+    has_forgotten: bool,
     zones: Zones,
 }
 
@@ -124,6 +126,7 @@ pub(crate) async fn run(
         nodes: HashMap::new(),
         heard: HashMap::new(),
         listed: None,
+        has_forgotten: false,
         zones: Zones::default(),
     };
     monitor.run(nodes, leases, shutdown).await;
@@ -164,6 +167,7 @@ impl Monitor {
             if let Some(name) = changed {
                 self.look_at(&name).await;
             }
+            self.forget_in_plugins().await;
         }
     }
 
@@ -178,6 +182,8 @@ impl Monitor {
                     self.forget_node(&name);
                 }
                 self.heard.retain(|name, _| listed.contains(name));
+                // Whatever has gone before this controller came.
+                self.has_forgotten = true;
             }
             Event::Apply(node) => return self.set_node(&node),
             Event::InitApply(node) => {
@@ -208,6 +214,21 @@ impl Monitor {
     fn forget_node(&mut self, name: &str) {
         if let Some(known) = self.nodes.remove(name) {
             self.zones.change(Some(known.place()), None, Instant::now());
+            self.has_forgotten = true;
+        }
+    }
+
+    async fn forget_in_plugins(&mut self) {
+        if !self.has_forgotten || self.listed.is_some() {
+            return;
+        }
+        let forget = plugin_nodes::forget(&self.client, |name| self.nodes.contains_key(name));
+        match timeout(WRITE_TIMEOUT, forget).await {
+            Ok(Ok(())) => self.has_forgotten = false,
+            Ok(Err(error)) => {
+                warn!(error = %retry::text(&error), "Plugins not told of nodes that are gone")
+            }
+            Err(_) => warn!("Plugins not told of nodes that are gone: no answer"),
         }
     }
 
@@ -500,6 +521,28 @@ mod tests {
         let taints = wanted(silent.clone()).unwrap();
         silent["spec"] = taints["spec"].clone();
         assert_eq!(wanted(silent), None);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_gone_is_forgotten_by_plugins() {
+        const PLUGINS: &str = "wherry.dev/v1alpha1/plugins";
+        let fake = Fake::new();
+        let shutdown = CancellationToken::new();
+        fake.put("v1/nodes", node("True"));
+        let said = json!({"before": {}, "n": {}});
+        let plugin = json!({"metadata": {"name": "p"}, "status": {"nodes": said}});
+        fake.put(PLUGINS, plugin);
+        let grace_period = Duration::from_secs(3600);
+        let recorder = Recorder::new().0;
+        let task = tokio::spawn(run(fake.client(), grace_period, recorder, shutdown.clone()));
+        // What went before the controller came, and what goes now.
+        for left in [json!({"n": {}}), json!({})] {
+            fake.wait_for(PLUGINS, |plugin| plugin["status"]["nodes"] == left)
+                .await;
+            fake.remove("v1/nodes", "", "n");
+        }
+        shutdown.cancel();
+        task.await.unwrap();
     }
 
     #[tokio::test]

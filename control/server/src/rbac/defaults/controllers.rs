@@ -176,6 +176,8 @@ const CONTROLLERS: &[(&str, Rules)] = &[
             (&[""], &["nodes/status", "pods/status"], CHANGE),
             (&[""], &["pods"], &["delete", "get", "list", "watch"]),
             (&["coordination.k8s.io"], &["leases"], READ),
+            (&["wherry.dev"], &["plugins"], READ),
+            (&["wherry.dev"], &["plugins/status"], CHANGE),
         ],
     ),
     (
