@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::broadcast::Receiver;
+use tokio::{runtime::Handle, sync::broadcast::Receiver};
 use wherry_plugin_host::{Exec, ProbeOutcome, ProbeRequest, ProbeResult, Prober};
 use wherry_runtime_api::{
     AttachRequest, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, Duplex,
@@ -231,6 +231,10 @@ impl MeteredProber {
 
 #[async_trait]
 impl Prober for MeteredProber {
+    fn runtime(&self) -> Option<Handle> {
+        self.inner.runtime()
+    }
+
     async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome {
         let begun = Instant::now();
         let outcome = self.inner.check(request, exec).await;

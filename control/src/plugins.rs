@@ -28,6 +28,7 @@ use kube::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -66,6 +67,10 @@ struct NodeProber {
 impl Prober for NodeProber {
     async fn check(&self, request: &ProbeRequest, exec: &dyn Exec) -> ProbeOutcome {
         self.inner.check(request, exec).await
+    }
+
+    fn runtime(&self) -> Option<Handle> {
+        self.inner.runtime()
     }
 
     fn metrics(&self) -> String {

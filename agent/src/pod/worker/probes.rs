@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 use wherry_runtime_api::{ContainerId, ContainerState, ContainerStatus};
 
 use super::{
     super::{lifecycle::ContainerExec, restart::Doom, state::PodState},
     Worker,
-    effects::spawn,
 };
 use crate::{
     events::Kind,
@@ -180,7 +181,9 @@ impl Worker {
                     },
                 };
                 let mailbox = Arc::clone(&self.mailbox);
-                let task = spawn(task.run(move |news| mailbox.probe(news)));
+                let runtime = task.prober.runtime().unwrap_or_else(Handle::current);
+                let run = task.run(move |news| mailbox.probe(news));
+                let task = runtime.spawn(run.in_current_span());
                 self.probes.insert(key, AbortOnDropHandle::new(task));
                 begun += 1;
             }
