@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all of them: lints, unit and conformance tests, and the end-to-end tests with
 # real kubectl, registry, images and guests. Nothing skips: what is missing is installed or is a failure. A check that
-# fails is remembered and the next one runs; the last lines say how long each took and what failed.
+# fails is remembered and the next one runs; the last lines say how long each took and what failed. A test that fails is
+# run again, alone: where it passes, the last lines name it, and the run passes if there are no more than two of those
+# (tests/tools/again.sh).
 #
 #   tests/run.sh                 everything
 #   tests/run.sh FILTER          only the end-to-end tests whose names contain FILTER
@@ -17,6 +19,7 @@ phase=
 began=0
 ran=()
 failed=()
+again=()
 
 # phase WHAT: ends the phase before, and says what the next one does.
 phase() {
@@ -39,6 +42,7 @@ report() {
   phase ""
   say "$SECONDS s together"
   printf '%s\n' "${ran[@]}" >&2
+  for what in "${again[@]}"; do say "failed, and passed when run again: $what"; done
   for what in "${failed[@]}"; do say "failed: $what"; done
   [ ${#failed[@]} = 0 ] || exit 1
 }
@@ -50,6 +54,16 @@ check_format() {
   for folder in "${guest_workspaces[@]}"; do
     (cd "$folder" && cargo fmt --all --check) || outcome=1
   done
+  return $outcome
+}
+
+# Runs tests of the workspace; arguments are those of cargo test.
+run_tests() {
+  local log=$WHERRY_CACHE/tests.log status=0 outcome=0 passed
+  cargo test --workspace --no-fail-fast "$@" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+  [ "$status" != 0 ] || return 0
+  passed=$(tests/tools/again.sh "$log" "$status") || outcome=1
+  [ -z "$passed" ] || mapfile -t again <<<"$passed"
   return $outcome
 }
 
@@ -107,8 +121,8 @@ cargo build --quiet --workspace
 export WHERRY_BIN=$CARGO_TARGET_DIR/debug/wherry
 if [ -z "$filter" ]; then
   check "build of the tests" cargo test --quiet --workspace --no-run
-  check "all tests" cargo test --workspace --no-fail-fast
+  check "all tests" run_tests
   check "formats that the built-in plugins read" test_plugin_formats
 else
-  check "end-to-end tests with names that contain $filter" cargo test --workspace --test it -- "$filter"
+  check "end-to-end tests with names that contain $filter" run_tests --test it -- "$filter"
 fi
