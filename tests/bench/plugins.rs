@@ -1,4 +1,4 @@
-//! Plugins: what a call of a fresh instance takes, and what probes cost a node, beside exec probes of containers and a
+//! Plugins: what a call of a fresh or a kept instance takes, and what probes cost a node, beside exec probes of containers and a
 //! request without a plugin.
 //!
 //! Calls are made by the plugin host in this process to a worker of the program that is measured; what the worker
@@ -146,8 +146,13 @@ async fn calls() -> Result<()> {
         ("http-get", &get_at[..]),
     ] {
         let (took, cpu) = measure(&plugins, name, arguments).await?;
+        // Built-in probes are called again, others are made anew for each call.
+        let instance = match name {
+            "bare" => "fresh",
+            _ => "kept",
+        };
         row(
-            &format!("{name}: fresh instance, CPU time of the worker's call"),
+            &format!("{name}: {instance} instance, CPU time of the worker's call"),
             &cpu,
         );
         row(&format!("{name}: the call as its caller sees it"), &took);

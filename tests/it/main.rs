@@ -184,6 +184,7 @@ pub(crate) fn import_all(cluster: &Cluster) {
         "tcp",
         "http_hello",
         "probe_plugin",
+        "log_probe",
     ] {
         cluster.import(&guest(name), &format!("test/{}:1", name.replace('_', "-")));
     }

@@ -21,6 +21,7 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         a_period_that_is_none_is_told_of,
         a_redis_is_pinged_with_the_password_of_a_secret,
         probes_are_combined_and_files_have_an_age,
+        a_probe_reads_its_containers_log_and_usage_where_granted,
     ]
 }
 
@@ -116,6 +117,49 @@ fn probes_are_combined_and_files_have_an_age(cluster: &Cluster, ns: &str) {
         let event = cluster.wait_event(ns, "silent", "Unhealthy");
         event.contains(expected).then_some(()).ok_or(event)
     });
+}
+
+fn a_probe_reads_its_containers_log_and_usage_where_granted(cluster: &Cluster, ns: &str) {
+    let name = format!("{ns}-log");
+    cluster.apply(&plugin(&name, "log-probe", ""));
+    let object = format!("plugin/{name}");
+    cluster.wait_field("", &object, &of_node(cluster, "reason"), "GrantsMissing");
+    let message = cluster.field("", &object, &of_node(cluster, "message"));
+    assert!(message.ends_with("needs the grant logs"), "{message}");
+    cluster.apply(&plugin(&name, "log-probe", "  grants: {logs: true}\n"));
+    let probe = format!("wasm:{name}");
+    // A container of the OCI runtime and a component, whose logs and counters are kept by different hands.
+    let says = |pod_name: &str, command: &str| {
+        let container = format!(
+            "  containers:\n  - name: main\n    image: 'test/busybox:1'\n    imagePullPolicy: Never\n    \
+             command: [sh, -c, {command:?}]\n    readinessProbe: {{exec: {{command: [{probe:?}, '--lines=2']}}}}\n"
+        );
+        let often = "metadata: {annotations: {wherry.dev/probe-period-ms: '500'}, ";
+        pod(pod_name, &container).replace("metadata: {", often)
+    };
+    apply(
+        cluster,
+        ns,
+        &says("well", "echo starting; echo ready; sleep 100000"),
+    );
+    cluster.wait_ready(ns, "well");
+    apply(
+        cluster,
+        ns,
+        &says("ill", "echo ready; echo 'ERROR: gone'; sleep 100000"),
+    );
+    eventually("the log's end is told of", || {
+        let event = cluster.wait_event(ns, "ill", "Unhealthy");
+        let is_told = event.contains("Readiness probe failed: ready|ERROR: gone");
+        is_told.then_some(()).ok_or(event)
+    });
+    let uses = "  containers:\n  - name: main\n    image: 'test/sleeper:1'\n    imagePullPolicy: Never\n    \
+                readinessProbe: {exec: {command: ["
+        .to_owned()
+        + &format!("{probe:?}, '--usage']}}}}\n");
+    apply(cluster, ns, &pod("used", &uses));
+    cluster.wait_ready(ns, "used");
+    cluster.kubectl(&["delete", "plugin", &name]);
 }
 
 fn of_node(cluster: &Cluster, field: &str) -> String {
