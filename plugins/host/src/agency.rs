@@ -93,6 +93,7 @@ impl Agency<'_> {
             }
             Ask::LogTail { lines } => Answer::LogTail(self.log_tail(lines, left).await),
             Ask::Mounts(ask) => Answer::Mounts(self.exec.mount(ask).await),
+            Ask::Images(ask) => Answer::Images(self.exec.image(ask).await),
             // A check is a call that may ask for a check.
             Ask::Check { command } => Answer::Check(Box::pin(self.check(&command, left)).await),
         }

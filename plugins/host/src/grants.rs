@@ -25,7 +25,8 @@ pub struct Grants {
     /// For mounters: kinds of file systems that it may have mounted, as `nfs4`.
     pub mount_types: Vec<String>,
     /// For mounters: devices that it may have attached, `kind:what` or `kind:beginning*`, as `loop:/srv/images/*`,
-    /// `iscsi:iqn.2026-01.example:*`, `rbd:pool/image`.
+    /// `iscsi:iqn.2026-01.example:*`, `rbd:pool/image`. For provisioners: images that it may have made and removed, as
+    /// `image:/srv/images/*`.
     pub devices: Vec<String>,
 }
 

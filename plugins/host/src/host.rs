@@ -655,7 +655,7 @@ impl Installed {
                 ProbeOutcome::new(result, message)
             }
             // Asked as a probe, it answers as one.
-            Ok(Said::Populated(_) | Said::Done | Said::Expanded(_)) => {
+            Ok(Said::Populated(_) | Said::Done | Said::Expanded(_) | Said::Created(_)) => {
                 self.without_outcome(input, self.linked.world.name())
             }
             Err(fault) => {

@@ -31,6 +31,7 @@ mod named;
 pub mod populate;
 mod prober;
 pub mod protocol;
+pub mod provision;
 mod stats;
 mod supervisor;
 mod thread;
@@ -49,7 +50,7 @@ pub use grants::Grants;
 pub use host::{FailurePolicy, HostConfig, PluginError, PluginHost, PluginSpec};
 pub use prober::PluginProber;
 pub use protocol::{
-    ContainerUsage, Limits, MountAsk, Populated, ProbeTarget, SecretError, VolumeError,
+    ContainerUsage, ImageAsk, Limits, MountAsk, Populated, ProbeTarget, SecretError, VolumeError,
     World,
 };
 pub use stats::PluginStats;
@@ -170,6 +171,13 @@ pub trait Exec: Send + Sync {
     /// Mounts something for a volume.
     async fn mount(&self, _ask: MountAsk) -> Result<String, VolumeError> {
         Err(VolumeError::Denied("only a mounter mounts".into()))
+    }
+
+    /// Makes or removes a volume's image.
+    async fn image(&self, _ask: ImageAsk) -> Result<String, VolumeError> {
+        Err(VolumeError::Denied(
+            "only a provisioner makes images, and removes them".into(),
+        ))
     }
 
     /// Where a volume of its pod is on the node.

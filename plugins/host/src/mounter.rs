@@ -106,12 +106,9 @@ impl MounterVolumes {
         };
         let acts = Acts::new(&*self.system, &self.records, grants, named, request, record);
         let asking = Asking(tokio::sync::Mutex::new(acts));
-        let mut asked = request.clone();
-        if let Some(fs_type) = &request.fs_type {
-            let attribute = asked.attributes.entry("fsType".into());
-            attribute.or_insert_with(|| fs_type.clone());
-        }
-        let mut call = asked.call(plugin, None, StagingLimits::default());
+        let mut call = request
+            .with_fs_type()
+            .call(plugin, None, StagingLimits::default());
         if let Some(volume) = &mut call.volume {
             volume.expand = expand;
         }

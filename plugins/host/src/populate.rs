@@ -96,10 +96,12 @@ impl PluginHost {
                     }),
                 }
             }
-            Said::Outcome(_) | Said::Done | Said::Expanded(_) => Err(VolumeFailure::Refused {
-                plugin: request.plugin.clone(),
-                why: "it answered as no populator does".into(),
-            }),
+            Said::Outcome(_) | Said::Done | Said::Expanded(_) | Said::Created(_) => {
+                Err(VolumeFailure::Refused {
+                    plugin: request.plugin.clone(),
+                    why: "it answered as no populator does".into(),
+                })
+            }
         }
     }
 
@@ -190,6 +192,16 @@ impl PluginHost {
 }
 
 impl VolumeRequest {
+    /// With the file system that it is to have as an attribute, where no attribute says so.
+    pub(crate) fn with_fs_type(&self) -> Self {
+        let mut asked = self.clone();
+        if let Some(fs_type) = &self.fs_type {
+            let attribute = asked.attributes.entry("fsType".into());
+            attribute.or_insert_with(|| fs_type.clone());
+        }
+        asked
+    }
+
     /// As the worker is called.
     pub(crate) fn call(
         &self,
@@ -216,7 +228,10 @@ impl VolumeRequest {
     ) -> VolumeCall {
         VolumeCall {
             name: self.name.clone(),
-            pod: format!("{}/{}", self.namespace, self.pod),
+            pod: match self.pod.is_empty() {
+                true => String::new(),
+                false => format!("{}/{}", self.namespace, self.pod),
+            },
             attributes: self.attributes.clone(),
             credentials: self.credentials.clone(),
             is_read_only: self.is_read_only,
@@ -224,6 +239,7 @@ impl VolumeRequest {
             current: current.map(str::to_owned),
             staging,
             expand: None,
+            provision: None,
         }
     }
 }

@@ -17,6 +17,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::provision::{ClaimAccess, Created, Provision, Wanted};
+
 /// What a worker becomes, first of all.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bootstrap {
@@ -101,6 +103,9 @@ pub struct VolumeCall {
     /// For a mounter: bytes that the volume, which is mounted, is to hold; without it the volume is to be mounted.
     #[serde(default)]
     pub expand: Option<u64>,
+    /// For a provisioner: the volume is to be made, or taken away.
+    #[serde(default)]
+    pub provision: Option<Provision>,
 }
 
 /// What a populator may write at once.
@@ -296,6 +301,25 @@ pub enum Ask {
     },
     /// Mount something, or what it takes.
     Mounts(MountAsk),
+    /// Make or remove the volume's image.
+    Images(ImageAsk),
+}
+
+/// What a provisioner asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageAsk {
+    /// Make the volume's image; answered by its path.
+    Make {
+        /// Where.
+        directory: String,
+        /// That it is to have at least.
+        bytes: u64,
+    },
+    /// Remove it.
+    Remove {
+        /// Where it is.
+        directory: String,
+    },
 }
 
 /// What a mounter asks for.
@@ -352,6 +376,8 @@ pub enum Answer {
     LogTail(Result<Vec<String>, LogError>),
     /// To [`Ask::Mounts`]: a device's path, a number of bytes, or nothing.
     Mounts(Result<String, VolumeError>),
+    /// To [`Ask::Images`]: a path, or nothing.
+    Images(Result<String, VolumeError>),
 }
 
 /// A command did not run to its end.
@@ -475,6 +501,8 @@ pub enum Said {
     Done,
     /// A mounter: its volume holds so many bytes now.
     Expanded(u64),
+    /// A provisioner: a volume.
+    Created(Created),
 }
 
 /// What a populator wrote.
@@ -524,6 +552,9 @@ pub enum Fault {
     /// Nobody: the plugin has no code for it.
     #[error("its volumes cannot be made larger")]
     CannotExpand,
+    /// Nobody: the plugin has no code for making volumes, or taking them away.
+    #[error("it makes no volumes for claims")]
+    CannotProvision,
     /// The instance trapped, or what it returned is no value of the type.
     #[error("trap: {0}")]
     Trap(String),
@@ -558,7 +589,8 @@ impl Fault {
             | Self::Denied(_)
             | Self::Other(_)
             | Self::Volume(_)
-            | Self::CannotExpand => false,
+            | Self::CannotExpand
+            | Self::CannotProvision => false,
             Self::Trap(_)
             | Self::MemoryExceeded { .. }
             | Self::CpuTimeExceeded { .. }

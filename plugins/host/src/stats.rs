@@ -101,7 +101,8 @@ impl PluginStats {
             | Fault::Denied(_)
             | Fault::Other(_)
             | Fault::Volume(_)
-            | Fault::CannotExpand => self.errors += 1,
+            | Fault::CannotExpand
+            | Fault::CannotProvision => self.errors += 1,
             Fault::WorkerLost(_) => self.lost += 1,
         }
         self.last_error = Some((now, fault.to_string()));

@@ -56,7 +56,7 @@ fn is_refusal(answer: &Answer) -> bool {
         Answer::Stat(answer) => matches!(answer, Err(FileError::Denied(_))),
         Answer::Read(answer) => matches!(answer, Err(FileError::Denied(_))),
         Answer::Check(answer) => answer.is_err(),
-        Answer::Mounts(answer) => answer.is_err(),
+        Answer::Mounts(answer) | Answer::Images(answer) => answer.is_err(),
         // What a container uses is no secret of its own.
         Answer::Usage(_) => true,
         Answer::LogTail(answer) => answer.is_err(),

@@ -3,6 +3,7 @@
 //! ```text
 //!  VolumePlugins ── world of the plugin ──┬── populator    PluginHost::populate, into a directory that the asker shows
 //!                                         └── mounter, file system    a VolumeMounts each: publish, unpublish, restore
+//!       └── create, delete ─▶ PluginHost (provision.rs), whatever the world
 //! ```
 
 use std::{
@@ -20,7 +21,7 @@ use tokio::sync::broadcast;
 use crate::{
     PluginHost,
     filesystem::protocol::News,
-    protocol::{Fault, Populated, VolumeError, World},
+    protocol::{Created, Fault, Populated, VolumeError, Wanted, World},
 };
 
 /// A volume that is asked of a plugin.
@@ -55,7 +56,10 @@ pub struct VolumeRequest {
 impl VolumeRequest {
     /// What people call it.
     pub fn of(&self) -> String {
-        format!("volume {}/{}/{}", self.namespace, self.pod, self.name)
+        match self.pod.is_empty() {
+            true => format!("volume {}", self.name),
+            false => format!("volume {}/{}/{}", self.namespace, self.pod, self.name),
+        }
     }
 }
 
@@ -242,6 +246,26 @@ pub trait VolumePlugins: Send + Sync + 'static {
         Err(VolumeFailure::cannot_expand(&request.plugin))
     }
 
+    /// See [`PluginHost::create_volume`].
+    ///
+    /// # Errors
+    /// It is not made. [`VolumeFailure::is_no_provisioner`]: it needs no making.
+    async fn create(
+        &self,
+        request: &VolumeRequest,
+        _wanted: Wanted,
+    ) -> Result<Created, VolumeFailure> {
+        Err(VolumeFailure::NotInstalled(request.plugin.clone()))
+    }
+
+    /// See [`PluginHost::delete_volume`].
+    ///
+    /// # Errors
+    /// It may be there still, or a part of it.
+    async fn delete(&self, request: &VolumeRequest, _handle: &str) -> Result<(), VolumeFailure> {
+        Err(VolumeFailure::NotInstalled(request.plugin.clone()))
+    }
+
     /// See [`VolumeMounts::news`].
     fn news(&self) -> Option<broadcast::Receiver<News>> {
         None
@@ -318,6 +342,18 @@ impl VolumePlugins for PluginVolumes {
             Some(mounts) => mounts.expand(request, target, bytes).await,
             None => Err(VolumeFailure::cannot_expand(plugin)),
         }
+    }
+
+    async fn create(
+        &self,
+        request: &VolumeRequest,
+        wanted: Wanted,
+    ) -> Result<Created, VolumeFailure> {
+        self.host.create_volume(request, wanted).await
+    }
+
+    async fn delete(&self, request: &VolumeRequest, handle: &str) -> Result<(), VolumeFailure> {
+        self.host.delete_volume(request, handle).await
     }
 
     async fn unpublish(&self, target: &Path) -> Result<(), VolumeFailure> {

@@ -24,6 +24,7 @@ wit_bindgen::generate!({
             import wherry:plugin/trouble@0.1.2;
             import wherry:plugin/staging@0.1.2;
             import wherry:plugin/mounts@0.1.2;
+            import wherry:plugin/images@0.1.2;
             import wherry:plugin/blocks@0.1.2;
         }
     ",

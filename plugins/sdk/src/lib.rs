@@ -50,6 +50,7 @@ pub mod observations;
 mod pieces;
 pub mod populator;
 pub mod probe;
+pub mod provisioner;
 pub mod secret;
 pub mod tcp;
 pub mod volume;

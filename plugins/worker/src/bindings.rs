@@ -86,3 +86,22 @@ pub(crate) mod expanding {
         },
     });
 }
+
+/// World `provisioning`.
+pub(crate) mod provisioning {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "provisioning",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        with: {
+            "wherry:plugin/types": super::wherry::plugin::types,
+            "wherry:plugin/log": super::wherry::plugin::log,
+            "wherry:plugin/clock": super::wherry::plugin::clock,
+            "wherry:plugin/http": super::wherry::plugin::http,
+            "wherry:plugin/tcp": super::wherry::plugin::tcp,
+            "wherry:plugin/request": super::populator::wherry::plugin::request,
+            "wherry:plugin/trouble": super::populator::wherry::plugin::trouble,
+        },
+    });
+}

@@ -19,7 +19,7 @@ use crate::{
     deadlines::Deadlines,
     limits::{Limiter, MemoryExceeded},
     plugin::{Plugin, Pre},
-    populate,
+    populate, provision,
     state::{Agent, State},
     tls::NodeRoots,
 };
@@ -81,6 +81,7 @@ pub(crate) async fn run(
     let deadlines = Arc::clone(&shared.1);
     let volume = call.volume.map(|volume| *volume);
     let expand = volume.as_ref().and_then(|volume| volume.expand);
+    let provision = volume.as_ref().and_then(|volume| volume.provision.clone());
     let (mut store, mut kept) = match plugin.kept.take() {
         Some((mut store, instance)) => {
             store.data_mut().begin_again(call.target, time, agent);
@@ -99,6 +100,9 @@ pub(crate) async fn run(
     store.set_epoch_deadline(1);
     let mut called = None;
     let guest = async {
+        if let Some(provision) = &provision {
+            return provision::call(plugin.provisioner.as_ref(), &mut store, provision).await;
+        }
         match &plugin.pre {
             Pre::Probe(pre) => {
                 let instance = match kept.take() {

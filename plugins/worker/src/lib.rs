@@ -29,6 +29,7 @@ mod limits;
 mod mounter;
 mod plugin;
 mod populate;
+mod provision;
 mod serve;
 mod state;
 mod tcp;

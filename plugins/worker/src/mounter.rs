@@ -15,15 +15,20 @@ impl State {
         let Answer::Mounts(answer) = self.ask(Ask::Mounts(ask)).await? else {
             return another_question();
         };
-        Ok(answer.map_err(|error| match error {
-            protocol::VolumeError::InvalidAttributes(why) => VolumeError::InvalidAttributes(why),
-            protocol::VolumeError::Unauthorized(why) => VolumeError::Unauthorized(why),
-            protocol::VolumeError::NotFound(why) => VolumeError::NotFound(why),
-            protocol::VolumeError::Denied(why) => VolumeError::Denied(self.deny(why)),
-            protocol::VolumeError::Unavailable(why) => VolumeError::Unavailable(why),
-            protocol::VolumeError::NoSpace(why) => VolumeError::NoSpace(why),
-            protocol::VolumeError::Other(why) => VolumeError::Other(why),
-        }))
+        Ok(answer.map_err(|error| told(self, error)))
+    }
+}
+
+/// An error of an act's, as the guest is told.
+pub(crate) fn told(state: &mut State, error: protocol::VolumeError) -> VolumeError {
+    match error {
+        protocol::VolumeError::InvalidAttributes(why) => VolumeError::InvalidAttributes(why),
+        protocol::VolumeError::Unauthorized(why) => VolumeError::Unauthorized(why),
+        protocol::VolumeError::NotFound(why) => VolumeError::NotFound(why),
+        protocol::VolumeError::Denied(why) => VolumeError::Denied(state.deny(why)),
+        protocol::VolumeError::Unavailable(why) => VolumeError::Unavailable(why),
+        protocol::VolumeError::NoSpace(why) => VolumeError::NoSpace(why),
+        protocol::VolumeError::Other(why) => VolumeError::Other(why),
     }
 }
 

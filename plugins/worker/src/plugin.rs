@@ -16,9 +16,11 @@ use crate::{
         filesystem::{FilesystemVolume, FilesystemVolumePre},
         mounter::{Mounter, MounterPre},
         populator::{Populator, PopulatorPre},
+        provisioning::{self, ProvisioningPre},
     },
     contract,
     kept::Kept,
+    provision,
     state::State,
 };
 
@@ -26,6 +28,8 @@ use crate::{
 pub(crate) struct Plugin {
     pub(crate) engine: Engine,
     pub(crate) pre: Pre,
+    /// Where its volumes are made for claims.
+    pub(crate) provisioner: Option<ProvisioningPre<State>>,
     pub(crate) limits: Limits,
     pub(crate) kept: Kept,
 }
@@ -59,10 +63,17 @@ pub(crate) fn load(
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     let world = world(&exports);
+    if provision::is_one(&exports) {
+        let images = provisioning::wherry::plugin::images::add_to_linker::<_, HasSelf<State>>;
+        images(&mut linker, |state| state)?;
+    }
+    let mut provisioner = None;
     let pre = match world {
         World::Populator => {
             Populator::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-            Pre::Populator(PopulatorPre::new(linker.instantiate_pre(&component)?)?)
+            let pre = linker.instantiate_pre(&component)?;
+            provisioner = provision::of(&pre, &exports)?;
+            Pre::Populator(PopulatorPre::new(pre)?)
         }
         // What exports nothing known fails here, with the words for a probe.
         World::Probe => {
@@ -72,11 +83,13 @@ pub(crate) fn load(
         World::Filesystem => {
             FilesystemVolume::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
             let pre = linker.instantiate_pre(&component)?;
+            provisioner = provision::of(&pre, &exports)?;
             Pre::Filesystem(Box::new(FilesystemVolumePre::new(pre)?))
         }
         World::Mounter => {
             Mounter::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
             let pre = linker.instantiate_pre(&component)?;
+            provisioner = provision::of(&pre, &exports)?;
             // Of what both worlds import nothing is missing: what differs is exported.
             let expanding = match exports.iter().any(|export| export == "expand") {
                 true => Some(ExpandingMounterPre::new(pre.clone())?),
@@ -91,6 +104,7 @@ pub(crate) fn load(
         Plugin {
             engine,
             pre,
+            provisioner,
             limits,
             kept: Kept::default(),
         },

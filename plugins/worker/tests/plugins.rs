@@ -11,6 +11,8 @@ mod contract;
 mod filesystems;
 #[path = "plugins/mounters.rs"]
 mod mounters;
+#[path = "plugins/provisioners.rs"]
+mod provisioners;
 #[path = "plugins/observations.rs"]
 mod observations;
 #[path = "plugins/populators.rs"]
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
     trials.extend(contract::trials());
     trials.extend(filesystems::trials());
     trials.extend(mounters::trials());
+    trials.extend(provisioners::trials());
     trials.extend(observations::trials());
     trials.extend(populators::trials());
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);

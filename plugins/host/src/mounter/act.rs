@@ -265,6 +265,14 @@ impl<'a> Acts<'a> {
                 self.system
                     .check_image(&file)
                     .map_err(|error| said(&what, &error))?;
+                if let Some(device) = self.shared(&file).await? {
+                    let undo = Undo::Loop {
+                        device: device.clone(),
+                        file,
+                    };
+                    self.note(undo)?;
+                    return Ok(device);
+                }
                 let mut attempts = 0;
                 loop {
                     let free = self.system.run("losetup", &words(["--find"])).await;
@@ -369,6 +377,37 @@ impl<'a> Acts<'a> {
                 let appeared = self.system.device(&path).await;
                 appeared.map_err(|error| said(&what, &error))
             }
+        }
+    }
+
+    /// The device that a file is attached as already, for another volume's directory. Two devices of one file would
+    /// each write what the other does not know of.
+    async fn shared(&self, file: &str) -> Result<Option<String>, VolumeError> {
+        let what = format!("attach {file}");
+        let io = |error: io::Error| said(&what, &error);
+        for record in self.records.all() {
+            let found = record.loops().find(|(_, of)| *of == file);
+            let Some((device, _)) = found.filter(|_| record.target != self.record.target) else {
+                continue;
+            };
+            if self.system.loop_file(device).await.map_err(io)?.as_deref() != Some(file) {
+                continue;
+            }
+            let name = device.trim_start_matches("/dev/");
+            let is_read_only = self.system.read(&format!("/sys/block/{name}/ro"), 1).await;
+            if !self.request.is_read_only && is_read_only.map_err(io)? == b"1" {
+                let why = format!(
+                    "{what}: another volume of this node has it as {device}, and nobody may write there"
+                );
+                return Err(VolumeError::Unavailable(why));
+            }
+            return Ok(Some(device.to_owned()));
+        }
+        match self.system.loops_of(file).await.map_err(io)?.first() {
+            None => Ok(None),
+            Some(device) => Err(VolumeError::Unavailable(format!(
+                "{what}: it is attached as {device}, and not by this node's volumes"
+            ))),
         }
     }
 
@@ -482,8 +521,17 @@ pub(crate) async fn undo(
         match last {
             Undo::Unmount => system.unmount(&record.target).await?,
             Undo::Loop { device, file } => {
+                let others = records.all();
+                let is_shared = others
+                    .iter()
+                    .filter(|other| other.target != record.target)
+                    .any(|other| {
+                        other
+                            .loops()
+                            .any(|found| found == (device.as_str(), file.as_str()))
+                    });
                 // Somebody else's by now, if it is of another file.
-                if system.loop_file(device).await? == Some(file.clone()) {
+                if !is_shared && system.loop_file(device).await? == Some(file.clone()) {
                     system.run("losetup", &words(["--detach", device])).await?;
                 }
             }

@@ -368,20 +368,6 @@ pub(crate) enum Device {
     },
 }
 
-/// `kind:pattern`, where the pattern may end with `*`.
-fn is_granted(grants: &Grants, kind: &str, what: &str) -> bool {
-    grants.devices.iter().any(|granted| {
-        let Some((granted_kind, pattern)) = granted.split_once(':') else {
-            return false;
-        };
-        granted_kind == kind
-            && match pattern.strip_suffix('*') {
-                Some(prefix) => what.starts_with(prefix),
-                None => pattern == what,
-            }
-    })
-}
-
 /// Checks a device that is to be attached.
 pub(crate) fn device(
     kind: &str,
@@ -425,7 +411,7 @@ pub(crate) fn device(
             false => invalid(format!("device {kind}: {name} {value:?}: not a name")),
         }
     };
-    let grant = |what: &str| match is_granted(hosts.grants, kind, what) {
+    let grant = |what: &str| match hosts.grants.allows_device(kind, what) {
         true => Ok(()),
         false => denied(format!("device {kind}:{what} needs the grant devices")),
     };

@@ -61,6 +61,14 @@ impl Record {
     pub(crate) fn is_mounted(&self) -> bool {
         self.done.contains(&Undo::Unmount)
     }
+
+    /// Loop devices, each with its file.
+    pub(crate) fn loops(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.done.iter().filter_map(|undo| match undo {
+            Undo::Loop { device, file } => Some((device.as_str(), file.as_str())),
+            _ => None,
+        })
+    }
 }
 
 /// The directory of all records.

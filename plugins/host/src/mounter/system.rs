@@ -10,7 +10,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use nix::mount::{MsFlags, mount};
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio::{
     process::Command,
@@ -75,6 +78,9 @@ pub trait System: Send + Sync {
     /// The file that a loop device is of.
     async fn loop_file(&self, device: &str) -> io::Result<Option<String>>;
 
+    /// The loop devices that a file is attached as, by whatever path.
+    async fn loops_of(&self, file: &str) -> io::Result<Vec<String>>;
+
     /// The number of a mapped `pool/image`.
     async fn rbd_number(&self, spec: &str) -> io::Result<Option<String>>;
 
@@ -112,6 +118,11 @@ async fn blocking<T: Send + 'static>(
     done.await.unwrap_or_else(|error| Err(error.into()))
 }
 
+/// The path of what is open, whatever is put in its place meanwhile.
+fn of(open: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()))
+}
+
 #[async_trait]
 impl System for NodeSystem {
     async fn mount(&self, call: &MountCall, target: &Path) -> io::Result<()> {
@@ -120,14 +131,32 @@ impl System for NodeSystem {
             // The directory itself, whatever is put in its place meanwhile.
             let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let directory = rustix::fs::open(&target, open, Mode::empty())?;
-            let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-            mount(
-                Some(call.source.as_str()),
-                &path,
-                Some(call.kind.as_str()),
-                flags(&call),
-                Some(call.data.as_str()),
-            )?;
+            let mount = |flags| {
+                mount(
+                    Some(call.source.as_str()),
+                    &of(&directory),
+                    Some(call.kind.as_str()),
+                    flags,
+                    Some(call.data.as_str()),
+                )
+            };
+            let flags = flags(&call);
+            match mount(flags) {
+                // A disk that is mounted writable already is read-only by the mount, and not by the file system.
+                Err(Errno::EBUSY) if call.is_read_only => {
+                    mount(flags.difference(MsFlags::MS_RDONLY))?;
+                    let mounted = rustix::fs::open(&target, open, Mode::empty())?;
+                    let again = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+                    nix::mount::mount(
+                        None::<&str>,
+                        &of(&mounted),
+                        None::<&str>,
+                        again,
+                        None::<&str>,
+                    )?;
+                }
+                mounted => mounted?,
+            }
             Ok(())
         });
         timeout(MOUNT_TIMEOUT, work)
@@ -217,6 +246,12 @@ impl System for NodeSystem {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn loops_of(&self, file: &str) -> io::Result<Vec<String>> {
+        let asked = ["--associated", file, "--noheadings", "--output", "NAME"];
+        let printed = self.run("losetup", &asked.map(str::to_owned)).await?;
+        Ok(printed.split_whitespace().map(str::to_owned).collect())
     }
 
     async fn rbd_number(&self, spec: &str) -> io::Result<Option<String>> {

@@ -34,6 +34,8 @@ struct Noted {
     hangs: Option<&'static str>,
     /// What a device holds.
     holds: Vec<u8>,
+    /// As what a file is attached already.
+    foreign: Option<&'static str>,
 }
 
 impl Noted {
@@ -110,6 +112,10 @@ impl System for Noted {
 
     async fn loop_file(&self, _: &str) -> io::Result<Option<String>> {
         Ok(Some("/srv/wherry-images/a".into()))
+    }
+
+    async fn loops_of(&self, _: &str) -> io::Result<Vec<String>> {
+        Ok(self.foreign.iter().map(|device| (*device).into()).collect())
     }
 
     async fn rbd_number(&self, _: &str) -> io::Result<Option<String>> {
@@ -203,6 +209,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         an_image_is_mounted_formatted_once_and_kept,
         what_is_mounted_is_made_larger_as_is_recorded_here_or_refused,
         an_image_grows_under_who_uses_it,
+        an_image_is_attached_once_for_all_who_mount_it,
         a_mounter_of_the_first_contract_mounts_and_cannot_grow,
     ]
 }
@@ -488,12 +495,7 @@ fn an_image_is_mounted_formatted_once_and_kept(setup: &Setup) {
     fs::remove_file(&link).unwrap();
     assert!(refused.is_err());
     assert!(!setup.has_records());
-    let devices = fs::read_dir("/sys/block").unwrap().flatten();
-    let ours = devices.filter(|device| {
-        let backing = fs::read_to_string(device.path().join("loop/backing_file"));
-        backing.is_ok_and(|backing| backing.trim() == path)
-    });
-    assert_eq!(ours.count(), 0);
+    assert_eq!(devices_of(path), 0);
     drop(file);
     if made {
         // Should another test not use it now.
@@ -636,6 +638,85 @@ fn an_image_grows_under_who_uses_it(setup: &Setup) {
     setup.runtime.block_on(volumes.unpublish(&target)).unwrap();
     let gone = expand(500 * MIB).unwrap_err();
     assert!(matches!(gone, VolumeFailure::NotMounted { .. }), "{gone}");
+}
+
+/// The loop devices of a file.
+fn devices_of(path: &str) -> usize {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let ours = devices.filter(|device| {
+        let backing = fs::read_to_string(device.path().join("loop/backing_file"));
+        backing.is_ok_and(|backing| backing.trim() == path)
+    });
+    ours.count()
+}
+
+fn an_image_is_attached_once_for_all_who_mount_it(setup: &Setup) {
+    let images = Path::new("/srv/wherry-images");
+    fs::create_dir_all(images).unwrap();
+    let file = tempfile::Builder::new()
+        .prefix("test-")
+        .tempfile_in(images)
+        .unwrap();
+    file.as_file().set_len(32 << 20).unwrap();
+    let path = file.path().to_str().unwrap();
+    let [one, two, three] = ["one", "two", "three"].map(|name| setup.target(name));
+    let volumes = MounterVolumes::open(setup.host(), setup.records()).unwrap();
+    let image = request("loop", &[("file", path)], &[]);
+    let read_only = VolumeRequest {
+        is_read_only: true,
+        ..image.clone()
+    };
+    let publish = |request: &VolumeRequest, target: &Path| {
+        setup.runtime.block_on(volumes.publish(request, target))
+    };
+    let unpublish = |target: &Path| setup.runtime.block_on(volumes.unpublish(target)).unwrap();
+    // Both at once, as pods come.
+    setup.runtime.block_on(async {
+        let (a, b) = tokio::join!(volumes.publish(&image, &one), volumes.publish(&image, &two));
+        a.and(b).unwrap();
+    });
+    publish(&read_only, &three).unwrap();
+    assert_eq!(devices_of(path), 1);
+    fs::write(one.join("file"), "written by one").unwrap();
+    for other in [&two, &three] {
+        let read = fs::read_to_string(other.join("file")).unwrap();
+        assert_eq!(read, "written by one");
+    }
+    assert!(fs::write(three.join("more"), "").is_err());
+    // Who attached it goes first.
+    unpublish(&one);
+    assert_eq!(devices_of(path), 1);
+    fs::write(two.join("file"), "written by two").unwrap();
+    unpublish(&two);
+    let read = fs::read_to_string(three.join("file")).unwrap();
+    assert_eq!(read, "written by two");
+    unpublish(&three);
+    assert_eq!(devices_of(path), 0);
+
+    // A device that cannot be written to is no device to write to.
+    publish(&read_only, &one).unwrap();
+    publish(&read_only, &two).unwrap();
+    let refused = publish(&image, &three).unwrap_err().to_string();
+    assert!(refused.contains("nobody may write there"), "{refused}");
+    unpublish(&one);
+    unpublish(&two);
+    publish(&image, &three).unwrap();
+    unpublish(&three);
+    assert!(devices_of(path) == 0 && !setup.has_records());
+
+    // What others have attached is left to them.
+    let theirs = setup.volumes(&Arc::new(Noted {
+        foreign: Some("/dev/loop5"),
+        ..Noted::default()
+    }));
+    let image = request("loop", &[("file", "/srv/wherry-images/a")], &[]);
+    let refused = setup.runtime.block_on(theirs.publish(&image, &one));
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("it is attached as /dev/loop5, and not by this node's volumes"),
+        "{refused}"
+    );
+    assert!(!setup.has_records());
 }
 
 fn a_mounter_of_the_first_contract_mounts_and_cannot_grow(setup: &Setup) {

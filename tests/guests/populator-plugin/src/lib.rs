@@ -1,4 +1,6 @@
-//! A populator that does what the attribute `do` says, well or badly.
+//! A populator that does what the attribute `do` says, well or badly; and so does its provisioner.
+
+mod provisioner;
 
 wit_bindgen::generate!({ path: "../../../plugins/wit", world: "populator" });
 
