@@ -39,6 +39,7 @@ use wherry_volumes::VolumeError;
 use crate::{
     eviction::storage::{FileSystem, PodDisk},
     storage::LocalVolumes,
+    volume::Volumes,
 };
 
 pub use auth::{KubeReviewer, Reviewer, User, review::Access};
@@ -89,6 +90,11 @@ pub trait Kubelet: Send + Sync + 'static {
     /// It is not mounted, or cannot be made larger.
     async fn expand_volume(&self, pod: &Pod, claim: &str, _bytes: u64) -> Result<u64, VolumeError> {
         Err(VolumeError::not_mounted(pod, claim))
+    }
+
+    /// Volumes whose plugins make them and take them away.
+    fn volumes(&self) -> Option<Arc<dyn Volumes>> {
+        None
     }
 
     /// The file system that pods write to.

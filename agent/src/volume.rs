@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use async_trait::async_trait;
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use wherry_volumes::{
-    PodContext, Refreshed, VolumeError, VolumeEvent, VolumeEvents, VolumeManager,
+    CreateVolume, CreatedVolume, DeleteVolume, PodContext, Refreshed, VolumeError, VolumeEvent,
+    VolumeEvents, VolumeFailure, VolumeManager,
 };
 
 use crate::events::{Kind, Recorder};
@@ -44,6 +45,24 @@ pub trait Volumes: Send + Sync + 'static {
         _context: &PodContext,
     ) -> Result<u64, VolumeError> {
         Err(VolumeError::not_mounted(pod, claim))
+    }
+    /// Has a plugin make a volume for a claim.
+    async fn create(
+        &self,
+        plugin: &str,
+        _name: &str,
+        _asked: CreateVolume,
+    ) -> Result<CreatedVolume, VolumeFailure> {
+        Err(VolumeFailure::NotInstalled(plugin.to_owned()))
+    }
+    /// Has a plugin take such a volume away.
+    async fn delete(
+        &self,
+        plugin: &str,
+        _name: &str,
+        _asked: DeleteVolume,
+    ) -> Result<(), VolumeFailure> {
+        Err(VolumeFailure::NotInstalled(plugin.to_owned()))
     }
     /// Takes everything of a pod down.
     async fn unmount(&self, uid: &str) -> Result<(), String>;
@@ -86,6 +105,24 @@ impl Volumes for VolumeManager {
         context: &PodContext,
     ) -> Result<u64, VolumeError> {
         self.expand(pod, claim, bytes, context).await
+    }
+
+    async fn create(
+        &self,
+        plugin: &str,
+        name: &str,
+        asked: CreateVolume,
+    ) -> Result<CreatedVolume, VolumeFailure> {
+        self.create(plugin, name, asked).await
+    }
+
+    async fn delete(
+        &self,
+        plugin: &str,
+        name: &str,
+        asked: DeleteVolume,
+    ) -> Result<(), VolumeFailure> {
+        self.delete(plugin, name, asked).await
     }
 
     async fn unmount(&self, uid: &str) -> Result<(), String> {

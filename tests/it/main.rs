@@ -22,6 +22,7 @@ mod network;
 mod plugin_tool;
 mod plugins;
 mod pods;
+mod provision;
 mod restarts;
 mod scheduling;
 mod security;
@@ -269,6 +270,7 @@ fn main() {
         security::trials(&shared),
         services::trials(&shared),
         storage::trials(&shared),
+        provision::trials(&shared),
         volumes::trials(&shared),
         workloads::trials(&shared),
     ];

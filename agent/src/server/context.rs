@@ -19,6 +19,7 @@ use crate::{
     pod::{self, admit::is_active, is_static},
     storage::LocalVolumes,
     text::go_duration,
+    volume::Volumes,
 };
 
 /// How old a measure of a pod's disk may be, as with the kubelet (`--volume-stats-agg-period`).
@@ -56,6 +57,10 @@ impl Kubelet for Context {
     async fn expand_volume(&self, pod: &Pod, claim: &str, bytes: u64) -> Result<u64, VolumeError> {
         let context = self.pod_context();
         self.volumes.expand(pod, claim, bytes, &context).await
+    }
+
+    fn volumes(&self) -> Option<Arc<dyn Volumes>> {
+        Some(Arc::clone(&self.volumes))
     }
 
     fn node_fs(&self) -> Option<FileSystem> {

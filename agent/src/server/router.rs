@@ -102,6 +102,14 @@ pub fn router(state: State) -> Router {
             "/storage/claims/{namespace}/{pod}/{claim}",
             post(storage::expand),
         )
+        .route(
+            "/storage/plugins/{plugin}/volumes/{name}",
+            post(storage::create),
+        )
+        .route(
+            "/storage/plugins/{plugin}/volumes/{name}/delete",
+            post(storage::delete),
+        )
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::authorize,

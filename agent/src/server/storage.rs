@@ -1,6 +1,10 @@
-//! What the control plane asks for PersistentVolumes: `/storage/local-path/<name>` makes and removes directories, and
+//! What the control plane asks for PersistentVolumes: `/storage/local-path/<name>` makes and removes directories;
 //! `/storage/claims/<namespace>/<pod>/<claim>?bytes=<n>` makes the volume of a claim larger that a pod has mounted (404 or
-//! 409: it has not, yet; 501: this kind cannot).
+//! 409: it has not, yet; 501: this kind cannot); `/storage/plugins/<plugin>/volumes/<name>` has a plugin make a volume, and
+//! with `/delete` take it away (404: it is not installed here; 501: its volumes need no making; 507: no space; 422: it does
+//! not get better by trying again).
+
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -9,10 +13,13 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use wherry_volumes::VolumeError;
+use wherry_volumes::{CreateVolume, CreatedVolume, DeleteVolume, VolumeError, VolumeFailure};
 
 use super::{State, error::HttpError};
-use crate::storage::{LocalVolumes, StorageError};
+use crate::{
+    storage::{LocalVolumes, StorageError},
+    volume::Volumes,
+};
 
 pub(crate) async fn make(
     Shared(state): Shared<State>,
@@ -57,6 +64,43 @@ pub(crate) async fn expand(
         message: error.to_string(),
     })?;
     Ok(Json(json!({ "bytes": held })))
+}
+
+pub(crate) async fn create(
+    Shared(state): Shared<State>,
+    Path((plugin, name)): Path<(String, String)>,
+    Json(asked): Json<CreateVolume>,
+) -> Result<Json<CreatedVolume>, HttpError> {
+    let created = volumes(&state)?.create(&plugin, &name, asked).await;
+    created.map(Json).map_err(failed)
+}
+
+pub(crate) async fn delete(
+    Shared(state): Shared<State>,
+    Path((plugin, name)): Path<(String, String)>,
+    Json(asked): Json<DeleteVolume>,
+) -> Result<StatusCode, HttpError> {
+    let deleted = volumes(&state)?.delete(&plugin, &name, asked).await;
+    deleted.map(|()| StatusCode::OK).map_err(failed)
+}
+
+fn volumes(state: &State) -> Result<Arc<dyn Volumes>, HttpError> {
+    let volumes = state.kubelet.volumes();
+    volumes.ok_or_else(|| HttpError::not_found("this node has no volumes of plugins"))
+}
+
+fn failed(failure: VolumeFailure) -> HttpError {
+    let status = match &failure {
+        VolumeFailure::NotInstalled(_) => StatusCode::NOT_FOUND,
+        failure if failure.is_no_provisioner() => StatusCode::NOT_IMPLEMENTED,
+        failure if failure.is_no_space() => StatusCode::INSUFFICIENT_STORAGE,
+        failure if failure.is_final() => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    HttpError {
+        status,
+        message: failure.to_string(),
+    }
 }
 
 async fn work<T: Send + 'static>(

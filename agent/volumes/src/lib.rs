@@ -40,3 +40,5 @@ pub use manager::{PodContext, Refreshed, VolumeConfig, VolumeManager, image_volu
 pub use mounts::is_mount_point;
 pub use refs::{Changes, ObjectRef};
 pub use source::{ObjectSource, TokenParams};
+pub use wherry_api::provision::{CreateVolume, CreatedVolume, DeleteVolume};
+pub use wherry_plugin_host::volume::VolumeFailure;

@@ -1,6 +1,7 @@
 //! Sets a pod's volumes up, keeps them fresh and takes them down.
 
 mod plugins;
+mod provision;
 
 use std::{
     collections::BTreeMap,

@@ -18,6 +18,7 @@ pub mod openapi;
 pub mod patch;
 mod plugin;
 pub mod pod_security;
+pub mod provision;
 pub mod quantity;
 pub mod quota;
 pub mod resource;

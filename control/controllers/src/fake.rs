@@ -213,6 +213,19 @@ impl Fake {
             let bytes: Option<u64> = bytes.and_then(|bytes| bytes.parse().ok());
             return json_response(200, json!({ "bytes": bytes }));
         }
+        if path.contains("/proxy/storage/plugins/") {
+            return match path.rsplit('/').next().unwrap_or_default() {
+                "delete" => json_response(200, Value::Null),
+                _ if path.contains("/memfs/") => status(501, "it makes no volumes for claims"),
+                name => json_response(
+                    200,
+                    json!({
+                        "handle": format!("/images/{name}"), "bytes": body["bytesMin"],
+                        "attributes": { "file": name }, "isOfThisNode": true,
+                    }),
+                ),
+            };
+        }
         if path.contains("/proxy/storage/") {
             let name = path.rsplit('/').next().unwrap_or_default();
             return json_response(200, json!({ "path": format!("/node/{name}") }));

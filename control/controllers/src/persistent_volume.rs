@@ -9,18 +9,26 @@
 //!
 //! The volumes of `local-path.wherry.dev` are directories below the root of the node that the first pod of a claim is
 //! scheduled to. The node makes and removes them when it is asked through the API server's node proxy, so that it needs
-//! no rights on claims and volumes. A provisioner that is a plugin's (`memfs.wherry.dev`) gives volumes that exist where
-//! they are mounted: here they are only written down, and made larger by the nodes that have them mounted. Left to others: choosing the node ([`crate::scheduler`]), mounting, and the
+//! no rights on claims and volumes. A provisioner that is a plugin's (`loop.wherry.dev`, or the name of a Plugin) is asked
+//! the same way to make volumes and to take them away, on the claim's node or any that has it; one that makes none
+//! (`memfs.wherry.dev`) gives volumes that exist where they are mounted, which are only written down. The nodes that have
+//! a plugin's volume mounted make it larger. Left to others: choosing the node ([`crate::scheduler`]), mounting, and the
 //! volumes of other provisioners.
 
 mod effects;
 mod ephemeral;
 mod expand;
+mod flights;
 pub(crate) mod matching;
 mod plan;
+mod provision;
+mod provisioner;
 pub(crate) mod view;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
@@ -38,8 +46,10 @@ use crate::{
 };
 
 use self::{
-    effects::Effects,
-    plan::{ClaimStep, VolumeStep, World, claim_step, volume_step},
+    effects::{Effects, failed},
+    flights::{Flights, Turn},
+    plan::{ClaimStep, PLUGIN, VolumeStep, World, claim_step, unfit_for_plugin, volume_step},
+    provisioner::Creation,
     view::{ClaimView, ClassView, VolumeView},
 };
 
@@ -75,7 +85,9 @@ struct Controller {
     pods: Arc<Watched<PodView>>,
     nodes: Arc<Watched<NodeView>>,
     queues: Queues,
-    effects: Effects,
+    effects: Arc<Effects>,
+    /// What nodes' plugins have been asked for.
+    flights: Arc<Flights>,
 }
 
 impl Prepared {
@@ -150,6 +162,7 @@ impl Prepared {
             }
         });
         let classes = Arc::new(classes);
+        let flights = Arc::new(Flights::default());
         let controller = Arc::new(Controller {
             volumes: volumes.clone(),
             claims: claims.clone(),
@@ -157,7 +170,8 @@ impl Prepared {
             pods: pods.clone(),
             nodes: nodes.clone(),
             queues: self.queues.clone(),
-            effects: Effects::new(self.client.clone(), self.recorder),
+            effects: Arc::new(Effects::new(self.client.clone(), self.recorder)),
+            flights: Arc::clone(&flights),
         });
         let stop = || shutdown.clone();
         let client = self.client;
@@ -214,6 +228,7 @@ impl Prepared {
                     () = shutdown.cancelled() => {}
                     () = work => {}
                 }
+                flights.stop().await;
             }
         );
     }
@@ -222,6 +237,7 @@ impl Prepared {
 impl Controller {
     async fn look_at_claim(&self, key: &Key) -> kube::Result<Option<Duration>> {
         let Some(claim) = self.claims.get(key) else {
+            self.flights.forget(key);
             return Ok(None);
         };
         let users = self.users(&claim);
@@ -277,19 +293,34 @@ impl Controller {
                 self.effects.take_class(&claim, &class).await?;
                 Ok(None)
             }
-            ClaimStep::Ask(provisioner) => {
-                self.effects.ask(&claim, &provisioner).await?;
-                Ok(Some(SYNC_PERIOD))
+            ClaimStep::Ask {
+                class,
+                provisioner,
+                node,
+            } => {
+                if !self.effects.is_installed(&provisioner).await? {
+                    self.effects.ask(&claim, &provisioner).await?;
+                    return Ok(Some(SYNC_PERIOD));
+                }
+                if let Some(why) = unfit_for_plugin(&claim) {
+                    let message =
+                        format!("failed to provision volume with StorageClass {class:?}: {why}");
+                    self.effects
+                        .say_of_claim(&claim, failed("ProvisioningFailed", message));
+                    return Ok(Some(SYNC_PERIOD));
+                }
+                self.provision(claim, class, provisioner, node).await
             }
             ClaimStep::Make { node, class } => {
                 let view = self.nodes.get(&Key::new("", &node));
                 let labels = view.map(|node| node.labels.clone()).unwrap_or_default();
                 self.effects.make(&claim, &node, &labels, &class).await
             }
-            ClaimStep::Give { class, plugin } => {
-                self.effects.give(&claim, &class, &plugin).await?;
-                Ok(None)
-            }
+            ClaimStep::Give {
+                class,
+                plugin,
+                node,
+            } => self.provision(claim, class, plugin, node).await,
             ClaimStep::ForgetNode => {
                 self.effects.forget_node(&claim).await?;
                 Ok(None)
@@ -312,6 +343,54 @@ impl Controller {
         }
     }
 
+    /// Has a plugin make a claim's volume, if it is not at it.
+    async fn provision(
+        &self,
+        claim: Arc<ClaimView>,
+        class: String,
+        provisioner: String,
+        node: String,
+    ) -> kube::Result<Option<Duration>> {
+        if self.effects.name_provisioner(&claim, &provisioner).await? {
+            // It is looked at again as it has been written.
+            return Ok(None);
+        }
+        self.effects.set_claim_phase(&claim, "Pending").await?;
+        let key = claim.key.clone();
+        let failures = match self.flights.turn(&key, &provisioner, Instant::now()) {
+            Turn::UnderWay => return Ok(None),
+            Turn::Wait(left) => return Ok(Some(left)),
+            Turn::Go(failures) => failures,
+        };
+        let creation = Creation {
+            claim,
+            class,
+            provisioner: provisioner.clone(),
+            node,
+            nodes: self.nodes.all(),
+            failures,
+        };
+        let effects = Arc::clone(&self.effects);
+        let work = async move { effects.create(creation).await };
+        self.flights.begin(key, &provisioner, &self.queues, work);
+        Ok(None)
+    }
+
+    /// Has a plugin take a volume away, if it is not at it.
+    fn delete(&self, volume: Arc<VolumeView>) -> Option<Duration> {
+        let key = Key::new("", &volume.name);
+        let plugin = volume.annotations.get(PLUGIN).cloned().unwrap_or_default();
+        match self.flights.turn(&key, &plugin, Instant::now()) {
+            Turn::UnderWay => return None,
+            Turn::Wait(left) => return Some(left),
+            Turn::Go(_) => {}
+        }
+        let (effects, nodes) = (Arc::clone(&self.effects), self.nodes.all());
+        let work = async move { effects.delete(volume, nodes).await };
+        self.flights.begin(key, &plugin, &self.queues, work);
+        None
+    }
+
     /// Pods that use a claim and have not ended.
     fn users(&self, claim: &ClaimView) -> Vec<Arc<PodView>> {
         let mut pods = self.pods.in_namespace(&claim.key.namespace);
@@ -321,6 +400,7 @@ impl Controller {
 
     async fn look_at_volume(&self, name: &str) -> kube::Result<Option<Duration>> {
         let Some(volume) = self.volumes.get(&Key::new("", name)) else {
+            self.flights.forget(&Key::new("", name));
             return Ok(None);
         };
         let key = volume.claim_key();
@@ -339,6 +419,7 @@ impl Controller {
         let is_released = match step {
             VolumeStep::Keep
             | VolumeStep::Remove { .. }
+            | VolumeStep::Delete
             | VolumeStep::Forget
             | VolumeStep::Leave
             | VolumeStep::Fail(_) => {
@@ -367,6 +448,7 @@ impl Controller {
             }
             VolumeStep::Unbind => self.effects.unbind(&volume).await?,
             VolumeStep::Keep | VolumeStep::Leave => {}
+            VolumeStep::Delete => return Ok(self.delete(volume)),
             VolumeStep::Forget => self.effects.forget(&volume).await?,
             VolumeStep::Remove { node } => return self.effects.remove(&volume, &node).await,
             VolumeStep::Fail(say) => {

@@ -16,9 +16,9 @@ use tracing::info;
 
 use super::{
     plan::{LOCAL_PATH, NODE, Say},
+    provision::HOSTNAME,
     view::{
-        BIND_COMPLETED, BOUND_BY_CONTROLLER, ClaimView, PROVISIONED_BY, PROVISIONER,
-        PROVISIONER_BETA, SELECTED_NODE, VolumeView,
+        BIND_COMPLETED, BOUND_BY_CONTROLLER, ClaimView, PROVISIONED_BY, SELECTED_NODE, VolumeView,
     },
 };
 use crate::{
@@ -29,7 +29,6 @@ use crate::{
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
-const HOSTNAME: &str = "kubernetes.io/hostname";
 const COMPONENT: &str = "persistentvolume-controller";
 
 /// When a node that did not do what it was asked is asked again.
@@ -39,6 +38,17 @@ const NODE_RETRY: Duration = Duration::from_secs(5);
 #[derive(Deserialize)]
 struct Directory {
     path: String,
+}
+
+/// A volume that is to be written down for a claim.
+pub(super) struct NewVolume<'a> {
+    pub(super) claim: &'a ClaimView,
+    pub(super) class: &'a StorageClass,
+    pub(super) capacity: String,
+    /// Without those that are null.
+    pub(super) annotations: Value,
+    /// Fields of its spec that say what it is.
+    pub(super) source: Value,
 }
 
 /// Writes and asks.
@@ -60,7 +70,11 @@ impl Effects {
         Api::all(self.client.clone())
     }
 
-    async fn patch_claim(&self, claim: &ClaimView, mut patch: Value) -> kube::Result<()> {
+    pub(super) async fn patch_claim(
+        &self,
+        claim: &ClaimView,
+        mut patch: Value,
+    ) -> kube::Result<()> {
         patch["metadata"]["resourceVersion"] = claim.resource_version.clone().into();
         let claims = self.claims(&claim.key.namespace);
         let patch = Patch::Merge(patch);
@@ -206,12 +220,7 @@ impl Effects {
 
     /// Tells whoever provisions that a claim is theirs.
     pub(super) async fn ask(&self, claim: &ClaimView, provisioner: &str) -> kube::Result<()> {
-        if claim.annotation(PROVISIONER) != provisioner {
-            let patch = json!({ "metadata": { "annotations": {
-                PROVISIONER: provisioner, PROVISIONER_BETA: provisioner,
-            } } });
-            self.patch_claim(claim, patch).await?;
-        }
+        self.name_provisioner(claim, provisioner).await?;
         self.set_claim_phase(claim, "Pending").await?;
         let message = format!(
             "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the \
@@ -258,51 +267,37 @@ impl Effects {
             }
         };
         let hostname = labels.get(HOSTNAME).map_or(node, String::as_str);
-        let annotations = json!({ PROVISIONED_BY: LOCAL_PATH, NODE: node });
-        self.write_down(claim, class, annotations, |_| {
-            json!({
+        let classes: Api<StorageClass> = Api::all(self.client.clone());
+        let claims = self.claims(&claim.key.namespace);
+        let asked = claims.get(&claim.key.name).await?;
+        let requests = asked.spec.and_then(|spec| spec.resources?.requests);
+        let capacity = requests.and_then(|mut requests| requests.remove("storage"));
+        self.write_down(NewVolume {
+            claim,
+            class: &classes.get(class).await?,
+            capacity: capacity.map(|capacity| capacity.0).unwrap_or_default(),
+            annotations: json!({ PROVISIONED_BY: LOCAL_PATH, NODE: node }),
+            source: json!({
                 "local": { "path": directory.path },
                 "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
                     { "key": HOSTNAME, "operator": "In", "values": [hostname] },
                 ] }] } },
-            })
+            }),
         })
         .await?;
         Ok(None)
     }
 
-    /// Makes a volume that a plugin gives: which, and with what, the class says.
-    pub(super) async fn give(
-        &self,
-        claim: &ClaimView,
-        class: &str,
-        plugin: &str,
-    ) -> kube::Result<()> {
-        let annotations = json!({ PROVISIONED_BY: plugin });
-        self.write_down(claim, class, annotations, |class| {
-            json!({ "csi": {
-                "driver": plugin,
-                "volumeHandle": format!("pvc-{}", claim.uid),
-                "volumeAttributes": class.parameters,
-            } })
-        })
-        .await
-    }
-
-    /// Makes the object of a claim's volume, whose source is what `source` makes of the class.
-    async fn write_down(
-        &self,
-        claim: &ClaimView,
-        class: &str,
-        annotations: Value,
-        source: impl FnOnce(&StorageClass) -> Value,
-    ) -> kube::Result<()> {
+    /// Makes the object of a claim's volume.
+    pub(super) async fn write_down(&self, new: NewVolume<'_>) -> kube::Result<()> {
+        let NewVolume {
+            claim,
+            class,
+            capacity,
+            annotations,
+            source,
+        } = new;
         let name = format!("pvc-{}", claim.uid);
-        let classes: Api<StorageClass> = Api::all(self.client.clone());
-        let found = classes.get(class).await?;
-        let claims = self.claims(&claim.key.namespace);
-        let asked = claims.get(&claim.key.name).await?;
-        let requests = asked.spec.and_then(|spec| spec.resources?.requests);
         let mut volume = json!({
             "metadata": {
                 "name": name,
@@ -310,21 +305,22 @@ impl Effects {
                 "finalizers": [VOLUME_FINALIZER],
             },
             "spec": {
-                "capacity": { "storage": requests.as_ref().and_then(|requests| requests.get("storage")) },
+                "capacity": { "storage": capacity },
                 "accessModes": claim.access_modes,
-                "persistentVolumeReclaimPolicy": found.reclaim_policy.as_deref().unwrap_or("Delete"),
-                "storageClassName": class,
+                "persistentVolumeReclaimPolicy": class.reclaim_policy.as_deref().unwrap_or("Delete"),
+                "storageClassName": class.metadata.name,
                 "volumeMode": "Filesystem",
-                "mountOptions": found.mount_options,
+                "mountOptions": class.mount_options,
                 "claimRef": {
                     "apiVersion": "v1", "kind": "PersistentVolumeClaim",
                     "namespace": claim.key.namespace, "name": claim.key.name, "uid": claim.uid,
                 },
             },
         });
-        if let (Value::Object(source), Some(spec)) =
-            (source(&found), volume["spec"].as_object_mut())
-        {
+        if let Some(annotations) = volume["metadata"]["annotations"].as_object_mut() {
+            annotations.retain(|_, value| !value.is_null());
+        }
+        if let (Value::Object(source), Some(spec)) = (source, volume["spec"].as_object_mut()) {
             spec.extend(source);
         }
         let volume: PersistentVolume =
@@ -435,7 +431,7 @@ impl Effects {
     }
 }
 
-fn failed(reason: &'static str, message: String) -> Say {
+pub(super) fn failed(reason: &'static str, message: String) -> Say {
     Say {
         is_warning: true,
         reason,

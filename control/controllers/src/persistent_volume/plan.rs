@@ -14,12 +14,24 @@ use std::sync::Arc;
 /// The provisioner that is built in: directories of the node that the first pod is scheduled to.
 pub(super) const LOCAL_PATH: &str = "local-path.wherry.dev";
 
-/// Whether a provisioner is a plugin for volumes: what it gives is made by the node that mounts it, so that there is
-/// nothing to be made before, and nothing to be taken away after.
+/// Whether a provisioner is a plugin for volumes by its name alone. Others are if a Plugin is called so.
 pub(super) fn is_plugin(provisioner: &str) -> bool {
     let name = provisioner.strip_suffix(".wherry.dev");
     provisioner != LOCAL_PATH
         && name.is_some_and(|name| !name.is_empty() && !name.contains(['.', '/']))
+}
+
+/// The plugin that a provisioner is.
+pub(super) fn plugin_name(provisioner: &str) -> &str {
+    provisioner
+        .strip_suffix(".wherry.dev")
+        .unwrap_or(provisioner)
+}
+
+/// Whether a volume is a plugin's, whose nodes make it larger.
+fn is_of_plugin(volume: &VolumeView) -> bool {
+    let made_by = volume.annotations.get(PROVISIONED_BY);
+    volume.annotations.contains_key(PLUGIN) || made_by.is_some_and(|made_by| is_plugin(made_by))
 }
 
 /// Something to say of a claim or a volume.
@@ -58,12 +70,20 @@ pub(super) enum ClaimStep {
     Lost(Say),
     /// It takes the default class.
     TakeClass(String),
-    /// Somebody else makes its volume.
-    Ask(String),
+    /// Somebody else makes its volume, unless that is the name of an installed plugin.
+    Ask {
+        class: String,
+        provisioner: String,
+        node: String,
+    },
     /// Its volume is made on this node.
     Make { node: String, class: String },
-    /// Its volume is a plugin's, and only has to be written down.
-    Give { class: String, plugin: String },
+    /// Its volume is a plugin's, of this node where the scheduler has chosen one.
+    Give {
+        class: String,
+        plugin: String,
+        node: String,
+    },
     /// The node that was chosen for it is not there any more.
     ForgetNode,
     /// Its volume has to say that it holds more.
@@ -180,14 +200,25 @@ pub(super) fn claim_step(claim: &ClaimView, world: &World) -> ClaimStep {
             None => ClaimStep::Give {
                 class: class.to_owned(),
                 plugin: plugin.to_owned(),
+                node: match is_for_scheduler {
+                    true => selected.to_owned(),
+                    false => String::new(),
+                },
             },
         },
-        provisioner => ClaimStep::Ask(provisioner.to_owned()),
+        provisioner => ClaimStep::Ask {
+            class: class.to_owned(),
+            provisioner: provisioner.to_owned(),
+            node: match is_for_scheduler {
+                true => selected.to_owned(),
+                false => String::new(),
+            },
+        },
     }
 }
 
 /// Why no plugin's volume can be what a claim asks for.
-fn unfit_for_plugin(claim: &ClaimView) -> Option<&'static str> {
+pub(super) fn unfit_for_plugin(claim: &ClaimView) -> Option<&'static str> {
     if claim.is_block {
         return Some("a plugin gives directories, no block devices");
     }
@@ -241,7 +272,7 @@ fn bound_step(claim: &ClaimView, world: &World) -> ClaimStep {
         let made_by = volume.annotations.get(PROVISIONED_BY);
         return match made_by.map(String::as_str) {
             Some(LOCAL_PATH) => ClaimStep::Grow(volume.name.clone()),
-            Some(plugin) if is_plugin(plugin) => ClaimStep::Expand(volume.name.clone()),
+            Some(_) if is_of_plugin(volume) => ClaimStep::Expand(volume.name.clone()),
             _ => ClaimStep::Wait(Some(say(
                 "ExternalExpanding",
                 "waiting for an external controller to expand this PVC",
@@ -307,6 +338,8 @@ pub(super) enum VolumeStep {
     Keep,
     /// Its claim has gone, and this node's directory and the volume go as well.
     Remove { node: String },
+    /// Its claim has gone, and its plugin takes it away.
+    Delete,
     /// Its claim has gone, and there is nothing of it but the object.
     Forget,
     /// Its claim has gone, and who made it takes it away.
@@ -315,8 +348,10 @@ pub(super) enum VolumeStep {
     Fail(Say),
 }
 
-/// Where the directory of a volume is.
+/// Where a volume was made: its directory, or what a plugin has made. A volume without is made nowhere.
 pub(super) const NODE: &str = "wherry.dev/node";
+/// The plugin whose volume it is.
+pub(super) const PLUGIN: &str = "wherry.dev/plugin";
 
 /// Decides on a volume that is not being deleted. `claim` is the claim of the name that it is promised to.
 pub(super) fn volume_step(volume: &VolumeView, claim: Option<&ClaimView>) -> VolumeStep {
@@ -345,7 +380,12 @@ fn released_step(volume: &VolumeView) -> VolumeStep {
         ("Delete", Some(LOCAL_PATH)) => VolumeStep::Remove {
             node: volume.annotations.get(NODE).cloned().unwrap_or_default(),
         },
-        ("Delete", Some(plugin)) if is_plugin(plugin) => VolumeStep::Forget,
+        ("Delete", Some(_)) if is_of_plugin(volume) => {
+            match volume.annotations.contains_key(NODE) {
+                true => VolumeStep::Delete,
+                false => VolumeStep::Forget,
+            }
+        }
         ("Delete", Some(_)) => VolumeStep::Leave,
         ("Delete", None) => VolumeStep::Fail(warn(
             "VolumeFailedDelete",

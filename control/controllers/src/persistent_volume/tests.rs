@@ -5,6 +5,8 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::{events, fake::Fake};
 
+mod provisioning;
+
 const CLAIMS: &str = "v1/persistentvolumeclaims";
 const VOLUMES: &str = "v1/persistentvolumes";
 
@@ -19,7 +21,10 @@ impl Cluster {
         let fake = Fake::new();
         fake.put(
             "v1/nodes",
-            json!({ "metadata": { "name": "n", "labels": { "kubernetes.io/hostname": "host" } } }),
+            json!({
+                "metadata": { "name": "n", "labels": { "kubernetes.io/hostname": "host" } },
+                "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+            }),
         );
         fake.put(
             "storage.k8s.io/v1/storageclasses",

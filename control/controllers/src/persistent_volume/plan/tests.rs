@@ -226,13 +226,18 @@ fn a_claim_that_waits_says_for_what() {
     assert_eq!(said.message, "waiting for pod web to be scheduled");
     assert_eq!(
         claim_step(&of(json!("other")), &seen),
-        ClaimStep::Ask("x.dev/y".into())
+        ClaimStep::Ask {
+            class: "other".into(),
+            provisioner: "x.dev/y".into(),
+            node: String::new(),
+        }
     );
     assert_eq!(
         claim_step(&of(json!("plugin")), &seen),
         ClaimStep::Give {
             class: "plugin".into(),
-            plugin: "memfs.wherry.dev".into()
+            plugin: "memfs.wherry.dev".into(),
+            node: String::new(),
         }
     );
     let any = claim(json!({ "spec": { "storageClassName": null } }));
@@ -398,6 +403,33 @@ fn a_volume_follows_its_claim_and_its_reclaim_policy() {
             None,
             VolumeStep::Forget,
         ),
+        (
+            "what a plugin has made",
+            with(
+                "Delete",
+                json!({ PROVISIONED_BY: "loop.wherry.dev", NODE: "n" }),
+            ),
+            None,
+            VolumeStep::Delete,
+        ),
+        (
+            "what an installed plugin has made",
+            with(
+                "Delete",
+                json!({ PROVISIONED_BY: "mine", PLUGIN: "mine", NODE: "n" }),
+            ),
+            None,
+            VolumeStep::Delete,
+        ),
+        (
+            "a plugin's that is kept",
+            with(
+                "Retain",
+                json!({ PROVISIONED_BY: "loop.wherry.dev", NODE: "n" }),
+            ),
+            None,
+            VolumeStep::Keep,
+        ),
     ] {
         assert_eq!(volume_step(&volume, claim), want, "{what}");
     }
@@ -427,4 +459,6 @@ fn a_plugins_volume_is_written_down_and_forgotten() {
     ] {
         assert_eq!(is_plugin(provisioner), expected, "{provisioner}");
     }
+    assert_eq!(plugin_name("memfs.wherry.dev"), "memfs");
+    assert_eq!(plugin_name("mine"), "mine");
 }
