@@ -1,4 +1,4 @@
-//! A small test runner, and what the tests have in common: a node in a directory.
+//! What the tests have in common: a node in a directory, and that nothing is left of it.
 
 use std::{
     fs,
@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     process::{Command, ExitCode},
-    sync::{Arc, Mutex},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use libtest_mimic::Trial;
 use wherry_images::{Store, StoreConfig, layout::PackConfig};
 use wherry_oci::{Config, OciRuntime};
 use wherry_runtime_api::{conformance::ShellNode, *};
@@ -32,70 +33,37 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
-/// Runs those whose name contains the first argument.
+/// Runs them, each on a node of its own.
 pub(crate) fn run(tests: Vec<(String, Body)>) -> ExitCode {
-    let filter = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'));
-    if std::env::args().any(|argument| argument == "--list") {
-        tests.iter().for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    let image = Arc::new(BusyboxImage::build());
-    let queue = Arc::new(Mutex::new(
-        tests
-            .into_iter()
-            .filter(|(name, _)| filter.as_deref().is_none_or(|part| name.contains(part)))
-            .rev()
-            .collect::<Vec<_>>(),
-    ));
-    let failed = Arc::new(Mutex::new(Vec::new()));
-    let workers: Vec<_> = (0..PARALLEL)
-        .map(|_| {
-            let (queue, failed, image) = (queue.clone(), failed.clone(), image.clone());
-            std::thread::spawn(move || {
-                loop {
-                    let Some((name, body)) = queue.lock().unwrap().pop() else {
-                        return;
-                    };
-                    let started = Instant::now();
-                    let runtime = tokio::runtime::Builder::new_multi_thread()
-                        .worker_threads(2)
-                        .enable_all()
-                        .build()
-                        .unwrap();
-                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        runtime.block_on(async {
-                            let node = Node::new(&name, &image).await;
-                            let (place, cgroup) = (node.place.clone(), node.cgroup.clone());
-                            let outcome = tokio::spawn(body(node)).await;
-                            clean_up(&place, &cgroup).await;
-                            outcome.unwrap();
-                            assert_nothing_left(&place, &cgroup);
-                        });
-                    }));
-                    let took = started.elapsed().as_millis();
-                    match result {
-                        Ok(()) => println!("test {name} ... ok ({took} ms)"),
-                        Err(_) => {
-                            println!("test {name} ... FAILED ({took} ms)");
-                            failed.lock().unwrap().push(name);
-                        }
-                    }
-                }
-            })
+    let mut args = libtest_mimic::Arguments::from_args();
+    args.test_threads.get_or_insert(PARALLEL);
+    let image = Arc::new(OnceLock::new());
+    let trials = tests.into_iter().map(|(name, body)| {
+        let image = Arc::clone(&image);
+        Trial::test(name.clone(), move || {
+            run_one(&name, body, image.get_or_init(BusyboxImage::build));
+            Ok(())
         })
-        .collect();
-    for worker in workers {
-        worker.join().unwrap();
-    }
-    let failed = failed.lock().unwrap();
-    println!("failed: {failed:?}");
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    });
+    libtest_mimic::run(&args, trials.collect()).exit_code()
+}
+
+fn run_one(name: &str, body: Body, image: &BusyboxImage) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let node = Node::new(name, image).await;
+        let (place, cgroup) = (node.place.clone(), node.cgroup.clone());
+        let outcome = tokio::spawn(body(node)).await;
+        clean_up(&place, &cgroup).await;
+        if let Err(error) = outcome {
+            std::panic::resume_unwind(error.into_panic());
+        }
+        assert_nothing_left(&place, &cgroup);
+    });
 }
 
 /// A busybox image, packed once.
