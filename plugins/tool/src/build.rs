@@ -17,6 +17,12 @@ const PLAIN: &str = "wasm32-unknown-unknown";
 
 /// Compiles the plugin whose Cargo.toml is in a folder; answers where the component is.
 pub(crate) fn run(folder: &Path, is_small: bool) -> Result<PathBuf> {
+    if !folder.join("Cargo.toml").is_file() {
+        bail!(
+            "{}: no Cargo.toml there, so no plugin's folder: `wherry plugin new` makes one",
+            folder.display()
+        );
+    }
     let target = if is_small { PLAIN } else { WASI };
     let environment = guest_environment();
     if environment.is_empty() && !has_target(target) {
@@ -42,7 +48,8 @@ pub(crate) fn run(folder: &Path, is_small: bool) -> Result<PathBuf> {
         let before = env::var(flags).unwrap_or_default();
         cargo.env(flags, format!("{before} -Clinker=wasm-component-ld"));
     }
-    let output = cargo.output().context("cargo")?;
+    let output = cargo.output();
+    let output = output.context("cargo, which comes with Rust (https://rustup.rs)")?;
     if !output.status.success() {
         bail!("cargo build: {}", output.status);
     }
@@ -100,6 +107,13 @@ fn has_target(target: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_is_no_plugins_is_said() {
+        let empty = tempfile::tempdir().expect("a directory");
+        let said = run(empty.path(), false).expect_err("nothing is there");
+        assert!(said.to_string().contains("no Cargo.toml there"), "{said}");
+    }
 
     #[test]
     fn the_component_is_what_cargo_says_last() {

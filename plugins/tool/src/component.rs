@@ -207,6 +207,7 @@ impl Description {
             true,
         );
         add("mounts", "devices", "devices it has attached", false);
+        add("images", "devices", "images it makes and removes", true);
         grants
     }
 }

@@ -213,7 +213,7 @@ pub async fn run(command: PluginCommand) -> Result<()> {
             registry,
         } => {
             let path = Path::new(&component);
-            let text = if path.exists() {
+            let text = if path.exists() || is_path(&component) {
                 inspect::describe(&read(path)?, None)?
             } else {
                 let artifact = Repository::open(&component, &registry)?.pull().await?;
@@ -292,6 +292,11 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| path.display().to_string())
 }
 
+/// Whether a text can only be meant for a file's name, and never for a registry's.
+fn is_path(text: &str) -> bool {
+    text.ends_with(".wasm") || text.starts_with(['/', '.'])
+}
+
 /// Guests block.
 async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
     tokio::task::spawn_blocking(work).await.context("test")?
@@ -305,7 +310,8 @@ fn prepare(args: &ScriptArgs) -> Result<(Plugin, Vec<(PathBuf, Script)>)> {
     let plugin = Plugin::load(&read(&path)?).with_context(|| path.display().to_string())?;
     let mut paths = args.scripts.clone();
     if paths.is_empty() {
-        let entries = fs::read_dir("tests").context("tests")?;
+        let entries = fs::read_dir("tests");
+        let entries = entries.context("no script is named, and there is no folder tests")?;
         let entries = entries.map(|entry| Ok(entry?.path()));
         paths = entries.collect::<std::io::Result<_>>().context("tests")?;
         paths.retain(|path| path.extension().is_some_and(|end| end == "yaml"));

@@ -45,6 +45,8 @@ pub(crate) struct Target {
     pub(crate) namespace: String,
     pub(crate) pod: String,
     pub(crate) container: String,
+    /// Where it runs.
+    node: String,
     /// What is known of it, as a script gives it.
     pub(crate) given: Map<String, Value>,
     /// Volumes that are mounted there.
@@ -179,6 +181,7 @@ impl Target {
         });
         Ok(Self {
             container: text(&found["name"]),
+            node: text(&object["spec"]["nodeName"]),
             namespace,
             pod,
             given,
@@ -227,6 +230,8 @@ impl Live {
             "secret.get" => self.secret(arguments)?,
             "files.stat" => self.stat(arguments)?,
             "files.read" => self.read_file(arguments)?,
+            "observations.usage" => self.usage()?,
+            "container-log.tail" => self.log_tail(arguments)?,
             _ => bail!("{function} cannot be recorded from here: write its answer by hand"),
         };
         let mut arguments = arguments.to_vec();
@@ -505,8 +510,25 @@ async fn send(request: &Value) -> Result<Value> {
     }}))
 }
 
+mod observed;
 #[cfg(test)]
 mod recorded;
+/// Makes a script that can be run. Another process writes it: a descriptor of this one, still open in a child that another
+/// test has just forked, would keep it from being run ("Text file busy").
+#[cfg(test)]
+fn executable(path: &std::path::Path, script: &str) {
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("install starts");
+    let mut stdin = install.stdin.take().expect("a pipe");
+    stdin.write_all(script.as_bytes()).expect("written");
+    drop(stdin);
+    assert!(install.wait().expect("it ends").success());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -532,6 +554,48 @@ mod tests {
         let side = Target::of(&pod(), Some("side")).expect("a target");
         assert!(!side.given.contains_key("target.port"));
         assert!(Target::of(&pod(), Some("absent")).is_err());
+    }
+
+    #[test]
+    fn what_the_node_knows_is_asked_of_kubectl() {
+        let home = tempfile::tempdir().expect("a directory");
+        let summary = json!({"pods": [
+            {"podRef": {"name": "web", "namespace": "other"}, "containers": [{"name": "main"}]},
+            {"podRef": {"name": "web", "namespace": "default"}, "containers": [
+                {"name": "main", "cpu": {"usageCoreNanoSeconds": 5}, "memory": {"workingSetBytes": 7}},
+            ]},
+        ]});
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in\n\
+             'get --raw /api/v1/nodes/n1/proxy/stats/summary') echo '{summary}';;\n\
+             'logs web --namespace default --container main --tail 100') printf 'one\\ntwo\\n';;\n\
+             'logs web --namespace default --container side --tail 2') echo gone >&2; exit 1;;\n\
+             *) echo \"$*\" >&2; exit 2;;\nesac\n"
+        );
+        let kubectl = home.path().join("kubectl");
+        executable(&kubectl, &script);
+        let mut object = pod();
+        object["spec"]["nodeName"] = json!("n1");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let live = |container: &str| {
+            let found = Target::of(&object, Some(container)).expect("a target");
+            let target = Target {
+                kubectl: Kubectl(kubectl.clone().into()),
+                ..found
+            };
+            Live::new(target, runtime.handle().clone())
+        };
+        let usage = live("main").perform("observations.usage", &[]);
+        let expected = json!({"cpu-nanoseconds": 5, "memory-working-set-bytes": 7});
+        assert_eq!(usage.ok(), Some(expected));
+        let usage = live("side").perform("observations.usage", &[]);
+        assert_eq!(usage.ok(), Some(Value::Null));
+        let tail = live("main").perform("container-log.tail", &[json!(1000)]);
+        assert_eq!(tail.ok(), Some(json!({"ok": ["one", "two"]})));
+        let tail = live("side").perform("container-log.tail", &[json!(2)]);
+        assert_eq!(tail.ok(), Some(json!({"err": {"unavailable": "gone"}})));
     }
 
     #[test]

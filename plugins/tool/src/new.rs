@@ -15,6 +15,10 @@ const SDK: &[(&str, &str)] = &[
     ("src/args.rs", include_str!("../../sdk/src/args.rs")),
     ("src/bindings.rs", include_str!("../../sdk/src/bindings.rs")),
     ("src/clock.rs", include_str!("../../sdk/src/clock.rs")),
+    (
+        "src/container_log.rs",
+        include_str!("../../sdk/src/container_log.rs"),
+    ),
     ("src/exec.rs", include_str!("../../sdk/src/exec.rs")),
     ("src/files.rs", include_str!("../../sdk/src/files.rs")),
     (
@@ -25,12 +29,20 @@ const SDK: &[(&str, &str)] = &[
     ("src/lib.rs", include_str!("../../sdk/src/lib.rs")),
     ("src/log.rs", include_str!("../../sdk/src/log.rs")),
     ("src/mounter.rs", include_str!("../../sdk/src/mounter.rs")),
+    (
+        "src/observations.rs",
+        include_str!("../../sdk/src/observations.rs"),
+    ),
     ("src/pieces.rs", include_str!("../../sdk/src/pieces.rs")),
     (
         "src/populator.rs",
         include_str!("../../sdk/src/populator.rs"),
     ),
     ("src/probe.rs", include_str!("../../sdk/src/probe.rs")),
+    (
+        "src/provisioner.rs",
+        include_str!("../../sdk/src/provisioner.rs"),
+    ),
     ("src/secret.rs", include_str!("../../sdk/src/secret.rs")),
     ("src/tcp.rs", include_str!("../../sdk/src/tcp.rs")),
     ("src/volume.rs", include_str!("../../sdk/src/volume.rs")),
@@ -107,9 +119,19 @@ pub(crate) fn run(name: &str, world: World, parent: &Path) -> Result<()> {
         write(&format!("{SDK_FOLDER}/{path}"), content)?;
     }
     println!("{}: a {world}", folder.display());
-    println!("  src/lib.rs          what it does");
-    println!("  tests/{name}.yaml   what it is asked and should say");
-    println!("  {SDK_FOLDER}/       the SDK; `cargo doc --open` shows its documentation");
+    for (path, what) in [
+        ("src/lib.rs".to_owned(), "what it does"),
+        (
+            format!("tests/{name}.yaml"),
+            "what it is asked and should say",
+        ),
+        (
+            format!("{SDK_FOLDER}/"),
+            "the SDK; `cargo doc --open` shows its documentation",
+        ),
+    ] {
+        println!("  {path:<24} {what}");
+    }
     println!("next: cd {} && wherry plugin test", folder.display());
     Ok(())
 }

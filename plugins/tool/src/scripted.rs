@@ -228,7 +228,9 @@ impl Host {
                 let keys: Vec<_> = keys.into_iter().flat_map(Map::keys).cloned().collect();
                 Some(Answer::Value(json!(keys)))
             }
-            ("target" | "request", _) => Some(Answer::Value(Value::Null)),
+            ("target" | "request", _) | ("observations", "usage") => {
+                Some(Answer::Value(Value::Null))
+            }
             ("staging", _) => self.stage(name, arguments),
             _ if ty.results().len() == 0 => Some(Answer::Nothing),
             _ => None,

@@ -43,7 +43,8 @@ fn public_key(key: &EcdsaKeyPair) -> PublicKey {
 
 /// Reads a private key.
 pub(crate) fn read_key(path: &Path) -> Result<EcdsaKeyPair> {
-    let pem = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let pem = fs::read_to_string(path)
+        .with_context(|| format!("{} (--generate-key makes a key)", path.display()))?;
     let Some(der) = blocks(&pem, "PRIVATE KEY").next() else {
         let advice = if pem.contains("ENCRYPTED") {
             "is encrypted: `cosign` itself can sign with it"

@@ -5,7 +5,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::LazyLock,
 };
@@ -13,7 +12,7 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{Kubectl, Target};
+use super::{Kubectl, Target, executable};
 use crate::{
     run::{self, Plugin},
     script::Script,
@@ -60,8 +59,7 @@ impl Node {
              *) echo \"$*\" >&2; exit 1;;\nesac\n",
             dir = directory.path().display()
         );
-        fs::write(at("kubectl"), script).expect("written");
-        fs::set_permissions(at("kubectl"), fs::Permissions::from_mode(0o755)).expect("executable");
+        executable(&at("kubectl"), &script);
         Self(directory)
     }
 
