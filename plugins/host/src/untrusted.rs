@@ -42,6 +42,10 @@ impl Exec for Forbidden {
         panic!("secret {name}/{key} was read without a grant")
     }
 
+    async fn log_tail(&self, _: u32) -> Result<Vec<String>, String> {
+        panic!("the log was read without a grant")
+    }
+
     fn volume(&self, name: &str) -> Option<std::path::PathBuf> {
         panic!("volume {name} was looked at without a grant")
     }
@@ -312,6 +316,8 @@ mod tests {
             "Mount {",
             "Attach {",
             "Format {",
+            "Usage",
+            "LogTail {",
         ] {
             assert!(said.contains(kind), "fuzz/seeds/from_worker has no {kind}");
         }
