@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     fs, io,
     net::IpAddr,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -62,10 +62,20 @@ struct Attachment {
     conf: ConfList,
     bin_dirs: Vec<PathBuf>,
     netns: PathBuf,
+    /// The inode of the namespace. The path has the number of a process in it, which another may have by and by.
+    #[serde(default)]
+    netns_inode: Option<u64>,
     args: String,
     ports: Vec<PortMapping>,
     /// What the last of them answered; `None` while it is not known whether all were called.
     result: Option<Value>,
+}
+
+impl Attachment {
+    fn is_netns_there(&self) -> bool {
+        let found = fs::metadata(&self.netns);
+        found.is_ok_and(|found| self.netns_inode.is_none_or(|inode| found.ino() == inode))
+    }
 }
 
 /// The plugins' network of one node.
@@ -111,6 +121,7 @@ impl CniNetwork {
             conf: list,
             bin_dirs: self.config.bin_dirs.clone(),
             netns: netns.to_owned(),
+            netns_inode: Some(namespace.inode()?),
             args: arguments(pod),
             ports: pod.ports.clone(),
             result: None,
@@ -327,7 +338,7 @@ async fn call(
     let failed = |why: String| NetworkError::Cni(format!("plugin {kind}, {command}: {why}"));
     let program = program(attachment, &kind, command)?;
     // A namespace that has gone has taken its end with it; plugins then clean up the rest.
-    let netns = if command == "DEL" && !attachment.netns.exists() {
+    let netns = if command == "DEL" && !attachment.is_netns_there() {
         Path::new("")
     } else {
         &attachment.netns

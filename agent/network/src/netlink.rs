@@ -109,6 +109,17 @@ impl Namespace {
         Ok(Self { file, path: name })
     }
 
+    /// By what it is known from another at the same path.
+    pub(crate) fn inode(&self) -> Result<u64, NetworkError> {
+        let found = self.file.metadata();
+        found
+            .map(|found| found.ino())
+            .map_err(|source| NetworkError::Namespace {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
     pub(crate) fn error(&self, source: io::Error) -> NetworkError {
         NetworkError::Namespace {
             path: self.path.clone(),

@@ -1,6 +1,6 @@
 //! Debian's plugins, in a network namespace of the test's own.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::*;
 use crate::pod_network::tests::{Netns, Node, connect, ip, listen, on_a_node, sh};
@@ -106,12 +106,15 @@ fn pods_are_attached_checked_made_anew_and_detached() {
         let listener = b.run(|| std::net::TcpListener::bind((b_ip, 80)).unwrap());
         assert_eq!(a.run(|| connect(&listener, (b_ip, 80).into())), a_ip);
         drop(listener);
-        drop(b);
+        // Its path is another's by then: that one is left as it is.
+        let mut b = OwnedFd::from(b.0);
+        nix::unistd::dup2(&a.0, &mut b).unwrap();
         again
             .retain(&HashSet::from(["a".to_owned()]))
             .await
             .unwrap();
         assert_eq!(reserved(&node), 1);
+        a.run(|| sh("ip link show eth0"));
         again.detach("never").await.unwrap();
         again.down().await.unwrap();
         assert_eq!(reserved(&node), 0);
