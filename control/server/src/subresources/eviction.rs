@@ -22,7 +22,8 @@ use crate::{
     },
 };
 
-/// When a refused eviction may be tried again.
+/// When an eviction may be tried again that was refused because others are being looked at. One that a budget has no room
+/// for says no time, as in Kubernetes: clients would wait it out ten times, beyond their own time-outs.
 const RETRY_SECONDS: u32 = 10;
 /// Evictions that a budget remembers until their pods are seen to go (`MaxDisruptedPodSize`).
 const DISRUPTED_MAX: usize = 2_000;
@@ -146,7 +147,7 @@ fn take(budget: &Value, pod: &Value, now: &str) -> Result<Option<Value>, Status>
     }
     if number("observedGeneration") < meta::generation(budget) {
         let why = format!("The disruption budget {name} is still being processed by the server.");
-        return Err(refusal(pod, why));
+        return Err(refusal(pod, why).with_retry_after_seconds(RETRY_SECONDS));
     }
     let allowed = number("disruptionsAllowed");
     if allowed <= 0 {
@@ -185,9 +186,7 @@ fn refusal(pod: &Value, why: String) -> Status {
         }],
         ..StatusDetails::default()
     };
-    Status::failure(429, "TooManyRequests", message)
-        .with_details(details)
-        .with_retry_after_seconds(RETRY_SECONDS)
+    Status::failure(429, "TooManyRequests", message).with_details(details)
 }
 
 #[cfg(test)]
@@ -232,9 +231,10 @@ mod tests {
             details.causes[0].message,
             "The disruption budget web needs 2 healthy pods and has 3 currently"
         );
-        assert_eq!(details.retry_after_seconds, 10);
+        assert_eq!(details.retry_after_seconds, 0);
         let unseen = budget(json!({"/metadata/generation": 2}));
-        assert!(take(&unseen, &ready, "now").is_err());
+        let refused = take(&unseen, &ready, "now").unwrap_err();
+        assert_eq!(refused.details.unwrap().retry_after_seconds, 10);
     }
 
     #[test]
