@@ -28,7 +28,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a node and its control plane in this process. Stopping it leaves the pods running.
     Up(Box<UpArgs>),
-    /// End everything that `up` made under a root: processes, mounts, namespaces, interfaces, nftables, cgroups.
+    /// End everything that `up`, `agent` or `control` made under a root: processes, mounts, namespaces, interfaces, nftables,
+    /// cgroups.
     Down {
         #[command(flatten)]
         root: RootArgs,

@@ -248,6 +248,11 @@ pub(crate) fn client(server: &Server, user: UserInfo) -> Client {
     Client::new(server.client_service(user), "default")
 }
 
+/// Whether a control plane was ever started under a root.
+pub(crate) fn was_started(root: &RootArgs) -> bool {
+    root.root.join("control").join(KUBECONFIG).exists()
+}
+
 /// Prints the administrator's kubeconfig.
 pub(crate) fn print_kubeconfig(root: &RootArgs) -> Result<()> {
     let path = root.root.join("control").join(KUBECONFIG);

@@ -1,4 +1,4 @@
-//! `wherry down`: ends everything that a root's node has made, and says what that was.
+//! `wherry down`: ends everything that a root's node has made, or its control plane, and says what that was.
 
 use std::{
     fs, io,
@@ -25,7 +25,7 @@ use wherry_wasm::WasmRuntime;
 use crate::{
     agent::docker_config,
     cli::RootArgs,
-    lock, network,
+    control, lock, network,
     plugins::{self, VOLUME_SERVER_SOCKET},
     record::Record,
 };
@@ -37,34 +37,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Ends everything; with `purge` the root's data goes too.
+///
+/// # Errors
+/// Among others where nothing was ever started: somebody who ends it means another root.
 pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
-    let Some(record) = Record::read(root)? else {
-        println!(
-            "nothing to end: no node was ever started under {}",
-            root.root.display()
-        );
-        return Ok(());
-    };
-    let was_running = stop_node(&root.run()).await?;
-    let lock = lock::take(&root.run()).await?;
-
-    let ended = end_pods(root, &record).await?;
-    end_mounts(root).await?;
-    let volumes = remove_volumes(root).await?;
-    end_volume_server(&root.run()).await?;
-    end_plugins(&record.cgroup_root);
-    network::down(root, &record).await.context("pod network")?;
-    let cgroups = remove_cgroups(&record.cgroup_root).await?;
-
-    if was_running {
-        println!("stopped the node");
+    match Record::read(root)? {
+        Some(record) => end_node(root, &record).await?,
+        None => end_control(root).await?,
     }
-    println!(
-        "ended {} containers, {} sandboxes and their processes, mounts and namespaces; removed the volumes of {volumes} pods, \
-         interface {} and its nftables table, {cgroups} cgroups",
-        ended.containers, ended.sandboxes, record.bridge
-    );
-    drop(lock);
     remove(&root.run())?;
     if purge {
         remove(&root.root)?;
@@ -78,6 +58,59 @@ pub(crate) async fn run(root: &RootArgs, purge: bool) -> Result<()> {
     Ok(())
 }
 
+/// Ends a control plane that has no node beside it, or an agent that came to nothing yet. Neither makes anything outside
+/// of its root.
+async fn end_control(root: &RootArgs) -> Result<()> {
+    let has_control = control::was_started(root);
+    let what = if has_control {
+        "control plane"
+    } else {
+        "agent, which had made nothing yet"
+    };
+    if stop_process(&root.run()).await? {
+        println!("stopped the {what}");
+    } else if has_control {
+        println!("no control plane runs under {}", root.root.display());
+    } else {
+        bail!(
+            "{}: nothing was ever started here; name the --root that `wherry up`, `wherry control` or `wherry agent` \
+             was given",
+            root.root.display()
+        );
+    }
+    Ok(())
+}
+
+/// Ends a node, its control plane if it has one, and all that it has made.
+async fn end_node(root: &RootArgs, record: &Record) -> Result<()> {
+    let was_running = stop_process(&root.run()).await?;
+    let lock = lock::take(&root.run()).await?;
+
+    let ended = end_pods(root, record).await?;
+    end_mounts(root).await?;
+    let volumes = remove_volumes(root).await?;
+    end_volume_server(&root.run()).await?;
+    end_plugins(&record.cgroup_root);
+    network::down(root, record).await.context("pod network")?;
+    let cgroups = remove_cgroups(&record.cgroup_root).await?;
+
+    if was_running {
+        let with = if control::was_started(root) {
+            " and its control plane"
+        } else {
+            ""
+        };
+        println!("stopped the node{with}");
+    }
+    println!(
+        "ended {} containers, {} sandboxes and their processes, mounts and namespaces; removed the volumes of {volumes} pods, \
+         interface {} and its nftables table, {cgroups} cgroups",
+        ended.containers, ended.sandboxes, record.bridge
+    );
+    drop(lock);
+    Ok(())
+}
+
 fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -88,7 +121,7 @@ fn remove(dir: &Path) -> Result<()> {
 }
 
 /// Asks the process that runs the root to stop, and kills it if it does not.
-async fn stop_node(run: &Path) -> Result<bool> {
+async fn stop_process(run: &Path) -> Result<bool> {
     let Some(pid) = lock::holder(run)? else {
         return Ok(false);
     };
@@ -104,7 +137,7 @@ async fn stop_node(run: &Path) -> Result<bool> {
             }
             tokio::time::sleep(POLL).await;
         }
-        warn!(%pid, %signal, "The node does not stop");
+        warn!(%pid, %signal, "It does not stop");
     }
     bail!("process {pid} runs {} and cannot be ended", run.display())
 }

@@ -50,11 +50,22 @@ pub(crate) async fn take(run: &Path) -> Result<RootLock> {
 }
 
 /// The process that runs the root, if one does.
+///
+/// # Errors
+/// Also in the moment in which that process has begun and not said yet who it is.
 pub(crate) fn holder(run: &Path) -> Result<Option<Pid>> {
     if !run.join(NAME).exists() {
         return Ok(None);
     }
-    Ok(try_lock(run)?.err())
+    match try_lock(run)? {
+        Ok(_) => Ok(None),
+        // Who is signalled as 0 is one's own process group.
+        Err(pid) if pid.as_raw() <= 0 => bail!(
+            "{}: a process is only just beginning to run this root; try again",
+            run.display()
+        ),
+        Err(pid) => Ok(Some(pid)),
+    }
 }
 
 fn try_lock(run: &Path) -> Result<std::result::Result<Flock<File>, Pid>> {
