@@ -232,6 +232,19 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+/// A host without a battery begins in 1970, and every certificate is yet to come.
+fn clock(why: &CertificateError) -> String {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    match why {
+        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
+            let now = jiff::Timestamp::now().round(jiff::Unit::Second);
+            let now = now.unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+            format!("; the clock of this host says {now}: is that right?")
+        }
+        _ => String::new(),
+    }
+}
+
 /// Shakes hands with the server and gives its authority's certificate, which has one of the hashes and has signed what
 /// the server shows.
 pub(crate) async fn authority(server: &str, pins: &[Pin]) -> Result<Vec<u8>, PinError> {
@@ -298,7 +311,7 @@ pub(crate) async fn authority(server: &str, pins: &[Pin]) -> Result<Vec<u8>, Pin
                 }
                 Some(TlsError::InvalidCertificate(why)) => Err(PinError::Certificate {
                     server: server.to_owned(),
-                    why: format!("its certificate cannot be trusted: {why}"),
+                    why: format!("its certificate cannot be trusted: {why}{}", clock(why)),
                 }),
                 _ => Err(connect(error.to_string())),
             }
@@ -336,8 +349,12 @@ mod tests {
 
     /// A server with a leaf of `issuer` for `name`, that shows `shown` behind it.
     async fn server(issuer: &Ca, name: &str, shown: &Ca) -> String {
-        let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        server_of(issuer, leaf, shown).await
+    }
+
+    async fn server_of(issuer: &Ca, leaf: CertificateParams, shown: &Ca) -> String {
+        let key = KeyPair::generate().unwrap();
         let leaf = leaf.signed_by(&key, &issuer.issuer).unwrap().der().clone();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -384,6 +401,17 @@ mod tests {
         let elsewhere = server(&own, "192.0.2.1", &own).await;
         let error = authority(&elsewhere, &[pin]).await.unwrap_err();
         assert!(matches!(error, PinError::Certificate { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_yet_to_come_makes_one_look_at_the_clock() {
+        let own = ca();
+        let mut leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        leaf.not_before = rcgen::date_time_ymd(3000, 1, 1);
+        let early = server_of(&own, leaf, &own).await;
+        let error = authority(&early, &[Pin::of(&own.der).unwrap()]).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("the clock of this host says 2"), "{error}");
     }
 
     #[tokio::test]
