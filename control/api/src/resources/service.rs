@@ -358,6 +358,7 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         errors.extend(meta::validate_labels(selector, &path.child("selector")));
     }
     affinity(spec, path, errors);
+    families(spec, type_, path, errors);
     if type_ != "ExternalName"
         && !cluster_ip.is_empty()
         && !is_headless
@@ -422,6 +423,41 @@ fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
             &at,
             "may only be used when `type` is 'LoadBalancer'",
         ));
+    }
+}
+
+/// Addresses are given out of IPv4 ranges alone. A Service that needs none, since others name its endpoints, may be of
+/// any family.
+fn families(spec: &Value, type_: &str, path: &Path<'_>, errors: &mut Errors) {
+    let is_headless = text(spec, "clusterIP") == "None" && entries(spec, "selector").count() == 0;
+    let has_address = type_ != "ExternalName" && !is_headless;
+    let at = path.child("ipFamilies");
+    for (i, family) in list(spec, "ipFamilies").iter().enumerate() {
+        match family.as_str().unwrap_or_default() {
+            "IPv6" if has_address => {
+                let detail = "not configured on this cluster";
+                errors.push(FieldError::invalid(&at.index(i), "IPv6", detail));
+            }
+            "IPv4" | "IPv6" => {}
+            other => errors.push(FieldError::not_supported(
+                &at.index(i),
+                other,
+                &["IPv4", "IPv6"],
+            )),
+        }
+    }
+    let at = path.child("ipFamilyPolicy");
+    match text(spec, "ipFamilyPolicy") {
+        policy @ "RequireDualStack" if has_address => {
+            let detail = "this cluster is not configured for dual-stack services";
+            errors.push(FieldError::invalid(&at, policy, detail));
+        }
+        "" | "SingleStack" | "PreferDualStack" | "RequireDualStack" => {}
+        other => errors.push(FieldError::not_supported(
+            &at,
+            other,
+            &["SingleStack", "PreferDualStack", "RequireDualStack"],
+        )),
     }
 }
 

@@ -327,6 +327,40 @@ fn a_service_gives_back_what_its_old_type_had() {
 }
 
 #[test]
+fn a_service_is_refused_that_would_need_addresses_of_another_family() {
+    let resource = row("services");
+    let errors = |spec: Value| -> Vec<String> {
+        let mut object =
+            json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"ports": [{"port": 80}]}});
+        for (field, value) in spec.as_object().expect("fields") {
+            object["spec"][field] = value.clone();
+        }
+        let errors = resource.validate_create(&created(resource, object));
+        errors.iter().map(ToString::to_string).collect()
+    };
+    let unknown = "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster";
+    let single = "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack \
+                  services";
+    let none: [&str; 0] = [];
+    assert_eq!(errors(json!({"ipFamilies": ["IPv4"]})), none);
+    assert_eq!(errors(json!({"ipFamilyPolicy": "PreferDualStack"})), none);
+    assert_eq!(errors(json!({"ipFamilies": ["IPv6"]})), [unknown]);
+    assert_eq!(
+        errors(json!({"ipFamilyPolicy": "RequireDualStack"})),
+        [single]
+    );
+    let chosen = json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilies": ["IPv6"]});
+    assert_eq!(errors(chosen), [unknown]);
+    // Its endpoints are made by hand, and answered as they are.
+    let by_hand = json!({"clusterIP": "None", "ipFamilies": ["IPv6"]});
+    assert_eq!(errors(by_hand), none);
+    assert_eq!(
+        errors(json!({"ipFamilies": ["IPv5"]})),
+        ["spec.ipFamilies[0]: Unsupported value: \"IPv5\": supported values: \"IPv4\", \"IPv6\""]
+    );
+}
+
+#[test]
 fn the_port_for_a_services_health_comes_and_goes_with_the_policy() {
     let resource = row("services");
     let service = |spec: Value| {
