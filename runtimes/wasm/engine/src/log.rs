@@ -29,8 +29,12 @@ const ROTATION_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct LogFile {
     file: Mutex<File>,
     size_bytes: AtomicU64,
+    /// Counted, and not in a file yet.
+    waiting_bytes: AtomicU64,
     size_bytes_max: u64,
     is_full: AtomicBool,
+    /// A new file has been asked for: when there is more to be written, so that the last file is no empty one.
+    has_asked: AtomicBool,
     /// No new file came in time; this one is written to without another wait.
     has_waited: AtomicBool,
     reopened: Notify,
@@ -47,20 +51,26 @@ impl LogFile {
         Self {
             file: Mutex::new(file),
             size_bytes: AtomicU64::new(size),
+            waiting_bytes: AtomicU64::new(0),
             size_bytes_max,
             is_full: AtomicBool::new(false),
+            has_asked: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
             reopened: Notify::new(),
             on_full: Box::new(on_full),
         }
     }
 
-    /// Goes on in another file.
+    /// Goes on in another file, beginning with what waits for the disk.
     pub(crate) fn reopen(&self, file: File) {
         let size = file.metadata().map_or(0, |metadata| metadata.len());
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
-        self.size_bytes.store(size, Ordering::Relaxed);
+        let mut current = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = file;
+        let waiting = self.waiting_bytes.load(Ordering::Relaxed);
+        self.size_bytes.store(size + waiting, Ordering::Relaxed);
+        drop(current);
         self.is_full.store(false, Ordering::Relaxed);
+        self.has_asked.store(false, Ordering::Relaxed);
         self.has_waited.store(false, Ordering::Relaxed);
         self.reopened.notify_waiters();
     }
@@ -73,6 +83,9 @@ impl LogFile {
     async fn wait_for_room(&self) {
         let reopened = self.reopened.notified();
         if self.is_full() && !self.has_waited.load(Ordering::Relaxed) {
+            if !self.has_asked.swap(true, Ordering::Relaxed) {
+                (self.on_full)();
+            }
             let waited = tokio::time::timeout(ROTATION_PATIENCE, reopened).await;
             self.has_waited.store(waited.is_err(), Ordering::Relaxed);
         }
@@ -81,12 +94,10 @@ impl LogFile {
     /// Counts what is about to be written.
     fn charge(&self, bytes: usize) {
         let bytes = bytes as u64;
+        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let size = self.size_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if self.size_bytes_max > 0
-            && size > self.size_bytes_max
-            && !self.is_full.swap(true, Ordering::Relaxed)
-        {
-            (self.on_full)();
+        if self.size_bytes_max > 0 && size > self.size_bytes_max {
+            self.is_full.store(true, Ordering::Relaxed);
         }
     }
 
@@ -94,6 +105,8 @@ impl LogFile {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk loses lines; the guest must not learn of it, nor stop.
         let _ = file.write_all(entries);
+        self.waiting_bytes
+            .fetch_sub(entries.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -220,6 +233,24 @@ mod tests {
         assert_eq!(whole_entries(&entries), WRITE_BYTES_MAX + 1);
         let entries = [b"a\n", &long[..], b"\n"].concat();
         assert_eq!(whole_entries(&entries), 2);
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_counts_for_the_file_it_goes_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |name: &str| File::create(directory.path().join(name)).unwrap();
+        let log = LogFile::new(open("0"), 10, || {});
+        log.charge(4);
+        log.write(b"aaaa");
+        log.charge(8);
+        assert!(log.is_full());
+        log.reopen(open("1"));
+        assert!(!log.is_full());
+        log.write(b"bbbbbbbb");
+        log.charge(2);
+        assert!(!log.is_full());
+        log.charge(1);
+        assert!(log.is_full(), "of 8 that waited and 3 that came");
     }
 
     #[tokio::test]
