@@ -530,8 +530,10 @@ pub(crate) async fn undo(
                             .loops()
                             .any(|found| found == (device.as_str(), file.as_str()))
                     });
-                // Somebody else's by now, if it is of another file.
-                if !is_shared && system.loop_file(device).await? == Some(file.clone()) {
+                // Somebody else's by now, if it is of another file. This one may have been removed meanwhile.
+                let found = system.loop_file(device).await?.unwrap_or_default();
+                let found = found.strip_suffix(" (deleted)").unwrap_or(&found);
+                if !is_shared && found == file {
                     system.run("losetup", &words(["--detach", device])).await?;
                 }
             }

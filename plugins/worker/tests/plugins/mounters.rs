@@ -658,7 +658,8 @@ fn an_image_is_attached_once_for_all_who_mount_it(setup: &Setup) {
         .tempfile_in(images)
         .unwrap();
     file.as_file().set_len(32 << 20).unwrap();
-    let path = file.path().to_str().unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    let path = path.as_str();
     let [one, two, three] = ["one", "two", "three"].map(|name| setup.target(name));
     let volumes = MounterVolumes::open(setup.host(), setup.records()).unwrap();
     let image = request("loop", &[("file", path)], &[]);
@@ -703,6 +704,14 @@ fn an_image_is_attached_once_for_all_who_mount_it(setup: &Setup) {
     publish(&image, &three).unwrap();
     unpublish(&three);
     assert!(devices_of(path) == 0 && !setup.has_records());
+
+    // One that is removed while it is mounted is detached as well.
+    publish(&image, &one).unwrap();
+    drop(file);
+    let removed = format!("{path} (deleted)");
+    assert_eq!(devices_of(&removed), 1);
+    unpublish(&one);
+    assert_eq!(devices_of(&removed), 0);
 
     // What others have attached is left to them.
     let theirs = setup.volumes(&Arc::new(Noted {
