@@ -228,7 +228,8 @@ fn write_metadata(out: &mut Vec<u8>, kv: &KeyValue) {
         #[serde(borrow)]
         metadata: &'a RawValue,
     }
-    let metadata = serde_json::from_slice::<WithMetadata<'_>>(&kv.value)
+    let value = kv.value.bytes();
+    let metadata = serde_json::from_slice::<WithMetadata<'_>>(&value)
         .map_or("{}", |object| object.metadata.get());
     out.extend_from_slice(
         b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{",

@@ -270,7 +270,9 @@ async fn controllers(app: &App, now: Timestamp) -> Value {
         Ok((None, _)) => return healthy(),
         Err(error) => return unhealthy(&error.to_string()),
     };
-    let lease: Value = serde_json::from_slice(&lease.value).unwrap_or_default();
+    let lease: Value = (lease.value)
+        .with(|value| serde_json::from_slice(value))
+        .unwrap_or_default();
     let renewed = lease["spec"]["renewTime"]
         .as_str()
         .and_then(|time| time.parse::<Timestamp>().ok());

@@ -39,7 +39,9 @@ struct Series {
 }
 
 fn is_expired(kv: &KeyValue, now: Timestamp) -> bool {
-    let times: Times = serde_json::from_slice(&kv.value).unwrap_or_default();
+    let times: Times = (kv.value)
+        .with(|value| serde_json::from_slice(value))
+        .unwrap_or_default();
     let series = times.series.unwrap_or_default();
     let seen = [
         Some(times.metadata.creation_timestamp),

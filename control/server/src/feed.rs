@@ -484,7 +484,7 @@ mod tests {
             let (seen, change) = watch.next().await.unwrap();
             lines.push(change.line(seen, |kv| {
                 encodings += 1;
-                kv.value.to_vec()
+                kv.value.bytes().to_vec()
             }));
         }
         assert_eq!(encodings, 1);

@@ -136,13 +136,15 @@ pub(crate) fn write_object(out: &mut Vec<u8>, resource: &Resource, kv: &KeyValue
         return;
     }
     let head = head(resource);
-    if kv.value.starts_with(head.as_bytes()) {
-        out.extend_from_slice(head.as_bytes());
-        write_rest(out, &kv.value[head.len()..], kv.mod_revision);
-    } else {
-        // Written by something else, with its members in another order.
-        serde_json::to_writer(out, &decode(kv)).expect("memory can be written");
-    }
+    kv.value
+        .with(|value| match value.strip_prefix(head.as_bytes()) {
+            Some(rest) => {
+                out.extend_from_slice(head.as_bytes());
+                write_rest(out, rest, kv.mod_revision);
+            }
+            // Written by something else, with its members in another order.
+            None => serde_json::to_writer(out, &decode(kv)).expect("memory can be written"),
+        });
 }
 
 /// The object as an item of a list, without `kind` and `apiVersion`.
@@ -156,12 +158,14 @@ pub(crate) fn write_item(out: &mut Vec<u8>, resource: &Resource, kv: &KeyValue) 
         return;
     }
     let head = head(resource);
-    if kv.value.starts_with(head.as_bytes()) {
-        out.push(b'{');
-        write_rest(out, &kv.value[head.len()..], kv.mod_revision);
-    } else {
-        serde_json::to_writer(out, &decode(kv)).expect("memory can be written");
-    }
+    kv.value
+        .with(|value| match value.strip_prefix(head.as_bytes()) {
+            Some(rest) => {
+                out.push(b'{');
+                write_rest(out, rest, kv.mod_revision);
+            }
+            None => serde_json::to_writer(out, &decode(kv)).expect("memory can be written"),
+        });
 }
 
 fn write_rest(out: &mut Vec<u8>, rest: &[u8], revision: u64) {
@@ -185,7 +189,7 @@ fn write_rest(out: &mut Vec<u8>, rest: &[u8], revision: u64) {
 /// The object parsed, in the version it is kept in, with its resource version. Bytes that are no JSON object come out
 /// as one with metadata only.
 pub(crate) fn decode(kv: &KeyValue) -> Value {
-    let mut object = match serde_json::from_slice(&kv.value) {
+    let mut object = match kv.value.with(|value| serde_json::from_slice(value)) {
         Ok(Value::Object(object)) => object,
         _ => Map::new(),
     };
@@ -220,7 +224,7 @@ mod tests {
     fn kv(value: Bytes) -> KeyValue {
         KeyValue {
             key: "/registry/pods/ns/a".into(),
-            value,
+            value: value.into(),
             create_revision: 3,
             mod_revision: 7,
         }
@@ -306,7 +310,7 @@ mod tests {
             "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50},
         });
         let kv = KeyValue {
-            value: encode(newer, &scaler),
+            value: encode(newer, &scaler).into(),
             ..kv
         };
         assert_eq!(

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::{
     Durability::{Durable, Lazy},
-    Event, Store, StoreError, WatchMessage,
+    Event, KeyValue, Store, StoreError, WatchMessage,
     history::{Answer, Recorder, check},
 };
 
@@ -26,6 +26,7 @@ pub type Case = fn(Box<dyn Store>) -> BoxFuture<'static, ()>;
 pub const CASES: &[Case] = &[
     |store| Box::pin(writes_are_ordered_and_checked(store)),
     |store| Box::pin(a_list_pages_through_a_moment(store)),
+    |store| Box::pin(long_values_that_are_alike_come_back_as_they_were(store)),
     |store| Box::pin(a_watch_delivers_each_write_once_in_order(store)),
     |store| Box::pin(compaction_is_said_and_not_guessed(store)),
     |store| Box::pin(concurrent_compare_and_swap_loses_nothing(store)),
@@ -59,6 +60,60 @@ async fn next_events(watch: &mut Receiver<WatchMessage>, count: usize) -> Vec<Ev
         }
     }
     events
+}
+
+/// Long enough to be kept as what it differs in from others.
+fn long(number: usize, version: &str) -> Bytes {
+    let common: String = (0..200)
+        .map(|n| format!("\"key-{n}\":{},", n * n))
+        .collect();
+    text(&format!(
+        "{{{common}\"number\":{number},\"version\":\"{version}\"}}"
+    ))
+}
+
+async fn long_values_that_are_alike_come_back_as_they_were(store: Box<dyn Store>) {
+    const COUNT: usize = 30;
+    let key = |number: usize| format!("/registry/x/{number:02}");
+    for number in 0..COUNT {
+        let (key, value) = (key(number), long(number, "first"));
+        let made = store.create(&key, value.clone(), Durable).await.unwrap();
+        assert_eq!(made.value, value);
+    }
+    let first = store.list("/registry/x/", None, 0, 0).await.unwrap();
+    for kv in &first.items {
+        let number: usize = kv.key[kv.key.len() - 2..].parse().unwrap();
+        let (value, expected) = (long(number, "second"), kv.mod_revision);
+        store
+            .update(&kv.key, value, expected, Durable)
+            .await
+            .unwrap();
+    }
+    let gone = store.delete(&key(0), 0).await.unwrap();
+    assert_eq!(gone.value, long(0, "second"));
+    let all_are = |items: &[KeyValue], from: usize, version: &str| {
+        assert_eq!(items.len(), COUNT - from);
+        for (number, kv) in (from..).zip(items) {
+            assert_eq!(
+                (&*kv.key, &kv.value.bytes()),
+                (key(number).as_str(), &long(number, version))
+            );
+        }
+    };
+    let now = store.list("/registry/x/", None, 0, 0).await.unwrap();
+    all_are(&now.items, 1, "second");
+    let past = store
+        .list("/registry/x/", None, 0, first.revision)
+        .await
+        .unwrap();
+    all_are(&past.items, 0, "first");
+    let mut watch = store.watch("/registry/x/", first.revision).await.unwrap();
+    let events = next_events(&mut watch, COUNT + 1).await;
+    for (number, event) in events[..COUNT].iter().enumerate() {
+        assert_eq!(event.kv.value, long(number, "second"));
+        let previous = event.previous.as_ref().unwrap();
+        assert_eq!(previous.value, long(number, "first"));
+    }
 }
 
 async fn writes_are_ordered_and_checked(store: Box<dyn Store>) {
@@ -279,7 +334,8 @@ async fn concurrent_compare_and_swap_loses_nothing(store: Box<dyn Store>) {
     let increment = async || {
         loop {
             let kv = store.get("/registry/x/counter").await.unwrap().0.unwrap();
-            let count: usize = std::str::from_utf8(&kv.value).unwrap().parse().unwrap();
+            let count = kv.value.bytes();
+            let count: usize = std::str::from_utf8(&count).unwrap().parse().unwrap();
             let next = text(&(count + 1).to_string());
             match store
                 .update("/registry/x/counter", next, kv.mod_revision, Durable)
@@ -298,7 +354,10 @@ async fn concurrent_compare_and_swap_loses_nothing(store: Box<dyn Store>) {
     };
     futures::future::join_all((0..CLIENTS).map(|_| client())).await;
     let counter = store.get("/registry/x/counter").await.unwrap().0.unwrap();
-    assert_eq!(counter.value, (CLIENTS * INCREMENTS).to_string().as_bytes());
+    assert_eq!(
+        counter.value,
+        *(CLIENTS * INCREMENTS).to_string().as_bytes()
+    );
 }
 
 async fn a_slow_watcher_is_told(store: Box<dyn Store>) {

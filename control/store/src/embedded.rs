@@ -35,7 +35,7 @@ use tracing::{error, info, warn};
 use crate::{
     Durability, KeyValue, Revision, StoreError,
     backend::Backend,
-    state::{Batch, State, Write},
+    state::{Batch, Loading, State, Write},
 };
 
 /// Key → (create revision, mod revision, value).
@@ -253,23 +253,19 @@ fn load(db: &Database, path: &Path) -> Result<Loaded, OpenError> {
         let meta = txn.open_table(META)?;
         let format = meta.get("format")?.map_or(0, |v| v.value());
         let revision = meta.get("revision_reserved")?.map_or(0, |v| v.value());
-        let mut map = BTreeMap::new();
+        let mut loading = Loading::default();
         for entry in txn.open_table(KEYS)?.iter()? {
             let (key, value) = entry?;
             let key: Arc<str> = key.value().into();
             let (create_revision, mod_revision, value) = value.value();
-            let value = Bytes::copy_from_slice(value);
-            map.insert(
-                key.clone(),
-                KeyValue {
-                    key,
-                    value,
-                    create_revision,
-                    mod_revision,
-                },
-            );
+            loading.add(KeyValue {
+                key,
+                value: Bytes::copy_from_slice(value).into(),
+                create_revision,
+                mod_revision,
+            });
         }
-        Ok((format, (map, revision)))
+        Ok((format, (loading.finish(), revision)))
     };
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok((FORMAT, loaded))) => Ok(loaded),
@@ -422,10 +418,15 @@ impl Writer {
                 let lazy = self.lazy.iter();
                 for (key, kv) in lazy.chain(changes.iter().map(|(key, kv)| (key, kv))) {
                     match kv {
-                        Some(kv) => keys
-                            .insert(&**key, (kv.create_revision, kv.mod_revision, &kv.value[..]))?,
-                        None => keys.remove(&**key)?,
-                    };
+                        Some(kv) => {
+                            let (created, modified) = (kv.create_revision, kv.mod_revision);
+                            let insert = |value: &[u8]| {
+                                keys.insert(&**key, (created, modified, value)).map(drop)
+                            };
+                            kv.value.with(insert)?;
+                        }
+                        None => drop(keys.remove(&**key)?),
+                    }
                 }
                 txn.open_table(META)?.insert("revision_reserved", reserve)?;
             }

@@ -38,7 +38,7 @@ use tracing::{info, warn};
 use crate::{
     Durability, KeyValue, List, Revision, StoreError,
     backend::Backend,
-    state::{Followed, State, Write},
+    state::{Followed, Loading, State, Write},
 };
 use client::{Client, Repeat, is_ambiguous};
 pub use client::{EtcdConfig, EtcdError};
@@ -374,7 +374,7 @@ async fn compact_regularly(shared: Arc<Shared>) {
 
 /// Reads all keys of one moment.
 async fn load(client: &Client) -> Result<(BTreeMap<Arc<str>, KeyValue>, Revision), Status> {
-    let mut map = BTreeMap::new();
+    let mut loading = Loading::default();
     let mut revision = 0;
     let mut start = PREFIX.to_owned();
     loop {
@@ -392,10 +392,10 @@ async fn load(client: &Client) -> Result<(BTreeMap<Arc<str>, KeyValue>, Revision
         let more = page.more;
         for kv in page.kvs.into_iter().filter_map(key_value) {
             start = format!("{}\0", kv.key);
-            map.insert(kv.key.clone(), kv);
+            loading.add(kv);
         }
         if !more {
-            return Ok((map, revision.cast_unsigned()));
+            return Ok((loading.finish(), revision.cast_unsigned()));
         }
     }
 }
@@ -480,9 +480,9 @@ fn outcome(write: &Write, answer: TxnResponse) -> Result<KeyValue, StoreError> {
         return Err(refusal(write, before));
     }
     let (value, create_revision) = match (write, before) {
-        (Write::Create { value, .. }, _) => (value.clone(), revision),
+        (Write::Create { value, .. }, _) => (value.clone().into(), revision),
         (Write::Update { value, .. }, before) => (
-            value.clone(),
+            value.clone().into(),
             before.map_or(revision, |kv| kv.create_revision),
         ),
         (Write::Delete { .. }, Some(before)) => (before.value, before.create_revision),
@@ -569,7 +569,7 @@ fn key_value(kv: rpc::Kv) -> Option<KeyValue> {
     key.starts_with(PREFIX).then(|| KeyValue {
         key: key.into(),
         // A copy: the value is a part of the whole message, which it would keep in memory for as long as it is kept.
-        value: Bytes::copy_from_slice(&kv.value),
+        value: Bytes::copy_from_slice(&kv.value).into(),
         create_revision: kv.create_revision.cast_unsigned(),
         mod_revision: kv.mod_revision.cast_unsigned(),
     })

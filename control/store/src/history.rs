@@ -99,7 +99,7 @@ pub fn check(calls: &[Call], events: &[Event]) -> Result<(), Violation> {
 fn writes_of(events: &[Event]) -> Result<HashMap<Bytes, Revision>, Violation> {
     let mut happened = HashMap::new();
     for event in events.iter().filter(|event| !event.deleted) {
-        if let Some(first) = happened.insert(event.kv.value.clone(), event.revision) {
+        if let Some(first) = happened.insert(event.kv.value.bytes(), event.revision) {
             return Err(Violation::Doubled(format!(
                 "{:?} at {first} and {}",
                 event.kv, event.revision
@@ -147,9 +147,9 @@ fn check_order(calls: &[Call]) -> Result<(), Violation> {
 
 /// A read shows what the key was at its revision.
 fn check_reads(calls: &[Call], events: &[Event]) -> Result<(), Violation> {
-    let mut past: HashMap<&str, BTreeMap<Revision, Option<&Bytes>>> = HashMap::new();
+    let mut past: HashMap<&str, BTreeMap<Revision, Option<Bytes>>> = HashMap::new();
     for event in events {
-        let value = (!event.deleted).then_some(&event.kv.value);
+        let value = (!event.deleted).then(|| event.kv.value.bytes());
         past.entry(&*event.kv.key)
             .or_default()
             .insert(event.revision, value);
@@ -161,7 +161,7 @@ fn check_reads(calls: &[Call], events: &[Event]) -> Result<(), Violation> {
         let was = past
             .get(call.key.as_str())
             .and_then(|past| past.range(..=revision).next_back())
-            .and_then(|(_, value)| *value);
+            .and_then(|(_, value)| value.as_ref());
         if was != found.as_ref() {
             return Err(Violation::Stale(format!("{call:?} but it was {was:?}")));
         }
@@ -210,7 +210,7 @@ impl Recorder {
                 value: None,
                 begun,
                 ended: self.tick(),
-                answer: Answer::Found(current.as_ref().map(|kv| kv.value.clone()), at),
+                answer: Answer::Found(current.as_ref().map(|kv| kv.value.bytes()), at),
             });
             let value = Bytes::from(format!("{client}-{number}"));
             let begun = self.tick();
@@ -257,7 +257,7 @@ mod tests {
             revision,
             kv: KeyValue {
                 key: key.into(),
-                value: Bytes::copy_from_slice(value.as_bytes()),
+                value: Bytes::copy_from_slice(value.as_bytes()).into(),
                 create_revision: 1,
                 mod_revision: revision,
             },

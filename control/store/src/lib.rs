@@ -16,6 +16,7 @@ pub mod history;
 mod memory;
 pub mod snapshot;
 mod state;
+mod value;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 pub use embedded::{EmbeddedStore, OpenError};
 pub use etcd::{EtcdConfig, EtcdError, EtcdStore};
 pub use memory::MemoryStore;
+pub use value::Value;
 
 /// Orders all writes. 0 is "before everything"; the first write gets 1.
 pub type Revision = u64;
@@ -37,7 +39,7 @@ pub struct KeyValue {
     /// For instance `/registry/pods/default/web`.
     pub key: Arc<str>,
     /// JSON.
-    pub value: Bytes,
+    pub value: Value,
     /// Revision of the write that made the key.
     pub create_revision: Revision,
     /// Revision of the last write.

@@ -124,8 +124,9 @@ pub async fn save(store: &dyn Store, path: &Path) -> Result<Summary, SnapshotErr
     };
     file.line(&header).map_err(failed)?;
     for kv in &items {
+        let value = kv.value.bytes();
         let value: &RawValue =
-            serde_json::from_slice(&kv.value).map_err(|error| damaged(&kv.key, error))?;
+            serde_json::from_slice(&value).map_err(|error| damaged(&kv.key, error))?;
         file.line(&Entry {
             key: &kv.key,
             value,
@@ -160,8 +161,10 @@ pub async fn copy(from: &dyn Store, to: &dyn Store) -> Result<Summary, SnapshotE
     refuse_what_is_not_empty(to).await?;
     let (items, revision) = read_all(from).await?;
     let keys = items.len() as u64;
-    let entries = items.into_iter().map(|kv| (kv.key.to_string(), kv.value));
-    write_all(to, entries.collect()).await?;
+    let entries = items
+        .into_iter()
+        .map(|kv| (kv.key.to_string(), kv.value.bytes()));
+    write_all(to, entries).await?;
     Ok(Summary { keys, revision })
 }
 
@@ -186,7 +189,10 @@ async fn read_all(store: &dyn Store) -> Result<(Vec<KeyValue>, Revision), StoreE
     Ok((items, revision))
 }
 
-async fn write_all(store: &dyn Store, entries: Vec<(String, Bytes)>) -> Result<(), StoreError> {
+async fn write_all(
+    store: &dyn Store,
+    entries: impl IntoIterator<Item = (String, Bytes)>,
+) -> Result<(), StoreError> {
     stream::iter(entries)
         .map(|(key, value)| async move {
             store
@@ -301,7 +307,7 @@ mod tests {
         let (items, _) = read_all(store).await.unwrap();
         items
             .into_iter()
-            .map(|kv| (kv.key.to_string(), kv.value))
+            .map(|kv| (kv.key.to_string(), kv.value.bytes()))
             .collect()
     }
 

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::{Event, KeyValue, List, Revision, StoreError, WatchMessage};
+use crate::{Event, KeyValue, List, Revision, StoreError, Value, WatchMessage};
 
 /// Events kept for lists and watches from the past. kube-apiserver compacts after five minutes; a node that
 /// churns 30 writes a second stays within this for as long.
@@ -73,9 +73,10 @@ impl Batch {
                 if self.current(state, &key).is_some() {
                     return Err(StoreError::Exists(key.to_string()));
                 }
+                let neighbour = state.neighbour(&key);
                 let kv = KeyValue {
+                    value: Value::from(value).packed_near(neighbour),
                     key,
-                    value,
                     create_revision: revision,
                     mod_revision: revision,
                 };
@@ -104,6 +105,7 @@ impl Batch {
             });
         }
         let deleted = value.is_none();
+        let value = value.map(|value| state.packed(&key, value.into(), Some(&current.value)));
         let kv = KeyValue {
             key,
             value: value.unwrap_or_else(|| current.value.clone()),
@@ -131,6 +133,34 @@ impl Batch {
             None => state.map.get(key).cloned(),
         }
     }
+}
+
+/// The present while it is read. In the order of keys, values are packed with their neighbours.
+#[derive(Default)]
+pub(crate) struct Loading {
+    map: BTreeMap<Arc<str>, KeyValue>,
+    last: Option<KeyValue>,
+}
+
+impl Loading {
+    /// Takes a key that was read.
+    pub(crate) fn add(&mut self, mut kv: KeyValue) {
+        let last = self.last.take();
+        let last = last.filter(|last| collection(&last.key) == collection(&kv.key));
+        kv.value = kv.value.packed_near(last.as_ref().map(|last| &last.value));
+        self.last = Some(kv.clone());
+        self.map.insert(kv.key.clone(), kv);
+    }
+
+    /// All that were read.
+    pub(crate) fn finish(self) -> BTreeMap<Arc<str>, KeyValue> {
+        self.map
+    }
+}
+
+/// What a key has in common with others of its kind.
+fn collection(key: &str) -> &str {
+    key.rfind('/').map_or("", |slash| &key[..=slash])
 }
 
 struct Watcher {
@@ -164,6 +194,33 @@ impl State {
         }
     }
 
+    /// A value that may be much like that of a key's: siblings are next to each other.
+    fn neighbour(&self, key: &str) -> Option<&Value> {
+        let before = self
+            .map
+            .range::<str, _>((Bound::Unbounded, Bound::Excluded(key)))
+            .next_back();
+        let after = || {
+            self.map
+                .range::<str, _>((Bound::Excluded(key), Bound::Unbounded))
+                .next()
+        };
+        let is_sibling = |(other, _): &(&Arc<str>, _)| collection(other) == collection(key);
+        let found = before.filter(is_sibling);
+        let (_, kv) = found.or_else(|| after().filter(is_sibling))?;
+        Some(&kv.value)
+    }
+
+    /// A key's new value as it is kept.
+    fn packed(&self, key: &str, value: Value, current: Option<&Value>) -> Value {
+        let value = value.packed_near(current);
+        if value.is_whole() {
+            value.packed_near(self.neighbour(key))
+        } else {
+            value
+        }
+    }
+
     /// Makes decided writes visible to reads and watchers.
     pub(crate) fn apply(&mut self, batch: Batch) {
         let events = batch.events;
@@ -186,6 +243,8 @@ impl State {
             let previous = if deleted {
                 self.map.remove(&kv.key)
             } else {
+                let current = self.map.get(&kv.key).map(|current| &current.value);
+                kv.value = self.packed(&kv.key, kv.value, current);
                 self.map.insert(kv.key.clone(), kv.clone())
             };
             if let (true, Some(previous)) = (deleted, &previous) {
@@ -250,6 +309,13 @@ impl State {
             }
             true
         });
+    }
+
+    /// What the present and the past keep in memory.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> (usize, usize) {
+        let present = self.map.values().map(|kv| kv.value.kept_bytes()).sum();
+        (present, self.history_bytes)
     }
 
     /// Ends all watches.
@@ -419,6 +485,6 @@ fn event_bytes(event: &Event) -> usize {
     event
         .previous
         .as_ref()
-        .map_or(0, |previous| previous.value.len())
+        .map_or(0, |previous| previous.value.kept_bytes())
         + 128
 }

@@ -337,7 +337,7 @@ mod tests {
     fn kv(object: &Value) -> KeyValue {
         KeyValue {
             key: "".into(),
-            value: Bytes::from(object.to_string()),
+            value: Bytes::from(object.to_string()).into(),
             create_revision: 1,
             mod_revision: 1,
         }

@@ -140,7 +140,7 @@ async fn write(
             Ok((Some(_), _)) => Err(Status::already_exists(resource, name)),
             Ok((None, _)) => Ok(KeyValue {
                 key: key.into(),
-                value,
+                value: value.into(),
                 create_revision: 0,
                 mod_revision: 0,
             }),

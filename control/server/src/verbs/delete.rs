@@ -315,6 +315,7 @@ pub(crate) async fn delete_object(
                 }
                 let value = stored::encode(resource, &marked);
                 if is_dry_run {
+                    let value = value.into();
                     return Ok(Deleted::Pending(KeyValue { value, ..current }));
                 }
                 let written = call

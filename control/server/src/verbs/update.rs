@@ -204,11 +204,13 @@ pub(crate) async fn modify_with(
         let value = stored::encode(resource, &new);
         let reserved = quota::reserve_change(call, subresource, &new, &old, is_dry_run).await?;
         if is_dry_run {
+            let value = value.into();
             return Ok(KeyValue { value, ..current });
         }
         let is_removed = is_finished(&new, &old);
         let result = if is_removed {
             let removed = call.app.store.delete(&key, current.mod_revision).await;
+            let value = value.into();
             removed.map(|kv| KeyValue { value, ..kv })
         } else {
             call.app

@@ -402,7 +402,7 @@ fn the_end_of_a_prefix_is_after_all_its_keys() {
 fn a_lost_answer_is_cleared_up_by_what_is_there() {
     let kv = |value: &'static str, created: Revision, modified: Revision| KeyValue {
         key: "/registry/x/a".into(),
-        value: Bytes::from_static(value.as_bytes()),
+        value: value.into(),
         create_revision: created,
         mod_revision: modified,
     };
@@ -448,6 +448,8 @@ fn a_value_does_not_keep_the_message_it_came_in() {
     .unwrap();
     assert_eq!(kept.value, message.slice(100..200));
     drop(message);
-    let room = kept.value.try_into_mut().expect("nobody shares it");
+    let whole = kept.value.bytes();
+    drop(kept);
+    let room = whole.try_into_mut().expect("nobody shares it");
     assert_eq!(room.capacity(), 100);
 }
