@@ -181,7 +181,12 @@ impl Site {
 
     /// Names resolve on every node, asked of the node's own server, and lead to who answers.
     fn assert_names_resolve(&self) {
-        let ip = self.address("webapp").ip().to_string();
+        self.assert_webapp_is_met_at(self.address("webapp"));
+    }
+
+    /// The same where nobody could say what the Service's address is.
+    fn assert_webapp_is_met_at(&self, address: SocketAddr) {
+        let ip = address.ip().to_string();
         for index in 1..=self.nodes.count() {
             eventually(&format!("webapp by its name on n{index}"), || {
                 let mut ask = self.nodes.at(index).command("busybox");

@@ -1,12 +1,14 @@
 //! Agents that are killed and started again while there is no control plane to tell them anything.
 
+use std::fs;
+
 use nix::{
     sys::signal::{Signal::SIGKILL, kill},
     unistd::Pid,
 };
-use wherry_tests::{Nodes, eventually};
+use wherry_tests::{Nodes, eventually, outcome};
 
-use super::{NS, Site};
+use super::{ASKING, NS, Site};
 
 /// Which node's containers end meanwhile.
 const HIT: usize = 2;
@@ -33,10 +35,29 @@ fn servers(site: &Site, but: &[Pid]) -> Vec<Pid> {
     found.filter(|pid| !but.contains(pid)).collect()
 }
 
+/// Takes the table of Services from a node's kernel, as if it had started anew.
+fn forget_services(site: &Site, index: usize) {
+    let mut nft = site.nodes.at(index).command("nft");
+    let done = nft.args(["delete", "table", "inet", "wherry_wherry0_services"]);
+    outcome(done).expect("there is a table");
+}
+
+/// Answers that a pod on node n1 has had, by its log there.
+fn answered(site: &Site, pod: &str) -> usize {
+    let logs = site.nodes.at(1).root().join("log/pods");
+    let dirs = fs::read_dir(logs).expect("there are logs").flatten();
+    let own = format!("{NS}_{pod}_");
+    let own = dirs.filter(|dir| dir.file_name().to_string_lossy().starts_with(&own));
+    let text = own.map(|dir| fs::read_to_string(dir.path().join("main/0.log")).unwrap_or_default());
+    text.map(|text| text.lines().filter(|line| line.ends_with(" ok")).count())
+        .sum()
+}
+
 pub(super) fn agents_that_are_restarted_alone_keep_their_pods_and_tell_the_truth_later() {
     let mut site = Site::on(Nodes::start(3));
     let loads = ["webapp", "component"].map(|service| site.load(service));
     let containers = site.containers();
+    let webapp = site.address("webapp");
     let node = format!("n{HIT}");
     let pods = site.nodes.wait_pods(NS, "app=webapp", 3);
     let hit: Vec<String> = pods
@@ -52,6 +73,7 @@ pub(super) fn agents_that_are_restarted_alone_keep_their_pods_and_tell_the_truth
     }
     // Nobody is there who could see this one end.
     let first = kill_servers(&site, hit.len(), &[]);
+    forget_services(&site, 3);
     for index in 1..=3 {
         site.nodes.start_again_alone(index);
     }
@@ -67,6 +89,19 @@ pub(super) fn agents_that_are_restarted_alone_keep_their_pods_and_tell_the_truth
     });
     for load in &loads {
         load.wait_answers(100);
+    }
+    // The agents know the cluster's names and Services from before, also where the kernel has forgotten them.
+    site.assert_webapp_is_met_at(webapp);
+    for (pod, _) in ASKING {
+        let before = answered(&site, pod);
+        eventually(&format!("{pod} meets webapp by its name"), || {
+            let now = answered(&site, pod);
+            if now > before + 5 {
+                Ok(())
+            } else {
+                Err(format!("{now} answers after {before}"))
+            }
+        });
     }
     let [_, component] = loads.map(|load| load.stop());
     component.assert_no_failure("without a control plane, beside agents that start again");
