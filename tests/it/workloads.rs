@@ -1,16 +1,17 @@
 //! Workloads by kubectl: what a newcomer types to have pods kept, changed, counted and taken away.
 
 mod kinds;
+mod several;
 
 use std::sync::Arc;
 
 use libtest_mimic::Trial;
 use wherry_tests::{Cluster, eventually};
 
-use crate::{Shared, trials};
+use crate::{Shared, on_nodes, trials};
 
 pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
-    trials![shared;
+    let mut all = trials![shared;
         a_deployment_is_created_scaled_and_deleted,
         a_rollout_is_watched_undone_paused_and_restarted,
         an_orphaned_replica_set_keeps_its_pods,
@@ -23,7 +24,13 @@ pub(crate) fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         kinds::a_stateful_set_keeps_names_and_order,
         kinds::a_disruption_budget_refuses_an_eviction,
         kinds::a_priority_class_decides_a_pods_priority,
-    ]
+    ];
+    all.extend(on_nodes![shared;
+        several::a_daemon_set_takes_no_more_nodes_than_may_be_unavailable,
+        several::a_stateful_set_takes_no_more_pods_than_may_be_unavailable,
+        several::balancers_are_told_which_nodes_have_endpoints,
+    ]);
+    all
 }
 
 const IMAGE: &str = "test/nginx:1";

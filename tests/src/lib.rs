@@ -137,6 +137,8 @@ impl Cluster {
             // How full the disk of whoever runs the tests is says nothing about them.
             "--eviction-hard",
             "nodefs.available<512Mi,imagefs.available<512Mi",
+            "--image-gc-high-threshold",
+            "100",
             "--cgroup-root",
         ]
         .map(String::from)
