@@ -10,10 +10,12 @@ mod behaviours;
 mod cgroup_v2;
 mod clients;
 mod control_planes;
+mod down;
 mod etcd;
 mod examples;
 mod faults;
 mod filesystems;
+mod held;
 mod images;
 mod join;
 mod kubectl;
@@ -261,8 +263,10 @@ fn main() {
         administration::trials(&shared),
         clients::trials(&shared),
         control_planes::trials(),
+        down::trials(),
         examples::trials(&shared),
         faults::trials(),
+        held::trials(&shared),
         join::trials(),
         lifecycle::trials(),
         network::trials(),
