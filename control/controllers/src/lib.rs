@@ -62,6 +62,7 @@ mod revisions;
 mod root_ca;
 mod scheduler;
 mod service_account;
+mod shared;
 mod stateful_set;
 mod status;
 mod watched;

@@ -11,6 +11,7 @@ use wherry_api::selector::LabelSelector;
 
 use crate::{
     scheduler,
+    shared::Shared,
     watched::{Group, Watched},
     workqueue::Key,
 };
@@ -39,17 +40,32 @@ pub(crate) struct NamedPort {
     pub(crate) protocol: String,
 }
 
-/// A pod.
+/// What pods of one owner mostly have in common, conditions included, once they run.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct PodView {
-    pub(crate) key: Key,
-    pub(crate) uid: String,
+pub(crate) struct Alike {
     pub(crate) labels: BTreeMap<String, String>,
     /// Those that Jobs put on their pods: nobody here reads others, and they are long.
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) finalizers: Vec<String>,
     /// Who controls it, if anybody does.
     pub(crate) controller: Option<OwnerReference>,
+    pub(crate) deletion_cost: i64,
+    pub(crate) subdomain: String,
+    pub(crate) ports: Vec<NamedPort>,
+    /// Types of conditions that hold, such as `DisruptionTarget`.
+    pub(crate) conditions: Vec<String>,
+    /// Names of the PersistentVolumeClaims that it mounts, those that are made for it included.
+    pub(crate) claims: Vec<String>,
+    /// Some are made for it.
+    pub(crate) has_ephemeral: bool,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodView {
+    pub(crate) key: Key,
+    pub(crate) uid: String,
+    pub(crate) alike: Arc<Alike>,
     pub(crate) created: Timestamp,
     pub(crate) deleted: Option<Timestamp>,
     pub(crate) phase: Phase,
@@ -64,19 +80,31 @@ pub(crate) struct PodView {
     pub(crate) pinned: String,
     /// Restarts of all containers together.
     pub(crate) restarts: i32,
-    pub(crate) deletion_cost: i64,
     pub(crate) ips: Vec<String>,
     pub(crate) hostname: String,
-    pub(crate) subdomain: String,
-    pub(crate) ports: Vec<NamedPort>,
     /// Names and exit codes of containers that have ended.
     pub(crate) exits: Vec<(String, i32)>,
-    /// Types of conditions that hold, such as `DisruptionTarget`.
-    pub(crate) conditions: Vec<String>,
-    /// Names of the PersistentVolumeClaims that it mounts, those that are made for it included.
-    pub(crate) claims: Vec<String>,
-    /// Some are made for it.
-    pub(crate) has_ephemeral: bool,
+}
+
+impl std::ops::Deref for PodView {
+    type Target = Alike;
+
+    fn deref(&self) -> &Alike {
+        &self.alike
+    }
+}
+
+/// Makes views of pods that keep once what they have in common.
+pub(crate) fn views() -> impl FnMut(Pod) -> PodView + Send {
+    let mut shared = Shared::default();
+    move |pod| {
+        let mut view = PodView::from(pod);
+        let alike = view.alike.clone();
+        let owner = alike.controller.as_ref().map(|owner| &owner.uid);
+        let parts = (owner, &alike.labels, &alike.conditions);
+        view.alike = shared.share(parts, alike.clone());
+        view
+    }
 }
 
 impl PodView {
@@ -177,12 +205,8 @@ impl From<Pod> for PodView {
         let annotations = metadata.annotations.unwrap_or_default();
         let statuses = status.container_statuses.unwrap_or_default();
         let claims = scheduler::claims_of(&spec, metadata.name.as_deref().unwrap_or_default());
-        Self {
-            key: Key::new(
-                metadata.namespace.unwrap_or_default(),
-                metadata.name.unwrap_or_default(),
-            ),
-            uid: metadata.uid.unwrap_or_default(),
+        let ready_since = ready_since(&conditions);
+        let alike = Alike {
             labels: metadata.labels.unwrap_or_default(),
             deletion_cost: annotations
                 .get(DELETION_COST)
@@ -194,6 +218,23 @@ impl From<Pod> for PodView {
                 .collect(),
             finalizers: metadata.finalizers.unwrap_or_default(),
             controller: controller(metadata.owner_references.as_ref()).cloned(),
+            subdomain: spec.subdomain.unwrap_or_default(),
+            ports: spec.containers.iter().flat_map(ports).collect(),
+            has_ephemeral: claims.iter().any(|claim| claim.is_ephemeral),
+            claims: claims.into_iter().map(|claim| claim.name).collect(),
+            conditions: conditions
+                .into_iter()
+                .filter(|condition| condition.status == "True")
+                .map(|condition| condition.type_)
+                .collect(),
+        };
+        Self {
+            key: Key::new(
+                metadata.namespace.unwrap_or_default(),
+                metadata.name.unwrap_or_default(),
+            ),
+            uid: metadata.uid.unwrap_or_default(),
+            alike: Arc::new(alike),
             created: metadata
                 .creation_timestamp
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
@@ -206,7 +247,7 @@ impl From<Pod> for PodView {
                 _ => Phase::Pending,
             },
             reason: status.reason.unwrap_or_default(),
-            ready_since: ready_since(&conditions),
+            ready_since,
             started: status.start_time.map(|time| time.0),
             finished: finished(&statuses),
             pinned: match (&spec.node_name, &spec.affinity) {
@@ -220,16 +261,7 @@ impl From<Pod> for PodView {
                 None => status.pod_ip.into_iter().collect(),
             },
             hostname: spec.hostname.unwrap_or_default(),
-            subdomain: spec.subdomain.unwrap_or_default(),
-            ports: spec.containers.iter().flat_map(ports).collect(),
             exits: statuses.iter().filter_map(exit).collect(),
-            has_ephemeral: claims.iter().any(|claim| claim.is_ephemeral),
-            claims: claims.into_iter().map(|claim| claim.name).collect(),
-            conditions: conditions
-                .into_iter()
-                .filter(|condition| condition.status == "True")
-                .map(|condition| condition.type_)
-                .collect(),
         }
     }
 }
@@ -287,6 +319,40 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn pods_of_one_owner_keep_what_they_have_in_common_once() {
+        let mut view = views();
+        let mut pod = |name: &str, phase: &str, app: &str| {
+            let ready = [
+                json!({"type": "Ready", "status": if phase == "Running" { "True" } else { "False" }}),
+            ];
+            let pod = json!({
+                "metadata": {"name": name, "labels": {"app": app}},
+                "status": {"phase": phase, "conditions": ready},
+            });
+            view(serde_json::from_value(pod).unwrap())
+        };
+        let running = [pod("a", "Running", "web"), pod("b", "Running", "web")];
+        let pending = [pod("c", "Pending", "web"), pod("d", "Pending", "web")];
+        let other = pod("e", "Running", "db");
+        for [a, b] in [&running, &pending] {
+            assert!(Arc::ptr_eq(&a.alike, &b.alike));
+        }
+        assert!(Arc::ptr_eq(
+            &running[0].alike,
+            &pod("f", "Running", "web").alike
+        ));
+        assert!(!Arc::ptr_eq(&running[0].alike, &pending[0].alike));
+        assert_eq!(other.labels["app"], "db");
+        assert_eq!(
+            (
+                running[1].key.name.as_str(),
+                running[1].labels["app"].as_str()
+            ),
+            ("b", "web")
+        );
+    }
 
     #[test]
     fn of_annotations_only_what_somebody_reads_is_kept() {

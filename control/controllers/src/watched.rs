@@ -146,7 +146,7 @@ impl<V: Send + Sync + 'static> Watched<V> {
     pub(crate) async fn run<K>(
         self: Arc<Self>,
         api: Api<K>,
-        view: impl Fn(K) -> V + Send + 'static,
+        mut view: impl FnMut(K) -> V + Send + 'static,
         shutdown: CancellationToken,
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,

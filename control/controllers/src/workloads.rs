@@ -116,7 +116,7 @@ pub(crate) async fn run(
     let stop = || shutdown.clone();
     tokio::join!(
         pods.clone()
-            .run(Api::<Pod>::all(c.clone()), PodView::from, stop()),
+            .run(Api::<Pod>::all(c.clone()), pods::views(), stop()),
         sets.clone()
             .run(Api::<ReplicaSet>::all(c.clone()), SetView::from, stop()),
         controllers.clone().run(

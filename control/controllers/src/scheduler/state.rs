@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak},
+    sync::Arc,
 };
 
 use super::{
@@ -15,14 +15,11 @@ use super::{
     preemption::Budget,
     score,
 };
-use crate::workqueue::Key;
+use crate::{shared::Shared, workqueue::Key};
 
 /// Nodes that are compared for one pod: once so many can take it the search ends, so that the cost
 /// of a pod does not grow with the cluster. The search starts where the last one ended.
 const FEASIBLE_NODES_MAX: usize = 64;
-
-/// Owners whose pods' needs are kept once for all of them, before those without pods are forgotten.
-const SHARED_MAX: usize = 4096;
 
 /// Nodes, and which pod has taken what of them.
 #[derive(Debug, Default)]
@@ -40,8 +37,8 @@ pub(crate) struct State {
     index: HashMap<String, usize>,
     /// Pods for which others have been stopped, and where.
     nominated: HashMap<String, Nomination>,
-    /// The needs that the last pod of an owner had.
-    shared: HashMap<String, Weak<Needs>>,
+    /// Pods of one owner, or that are labelled alike, mostly need the same.
+    shared: Shared<Needs>,
     /// Places of nodes that have gone.
     free: Vec<usize>,
 }
@@ -130,7 +127,8 @@ impl State {
         }
         self.nominated.remove(uid);
         let node = self.node(&pod.node);
-        let needs = self.share(pod.needs);
+        let alike = (&pod.needs.namespace, &pod.needs.owner, &pod.needs.labels);
+        let needs = self.shared.share(alike, pod.needs.clone());
         let counted = Counted {
             name: pod.name,
             node,
@@ -141,23 +139,6 @@ impl State {
         let is_waited_for = !self.counts.that_mean(&counted.needs).is_empty();
         self.count_in(uid, counted);
         is_waited_for
-    }
-
-    /// Needs that are equal are kept once, as far as pods of one owner go.
-    fn share(&mut self, needs: Arc<Needs>) -> Arc<Needs> {
-        let Some(owner) = &needs.owner else {
-            return needs;
-        };
-        if let Some(known) = self.shared.get(owner).and_then(Weak::upgrade)
-            && known == needs
-        {
-            return known;
-        }
-        if self.shared.len() >= SHARED_MAX {
-            self.shared.retain(|_, needs| needs.strong_count() > 0);
-        }
-        self.shared.insert(owner.clone(), Arc::downgrade(&needs));
-        needs
     }
 
     /// Counts a pod in that is not counted in.
