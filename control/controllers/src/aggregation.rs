@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::StreamExt;
 use k8s_openapi::{
     api::rbac::v1::{ClusterRole, PolicyRule},
     apimachinery::pkg::apis::meta::v1::LabelSelector,
@@ -22,7 +21,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::retry;
+use crate::keep;
 
 struct Context {
     client: Client,
@@ -35,25 +34,24 @@ pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
     let controller = Controller::new(api.clone(), watcher::Config::default());
     let roles = controller.store();
     let known = roles.clone();
-    controller
-        // Any of them may be one that others gather.
-        .watches(api, watcher::Config::default(), move |_| {
-            let gathering: Vec<ObjectRef<ClusterRole>> = known
-                .state()
-                .iter()
-                .filter(|role| role.aggregation_rule.is_some())
-                .map(|role| ObjectRef::from_obj(&**role))
-                .collect();
-            gathering
-        })
-        .graceful_shutdown_on(shutdown.cancelled_owned())
-        .run(
-            reconcile,
-            |_, _, _| retry::soon(),
-            Arc::new(Context { client, roles }),
-        )
-        .for_each(async |result| retry::log("Rules not gathered", result))
-        .await;
+    // Any of them may be one that others gather.
+    let controller = controller.watches(api, watcher::Config::default(), move |_| {
+        let gathering: Vec<ObjectRef<ClusterRole>> = known
+            .state()
+            .iter()
+            .filter(|role| role.aggregation_rule.is_some())
+            .map(|role| ObjectRef::from_obj(&**role))
+            .collect();
+        gathering
+    });
+    keep::until_shutdown(
+        controller,
+        "Rules not gathered",
+        reconcile,
+        Context { client, roles },
+        shutdown,
+    )
+    .await;
 }
 
 fn matches(selectors: &[LabelSelector], labels: &BTreeMap<String, String>) -> bool {

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -13,7 +12,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::retry;
+use crate::keep;
 
 const NAMESPACE: &str = "kube-system";
 
@@ -21,11 +20,15 @@ const NAMESPACE: &str = "kube-system";
 pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let tokens = watcher::Config::default().fields("type=bootstrap.kubernetes.io/token");
-    Controller::new(secrets, tokens)
-        .graceful_shutdown_on(shutdown.cancelled_owned())
-        .run(reconcile, |_, _, _| retry::soon(), Arc::new(client))
-        .for_each(async |result| retry::log("Expired bootstrap token not removed", result))
-        .await;
+    let controller = Controller::new(secrets, tokens);
+    keep::until_shutdown(
+        controller,
+        "Expired bootstrap token not removed",
+        reconcile,
+        client,
+        shutdown,
+    )
+    .await;
 }
 
 async fn reconcile(secret: Arc<Secret>, client: Arc<Client>) -> kube::Result<Action> {

@@ -16,7 +16,6 @@ mod signer;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
@@ -43,7 +42,7 @@ use self::{
     rules::{Asked, Signer, Verdict},
     signer::Authority,
 };
-use crate::{ClusterSigning, retry};
+use crate::{ClusterSigning, keep};
 
 /// How long a request stays after it was dealt with; kube-controller-manager's `csrcleaner` has the same.
 const KEEP_DECIDED: Duration = Duration::from_secs(60 * 60);
@@ -70,17 +69,17 @@ pub(crate) async fn run(client: Client, signing: ClusterSigning, shutdown: Cance
             return;
         }
     };
-    Controller::new(
+    let controller = Controller::new(
         Api::<CertificateSigningRequest>::all(client.clone()),
         watcher::Config::default(),
-    )
-    .graceful_shutdown_on(shutdown.cancelled_owned())
-    .run(
+    );
+    keep::until_shutdown(
+        controller,
+        "Certificate request not dealt with",
         reconcile,
-        |_, _, _| retry::soon(),
-        Arc::new(Context { client, authority }),
+        Context { client, authority },
+        shutdown,
     )
-    .for_each(async |result| retry::log("Certificate request not dealt with", result))
     .await;
 }
 

@@ -42,6 +42,7 @@ mod fake;
 mod gc;
 mod hash;
 mod job;
+mod keep;
 mod leader;
 mod load_balancer;
 mod namespace;
@@ -207,5 +208,54 @@ pub async fn run(clients: impl Into<Clients>, config: Config, shutdown: Cancella
         if let Err(error) = ended {
             error!(%error, "Controller ended badly");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use kube::{Client, client::Body};
+
+    use super::*;
+
+    /// Tells all of them to stop as soon as somebody has asked for something, and waits for their end.
+    async fn stop_before_anything_is_answered(
+        answer: impl Fn() -> Option<u16> + Clone + Send + Sync + 'static,
+    ) {
+        let (asked, mut is_asked) = tokio::sync::mpsc::channel(1);
+        let service = tower::service_fn(move |_: Request<Body>| {
+            let _ = asked.try_send(());
+            let answer = answer();
+            async move {
+                let Some(code) = answer else {
+                    return std::future::pending().await;
+                };
+                let response = Response::builder().status(code).body(Body::empty())?;
+                Ok::<_, http::Error>(response)
+            }
+        });
+        let config = Config {
+            node_ranges: Some(NodeRanges {
+                cluster: "10.88.0.0/13".parse().unwrap(),
+                prefix_len: 24,
+            }),
+            ..Config::default()
+        };
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(run(
+            Client::new(service, "default"),
+            config,
+            shutdown.clone(),
+        ));
+        is_asked.recv().await.unwrap();
+        shutdown.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(60), running).await;
+        ended.expect("all of them end").unwrap();
+    }
+
+    #[tokio::test]
+    async fn controllers_that_have_seen_nothing_yet_end_when_they_are_told_to() {
+        stop_before_anything_is_answered(|| None).await;
+        stop_before_anything_is_answered(|| Some(503)).await;
     }
 }

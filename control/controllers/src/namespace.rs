@@ -5,7 +5,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Namespace, NamespaceCondition},
@@ -22,7 +21,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::retry;
+use crate::{keep, retry};
 
 /// The finalizer that keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
@@ -44,13 +43,17 @@ struct Remaining {
 
 /// Empties namespaces until shutdown.
 pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
-    Controller::new(
+    let controller = Controller::new(
         Api::<Namespace>::all(client.clone()),
         watcher::Config::default(),
+    );
+    keep::until_shutdown(
+        controller,
+        "Namespace not emptied",
+        reconcile,
+        client,
+        shutdown,
     )
-    .graceful_shutdown_on(shutdown.cancelled_owned())
-    .run(reconcile, |_, _, _| retry::soon(), Arc::new(client))
-    .for_each(async |result| retry::log("Namespace not emptied", result))
     .await;
 }
 

@@ -115,7 +115,13 @@ impl Prepared {
 
     /// Looks after pods until shutdown.
     pub(crate) async fn run(self, nodes: Arc<Watched<NodeView>>, shutdown: CancellationToken) {
-        nodes.complete().await;
+        if shutdown
+            .run_until_cancelled(nodes.complete())
+            .await
+            .is_none()
+        {
+            return;
+        }
         let Self {
             client,
             recorder,

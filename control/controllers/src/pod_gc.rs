@@ -109,7 +109,10 @@ pub(crate) async fn run(
     nodes: Arc<Watched<NodeView>>,
     shutdown: CancellationToken,
 ) {
-    tokio::join!(pods.complete(), nodes.complete());
+    let complete = async { tokio::join!(pods.complete(), nodes.complete()) };
+    if shutdown.run_until_cancelled(complete).await.is_none() {
+        return;
+    }
     let mut missing = Missing::new();
     loop {
         tokio::select! {

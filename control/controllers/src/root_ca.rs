@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::StreamExt;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -15,7 +14,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{namespace::is_active, retry};
+use crate::{keep, namespace::is_active};
 
 const NAME: &str = "kube-root-ca.crt";
 const KEY: &str = "ca.crt";
@@ -31,7 +30,7 @@ struct Context {
 /// Keeps the ConfigMaps there and right until shutdown.
 pub(crate) async fn run(client: Client, root_ca: String, shutdown: CancellationToken) {
     let config_maps = watcher::Config::default().fields("metadata.name=kube-root-ca.crt");
-    Controller::new(
+    let controller = Controller::new(
         Api::<Namespace>::all(client.clone()),
         watcher::Config::default(),
     )
@@ -43,14 +42,14 @@ pub(crate) async fn run(client: Client, root_ca: String, shutdown: CancellationT
                 .namespace()
                 .map(|namespace| ObjectRef::new(&namespace))
         },
-    )
-    .graceful_shutdown_on(shutdown.cancelled_owned())
-    .run(
+    );
+    keep::until_shutdown(
+        controller,
+        "Root certificate not published",
         reconcile,
-        |_, _, _| retry::soon(),
-        Arc::new(Context { client, root_ca }),
+        Context { client, root_ca },
+        shutdown,
     )
-    .for_each(async |result| retry::log("Root certificate not published", result))
     .await;
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use k8s_openapi::{
     api::core::v1::{Namespace, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -15,14 +14,14 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{namespace::is_active, retry};
+use crate::{keep, namespace::is_active};
 
 const NAME: &str = "default";
 
 /// Keeps the ServiceAccounts there until shutdown.
 pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
     let accounts = watcher::Config::default().fields("metadata.name=default");
-    Controller::new(
+    let controller = Controller::new(
         Api::<Namespace>::all(client.clone()),
         watcher::Config::default(),
     )
@@ -34,10 +33,14 @@ pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
                 .namespace()
                 .map(|namespace| ObjectRef::new(&namespace))
         },
+    );
+    keep::until_shutdown(
+        controller,
+        "Default service account not made",
+        reconcile,
+        client,
+        shutdown,
     )
-    .graceful_shutdown_on(shutdown.cancelled_owned())
-    .run(reconcile, |_, _, _| retry::soon(), Arc::new(client))
-    .for_each(async |result| retry::log("Default service account not made", result))
     .await;
 }
 

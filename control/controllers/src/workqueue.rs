@@ -170,7 +170,14 @@ impl WorkQueue {
         controller: Arc<C>,
         shutdown: CancellationToken,
     ) {
-        controller.complete().await;
+        // What is not there yet when it is told to stop will not come.
+        if shutdown
+            .run_until_cancelled(controller.complete())
+            .await
+            .is_none()
+        {
+            return;
+        }
         let what = controller.complaint();
         let reconcile = move |key| {
             let controller = controller.clone();
