@@ -11,12 +11,12 @@ mod contract;
 mod filesystems;
 #[path = "plugins/mounters.rs"]
 mod mounters;
-#[path = "plugins/provisioners.rs"]
-mod provisioners;
 #[path = "plugins/observations.rs"]
 mod observations;
 #[path = "plugins/populators.rs"]
 mod populators;
+#[path = "plugins/provisioners.rs"]
+mod provisioners;
 
 use std::{
     future::Future,

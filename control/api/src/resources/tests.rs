@@ -330,8 +330,7 @@ fn a_service_gives_back_what_its_old_type_had() {
 fn a_service_is_refused_that_would_need_addresses_of_another_family() {
     let resource = row("services");
     let errors = |spec: Value| -> Vec<String> {
-        let mut object =
-            json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"ports": [{"port": 80}]}});
+        let mut object = json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"ports": [{"port": 80}]}});
         for (field, value) in spec.as_object().expect("fields") {
             object["spec"][field] = value.clone();
         }
