@@ -2,29 +2,38 @@
 //! most of their calls. Those of other plugins live for one call, so that nothing of one pod's check is there in
 //! another's.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::Store;
 
 use crate::{bindings::Probe, state::State};
 
-/// Instances of one plugin that wait to be called again.
-const INSTANCES_MAX: usize = 4;
+/// Instances of all plugins together that may wait to be called again: those of a burst of checks.
+pub(crate) const INSTANCES_MAX: usize = 64;
 /// Bytes of memory and tables past which an instance is not worth keeping.
 const BYTES_MAX: u64 = 2 << 20;
 
 /// A plugin's instances between calls.
 #[derive(Default)]
 pub(crate) struct Kept {
-    keeps: bool,
-    instances: Mutex<Vec<(Store<State>, Probe)>>,
+    /// Shared by all plugins that keep any.
+    room: Option<Arc<Semaphore>>,
+    instances: Mutex<Vec<Waiting>>,
+}
+
+/// An instance, and its place in the room.
+struct Waiting {
+    store: Store<State>,
+    instance: Probe,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Kept {
-    /// None yet, and none ever unless `keeps`.
-    pub(crate) fn new(keeps: bool) -> Self {
+    /// None yet, and none ever without a room.
+    pub(crate) fn new(room: Option<Arc<Semaphore>>) -> Self {
         Self {
-            keeps,
+            room,
             instances: Mutex::default(),
         }
     }
@@ -35,22 +44,28 @@ impl Kept {
             .instances
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        instances.pop()
+        let waiting = instances.pop()?;
+        Some((waiting.store, waiting.instance))
     }
 
     /// Keeps one whose call has ended well.
     pub(crate) fn put(&self, mut store: Store<State>, instance: Probe) {
         let state = store.data_mut();
-        if !self.keeps || state.limiter.bytes() > BYTES_MAX {
+        let Some(room) = &self.room else { return };
+        if state.limiter.bytes() > BYTES_MAX {
             return;
         }
+        let Ok(place) = Arc::clone(room).try_acquire_owned() else {
+            return;
+        };
         state.rest();
-        let mut instances = self
-            .instances
+        self.instances
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if instances.len() < INSTANCES_MAX {
-            instances.push((store, instance));
-        }
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Waiting {
+                store,
+                instance,
+                _place: place,
+            });
     }
 }

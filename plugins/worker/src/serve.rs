@@ -23,7 +23,7 @@ use crate::{
     call,
     deadlines::Deadlines,
     heavy,
-    kept::Kept,
+    kept::{self, Kept},
     plugin::{self, Plugin},
     state::Agent,
     ticker::Ticker,
@@ -43,8 +43,10 @@ struct UnderWay {
 pub(crate) struct Worker {
     /// The first that takes a plugin has it.
     engines: Vec<Engine>,
-    /// Places for instances.
+    /// Places for instances that are being called.
     places: Semaphore,
+    /// Places for those that wait to be called again.
+    room: Arc<Semaphore>,
     roots: Arc<NodeRoots>,
     deadlines: Arc<Deadlines>,
     sender: mpsc::Sender<ToAgent>,
@@ -80,7 +82,8 @@ impl Worker {
         Ok(Arc::new(Self {
             ticker: Ticker::start(engines.clone())?,
             engines,
-            places: Semaphore::new(sandbox::POOLED_INSTANCES_MAX as usize),
+            places: Semaphore::new(sandbox::POOLED_INSTANCES_MAX as usize - kept::INSTANCES_MAX),
+            room: Arc::new(Semaphore::new(kept::INSTANCES_MAX)),
             roots,
             deadlines: Deadlines::start(),
             sender: queue,
@@ -99,7 +102,7 @@ impl Worker {
                     limits,
                     keeps_instances,
                 } => {
-                    let kept = Kept::new(keeps_instances);
+                    let kept = Kept::new(keeps_instances.then(|| Arc::clone(&self.room)));
                     let result = self.load(plugin, limits, kept, descriptors);
                     let loaded = ToAgent::Loaded { plugin, result };
                     self.send(loaded).await?;
