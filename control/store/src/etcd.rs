@@ -28,7 +28,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -65,24 +65,49 @@ const WRITE_MAX: Duration = Duration::from_secs(30);
 /// A store on an etcd cluster. Dropping it ends its connections; watchers see the end of their channels.
 pub struct EtcdStore {
     shared: Arc<Shared>,
-    read_index: ReadIndex,
+    _asker: AbortOnDropHandle<()>,
     _follower: AbortOnDropHandle<()>,
     _compactor: AbortOnDropHandle<()>,
 }
 
 struct Shared {
     client: Client,
+    read_index: ReadIndex,
     state: Mutex<State>,
     /// What the mirror has seen.
     reached: watch::Sender<Revision>,
 }
 
-/// Lets all who ask at once share one question.
-#[derive(Default)]
+/// Lets all who ask at once share one question. A task of its own asks it: who waits for an answer holds nothing that
+/// others need, even if nobody looks at him any more.
 struct ReadIndex {
     asked: AtomicU64,
-    /// Who has been answered, and with what.
-    answered: tokio::sync::Mutex<(u64, Revision)>,
+    is_asked: Notify,
+    /// Up to whom has been answered, and with what.
+    answered: watch::Sender<(u64, Result<Revision, Status>)>,
+}
+
+impl Default for ReadIndex {
+    fn default() -> Self {
+        Self {
+            asked: AtomicU64::new(0),
+            is_asked: Notify::new(),
+            answered: watch::Sender::new((0, Ok(0))),
+        }
+    }
+}
+
+impl ReadIndex {
+    /// The answer to a question that is asked from now on.
+    async fn ask(&self) -> Result<Revision, Status> {
+        let mut answered = self.answered.subscribe();
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        self.is_asked.notify_one();
+        match answered.wait_for(|(upto, _)| *upto >= ticket).await {
+            Ok(answer) => answer.1.clone(),
+            Err(_) => Err(Status::unavailable("the store is closed")),
+        }
+    }
 }
 
 impl EtcdStore {
@@ -106,40 +131,19 @@ impl EtcdStore {
         );
         let shared = Arc::new(Shared {
             client,
+            read_index: ReadIndex::default(),
             state: Mutex::new(State::new(map, revision)),
             reached: watch::Sender::new(revision),
         });
+        let asker = tokio::spawn(shared.clone().answer());
         let follower = tokio::spawn(shared.clone().follow());
         let compactor = tokio::spawn(compact_regularly(shared.clone()));
         Ok(Self {
             shared,
-            read_index: ReadIndex::default(),
+            _asker: AbortOnDropHandle::new(asker),
             _follower: AbortOnDropHandle::new(follower),
             _compactor: AbortOnDropHandle::new(compactor),
         })
-    }
-
-    /// The revision etcd is at, or a later one.
-    async fn current(&self) -> Result<Revision, StoreError> {
-        let ticket = self.read_index.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut answered = self.read_index.answered.lock().await;
-        if answered.0 < ticket {
-            // Whoever asks from now on waits for the next answer: this one may be older than their question.
-            let all = self.read_index.asked.load(Ordering::SeqCst);
-            let request = RangeRequest {
-                key: Bytes::from_static(PREFIX.as_bytes()),
-                count_only: true,
-                ..RangeRequest::default()
-            };
-            let answer: RangeResponse = self
-                .shared
-                .client
-                .call(rpc::RANGE, request, Repeat::Freely)
-                .await
-                .map_err(|status| self.failed(&status))?;
-            *answered = (all, revision_of(answer.header));
-        }
-        Ok(answered.1)
     }
 
     fn failed(&self, status: &Status) -> StoreError {
@@ -182,7 +186,9 @@ impl Backend for EtcdStore {
     }
 
     async fn catch_up(&self) -> Result<(), StoreError> {
-        let revision = self.current().await?;
+        // The revision etcd is at, or a later one.
+        let revision = self.shared.read_index.ask().await;
+        let revision = revision.map_err(|status| self.failed(&status))?;
         let mut reached = self.shared.reached.subscribe();
         match timeout(MIRROR_MAX, reached.wait_for(|at| *at >= revision)).await {
             Ok(Ok(_)) => Ok(()),
@@ -274,6 +280,24 @@ impl Shared {
             // Another control plane was faster.
             Err(status) if status.code() == Code::OutOfRange => Ok(()),
             result => result.map(drop),
+        }
+    }
+
+    /// Asks etcd how far it is whenever somebody wants to know, for ever.
+    async fn answer(self: Arc<Self>) {
+        loop {
+            self.read_index.is_asked.notified().await;
+            // Whoever asks from now on waits for the next answer: this one may be older than their question.
+            let upto = self.read_index.asked.load(Ordering::SeqCst);
+            let request = RangeRequest {
+                key: Bytes::from_static(PREFIX.as_bytes()),
+                count_only: true,
+                ..RangeRequest::default()
+            };
+            let answer: Result<RangeResponse, _> =
+                self.client.call(rpc::RANGE, request, Repeat::Freely).await;
+            let answer = answer.map(|answer| revision_of(answer.header));
+            drop(self.read_index.answered.send_replace((upto, answer)));
         }
     }
 

@@ -251,6 +251,18 @@ async fn two_control_planes_see_each_others_writes_at_once() {
 }
 
 #[tokio::test]
+async fn who_asks_and_looks_away_stops_nobody() {
+    let (_cluster, store) = on_a_cluster_of(1).await;
+    // Each has asked, and nobody looks at it again: what a task does that handles one thing and watches another.
+    let mut forgotten: Vec<_> = (0..3).map(|_| store.catch_up()).collect();
+    for asking in &mut forgotten {
+        let _ = futures::poll!(asking.as_mut());
+    }
+    let asked = timeout(Duration::from_secs(60), store.catch_up()).await;
+    asked.expect("an answer").unwrap();
+}
+
+#[tokio::test]
 async fn a_page_asked_of_another_control_plane_is_of_the_same_moment() {
     let (cluster, one) = on_a_cluster_of(1).await;
     for n in 0..4 {
