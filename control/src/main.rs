@@ -73,6 +73,7 @@ fn log_to_stderr(cli: &Cli) {
 }
 
 fn run(command: Command) -> Result<()> {
+    share_heap();
     // One provider for everything in this process; nobody else has installed one yet.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -94,6 +95,15 @@ fn run(command: Command) -> Result<()> {
     // Blocking reads of a stream that nobody will write to again must not hold the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
+}
+
+/// glibc gives threads heaps of their own, eight for each core; what is freed in one is not there for the others.
+#[expect(unsafe_code, reason = "mallopt has no safe wrapper")]
+fn share_heap() {
+    // SAFETY: it reads its arguments alone, and there are no other threads yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, worker_threads() as libc::c_int);
+    }
 }
 
 /// Each costs memory, and a node's agent mostly waits.
